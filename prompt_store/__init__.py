@@ -1,0 +1,154 @@
+"""Prompts as files, versions and aliases.
+
+Owns: the public names of the package, and which store a URL means. Must not know: torch, HTTP.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+from prompt_store.codec import check_backbone, check_finite_in, decode_prompt, encode_prompt, version_of
+from prompt_store.errors import (
+    CorruptVersion,
+    DigestMismatch,
+    IncompatiblePrompt,
+    InvalidAlias,
+    InvalidPrompt,
+    InvalidTaskId,
+    InvalidTemplate,
+    NotFound,
+    NotSafetensors,
+    PromptStoreError,
+    RevisionConflict,
+    StoreUnavailable,
+    UnknownAlias,
+    UnknownTask,
+    UnknownVersion,
+    VersionInUse,
+)
+from prompt_store.file_store import FileStore
+from prompt_store.manifest import (
+    BackboneRef,
+    Calibration,
+    Golden,
+    Head,
+    LabelEmbeddingHead,
+    LinearHead,
+    LinearLayer,
+    Manifest,
+    MaxLength,
+    VerbalizerHead,
+    parse_manifest,
+)
+from prompt_store.names import check_alias, check_task_id, is_version
+from prompt_store.prompt import Prompt
+from prompt_store.store import (
+    AliasRecord,
+    Changes,
+    Collected,
+    Event,
+    PromptStore,
+    Published,
+    Revision,
+    Target,
+    TaskPage,
+    TaskRecord,
+    VersionRecord,
+)
+from prompt_store.template import (
+    Literal,
+    MaskSlot,
+    PairSlot,
+    Part,
+    SoftSlot,
+    StartSlot,
+    Template,
+    TextSlot,
+    parse_template,
+)
+
+__all__ = [
+    "AliasRecord",
+    "BackboneRef",
+    "Calibration",
+    "Changes",
+    "Collected",
+    "CorruptVersion",
+    "DigestMismatch",
+    "Event",
+    "FileStore",
+    "Golden",
+    "Head",
+    "IncompatiblePrompt",
+    "InvalidAlias",
+    "InvalidPrompt",
+    "InvalidTaskId",
+    "InvalidTemplate",
+    "LabelEmbeddingHead",
+    "LinearHead",
+    "LinearLayer",
+    "Literal",
+    "Manifest",
+    "MaskSlot",
+    "MaxLength",
+    "NotFound",
+    "NotSafetensors",
+    "PairSlot",
+    "Part",
+    "Prompt",
+    "PromptStore",
+    "PromptStoreError",
+    "Published",
+    "Revision",
+    "RevisionConflict",
+    "SoftSlot",
+    "StartSlot",
+    "StoreUnavailable",
+    "Target",
+    "TaskPage",
+    "TaskRecord",
+    "Template",
+    "TextSlot",
+    "UnknownAlias",
+    "UnknownTask",
+    "UnknownVersion",
+    "VerbalizerHead",
+    "VersionInUse",
+    "VersionRecord",
+    "check_alias",
+    "check_backbone",
+    "check_finite_in",
+    "check_task_id",
+    "decode_prompt",
+    "encode_prompt",
+    "is_version",
+    "open_store",
+    "parse_manifest",
+    "parse_template",
+    "version_of",
+]
+
+
+def _open_file(location: str) -> PromptStore:
+    return FileStore(Path(unquote(location)))
+
+
+_SCHEMES: Final[dict[str, Callable[[str], PromptStore]]] = {"file": _open_file}
+
+
+def open_store(url: str) -> PromptStore:
+    """The store at `url`: file:///absolute/path, file://relative/path, or a plain path.
+
+    Touches nothing yet; a store that cannot be reached says so on first use. PromptStoreError for a scheme
+    that is not known here.
+    """
+    scheme, separator, location = url.partition("://")
+    if not separator:
+        scheme, location = "file", url.replace("%", "%25")  # a plain path is not percent-encoded
+    if scheme not in _SCHEMES:
+        known = ", ".join(f"{name}://" for name in _SCHEMES)
+        raise PromptStoreError(f"unknown kind of store: expected {known} or a plain path")
+    if not location:
+        raise PromptStoreError("a store needs a path: expected file:///absolute/path or a plain path")
+    return _SCHEMES[scheme](location)

@@ -1,0 +1,298 @@
+"""The catalogue of a file store: which tasks, versions, aliases and events there are.
+
+Owns: the transactions and their rules. Must not know: blobs, event loops.
+Blocking, and for one thread at a time; errors are PromptStoreError and sqlite3.Error.
+
+Every write is one BEGIN IMMEDIATE transaction, so that what it read is still so when it commits.
+"""
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import JsonValue
+
+from prompt_store.errors import (
+    RevisionConflict,
+    UnknownAlias,
+    UnknownTask,
+    UnknownVersion,
+    VersionInUse,
+)
+from prompt_store.schema import open_database
+from prompt_store.store import (
+    Action,
+    AliasRecord,
+    Changes,
+    Event,
+    Revision,
+    Target,
+    TaskPage,
+    TaskRecord,
+    VersionRecord,
+)
+
+HISTORY_KEPT: Final = 1000
+
+
+class Catalogue:
+    """One connection to the catalogue at `path`, created with its schema when it is not there."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = open_database(path)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    # ── reads ────────────────────────────────────────────────────────────
+
+    def revision(self) -> Revision:
+        """Where the history stands."""
+        epoch, number = self._db.execute("SELECT epoch, revision FROM store").fetchone()
+        return Revision(epoch, number)
+
+    def task(self, task_id: str) -> TaskRecord:
+        """One task; UnknownTask."""
+        with self._transaction("BEGIN"):
+            self._require_task(task_id)
+            (record,) = self._records(task_id, task_id)
+            return record
+
+    def page(self, after: str | None, limit: int) -> TaskPage:
+        """`limit` tasks after an id, in three queries however many they are."""
+        with self._transaction("BEGIN"):
+            ids = self._db.execute(
+                "SELECT task_id FROM tasks WHERE NOT deleted AND task_id > ? ORDER BY task_id LIMIT ?",
+                (after or "", limit + 1),
+            ).fetchall()
+            shown = ids[:limit]
+            records = self._records(shown[0][0], shown[-1][0]) if shown else ()
+            return TaskPage(records, shown[-1][0] if len(ids) > limit else None, self.revision())
+
+    def history(self, task_id: str, limit: int) -> tuple[Event, ...]:
+        """The latest events, newest first; UnknownTask when there never was such a task."""
+        rows = self._db.execute(
+            "SELECT revision, at, actor, action, detail FROM events"
+            " WHERE task_id = ? ORDER BY revision DESC LIMIT ?",
+            (task_id, limit),
+        ).fetchall()
+        if not rows:
+            raise UnknownTask(f"unknown task {task_id}")
+        return tuple(
+            Event(number, at, actor, action, json.loads(detail)) for number, at, actor, action, detail in rows
+        )
+
+    def size_of(self, task_id: str, version: str) -> int:
+        """The size of a version's bytes; UnknownTask, UnknownVersion."""
+        with self._transaction("BEGIN"):
+            self._require_task(task_id)
+            row = self._db.execute(
+                "SELECT size FROM versions WHERE task_id = ? AND version = ?", (task_id, version)
+            ).fetchone()
+        if row is None:
+            raise UnknownVersion(f"task {task_id} has no such version")
+        return int(row[0])
+
+    def changes(self, after: Revision) -> Changes:
+        """What changed since `after`."""
+        with self._transaction("BEGIN"):
+            now = self.revision()
+            reset = now.epoch != after.epoch or now.number < after.number
+            if reset or now == after:
+                return Changes(now, (), reset)
+            rows = self._db.execute(
+                "SELECT task_id FROM tasks WHERE revision > ? ORDER BY revision", (after.number,)
+            ).fetchall()
+            return Changes(now, tuple(row[0] for row in rows), reset=False)
+
+    # ── writes ───────────────────────────────────────────────────────────
+
+    def add_version(
+        self, task_id: str, version: VersionRecord, actor: str, *, blob_is_there: Callable[[], bool]
+    ) -> tuple[bool, Revision] | None:
+        """Add a version: whether it is new, and the revision. None, and nothing done, when its blob is gone.
+
+        `blob_is_there` is asked inside the transaction, where no collection can be: see `unless_needed`.
+        """
+        with self._transaction("BEGIN IMMEDIATE"):
+            if not blob_is_there():
+                return None
+            known = self._db.execute(
+                "SELECT 1 FROM versions WHERE task_id = ? AND version = ?", (task_id, version.version)
+            ).fetchone()
+            if known:
+                return False, self.revision()
+            number = self._change(
+                task_id, actor, "publish", {"version": version.version, "method": version.method}
+            )
+            self._db.execute(
+                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    task_id,
+                    version.version,
+                    number,
+                    version.size,
+                    version.published_at,
+                    version.method,
+                    version.labels,
+                ),
+            )
+            return True, self.revision()
+
+    def set_alias(
+        self, task_id: str, alias: str, targets: Sequence[Target], expected: int | None, actor: str
+    ) -> AliasRecord:
+        """Compare and set; UnknownTask, UnknownVersion, RevisionConflict."""
+        pairs: list[JsonValue] = [[target.version, target.weight] for target in targets]
+        with self._transaction("BEGIN IMMEDIATE"):
+            self._require_task(task_id)
+            self._compare(task_id, alias, expected)
+            for target in targets:
+                if not self._db.execute(
+                    "SELECT 1 FROM versions WHERE task_id = ? AND version = ?", (task_id, target.version)
+                ).fetchone():
+                    raise UnknownVersion(f"task {task_id} has no such version")
+            number = self._change(task_id, actor, "alias", {"alias": alias, "targets": pairs})
+            self._db.execute(
+                "INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?)",
+                (task_id, alias, json.dumps(pairs), number),
+            )
+            return AliasRecord(alias, tuple(targets), number)
+
+    def delete_alias(self, task_id: str, alias: str, expected: int | None, actor: str) -> None:
+        """Compare and delete; UnknownTask, UnknownAlias, RevisionConflict."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            self._require_task(task_id)
+            if self._compare(task_id, alias, expected) == 0:
+                raise UnknownAlias(f"task {task_id} has no alias {alias}")
+            self._change(task_id, actor, "delete_alias", {"alias": alias})
+            self._db.execute("DELETE FROM aliases WHERE task_id = ? AND name = ?", (task_id, alias))
+
+    def delete_version(self, task_id: str, version: str, actor: str) -> None:
+        """Remove a version; UnknownTask, UnknownVersion, VersionInUse."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            self._require_task(task_id)
+            for name, alias in self._aliases(task_id, task_id).get(task_id, {}).items():
+                if any(target.version == version for target in alias.targets):
+                    raise VersionInUse(
+                        f"the alias {name} of task {task_id} leads to this version: move it first"
+                    )
+            deleted = self._db.execute(
+                "DELETE FROM versions WHERE task_id = ? AND version = ?", (task_id, version)
+            ).rowcount
+            if not deleted:
+                raise UnknownVersion(f"task {task_id} has no such version")
+            self._change(task_id, actor, "delete_version", {"version": version})
+
+    def delete_task(self, task_id: str, actor: str, *, force: bool) -> None:
+        """Leave a tombstone; UnknownTask, VersionInUse."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            self._require_task(task_id)
+            if not force and (aliases := self._aliases(task_id, task_id).get(task_id)):
+                raise VersionInUse(
+                    f"task {task_id} has aliases, {min(aliases)} for one: delete them, or force"
+                )
+            self._change(task_id, actor, "delete_task", {}, deleted=True)
+            self._db.execute("DELETE FROM aliases WHERE task_id = ?", (task_id,))
+            self._db.execute("DELETE FROM versions WHERE task_id = ?", (task_id,))
+
+    def unless_needed(self, versions: Collection[str], remove: Callable[[str], None]) -> None:
+        """Call `remove` for each version that no task has, while no other process can add one."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            for version in versions:
+                if not self._db.execute("SELECT 1 FROM versions WHERE version = ?", (version,)).fetchone():
+                    remove(version)
+
+    # ── parts of transactions ────────────────────────────────────────────
+
+    @contextmanager
+    def _transaction(self, begin: Literal["BEGIN", "BEGIN IMMEDIATE"]) -> Iterator[None]:
+        self._db.execute(begin)
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _change(
+        self,
+        task_id: str,
+        actor: str,
+        action: Action,
+        detail: Mapping[str, JsonValue],
+        *,
+        deleted: bool = False,
+    ) -> int:
+        """Count one change of a task and write it into its history; the new revision's number."""
+        self._db.execute("UPDATE store SET revision = revision + 1")
+        number = self.revision().number
+        self._db.execute(
+            "INSERT INTO tasks VALUES (?, ?, ?)"
+            " ON CONFLICT (task_id) DO UPDATE SET deleted = excluded.deleted, revision = excluded.revision",
+            (task_id, deleted, number),
+        )
+        self._db.execute(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)",
+            (task_id, number, time.time(), actor, action, json.dumps(detail)),
+        )
+        self._db.execute(
+            "DELETE FROM events WHERE task_id = ?1 AND revision <="
+            " (SELECT revision FROM events WHERE task_id = ?1 ORDER BY revision DESC LIMIT 1 OFFSET ?2)",
+            (task_id, HISTORY_KEPT),
+        )
+        return number
+
+    def _require_task(self, task_id: str) -> None:
+        row = self._db.execute("SELECT deleted FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+        if row is None or row[0]:
+            raise UnknownTask(f"unknown task {task_id}")
+
+    def _compare(self, task_id: str, alias: str, expected: int | None) -> int:
+        """The alias's revision, 0 when there is none; RevisionConflict unless it is the expected one."""
+        row = self._db.execute(
+            "SELECT revision FROM aliases WHERE task_id = ? AND name = ?", (task_id, alias)
+        ).fetchone()
+        current = 0 if row is None else int(row[0])
+        if expected is not None and expected != current:
+            where = f"is at revision {current}" if current else "does not exist"
+            raise RevisionConflict(
+                f"expected the alias {alias} at revision {expected}, but it {where}", current=current
+            )
+        return current
+
+    def _records(self, first: str, last: str) -> tuple[TaskRecord, ...]:
+        """The tasks with ids from `first` to `last`, tombstones left out."""
+        versions: dict[str, list[VersionRecord]] = {}
+        for task_id, *fields in self._db.execute(
+            "SELECT task_id, version, size, published_at, method, labels FROM versions"
+            " WHERE task_id BETWEEN ? AND ? ORDER BY task_id, revision DESC",
+            (first, last),
+        ):
+            versions.setdefault(task_id, []).append(VersionRecord(*fields))
+        aliases = self._aliases(first, last)
+        tasks = self._db.execute(
+            "SELECT task_id, revision FROM tasks"
+            " WHERE NOT deleted AND task_id BETWEEN ? AND ? ORDER BY task_id",
+            (first, last),
+        )
+        return tuple(
+            TaskRecord(task_id, aliases.get(task_id, {}), tuple(versions.get(task_id, ())), revision)
+            for task_id, revision in tasks
+        )
+
+    def _aliases(self, first: str, last: str) -> dict[str, dict[str, AliasRecord]]:
+        aliases: dict[str, dict[str, AliasRecord]] = {}
+        for task_id, name, targets, revision in self._db.execute(
+            "SELECT task_id, name, targets, revision FROM aliases"
+            " WHERE task_id BETWEEN ? AND ? ORDER BY task_id, name",
+            (first, last),
+        ):
+            record = AliasRecord(name, tuple(Target(*pair) for pair in json.loads(targets)), revision)
+            aliases.setdefault(task_id, {})[name] = record
+        return aliases

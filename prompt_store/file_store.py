@@ -1,0 +1,262 @@
+"""The store in a folder of a local file system: blobs named by digest, a catalogue in SQLite.
+
+Owns: how blobs and catalogue work together, and keeping both off the event loop.
+Must not know: the catalogue's tables, the blobs' paths, HTTP, torch.
+
+A publish makes the blob durable before its row commits, so a crash at any point leaves at worst a blob that
+nobody needs, which `collect` removes.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from prompt_store.blobs import BlobFolder
+from prompt_store.catalogue import Catalogue
+from prompt_store.catalogue_thread import CatalogueThread
+from prompt_store.codec import decode_prompt, version_of
+from prompt_store.errors import CorruptVersion, DigestMismatch, NotFound, StoreUnavailable, UnknownVersion
+from prompt_store.names import check_alias, check_task_id, is_version
+from prompt_store.prompt import Prompt
+from prompt_store.store import (
+    AliasRecord,
+    Changes,
+    Collected,
+    Event,
+    PromptStore,
+    Published,
+    Revision,
+    Target,
+    TaskPage,
+    TaskRecord,
+    VersionRecord,
+    check_targets,
+)
+from prompt_store.unavailable import as_unavailable
+
+T = TypeVar("T")
+
+POLL_SECONDS: Final = 0.1  # for changes by other processes; our own wake a watcher at once
+PUBLISH_ATTEMPTS: Final = 5
+COLLECT_CHUNK: Final = 100  # blobs per transaction: a collection must not keep publishers waiting for long
+MAX_LIMIT: Final = 1000
+MAX_ACTOR: Final = 200
+
+
+class FileStore(PromptStore):
+    """`PromptStore` in the folder `root`, which is made on first use. Opens nothing until then."""
+
+    def __init__(self, root: Path) -> None:
+        self._blobs = BlobFolder(root)
+        path = root / "catalogue.sqlite3"
+        # Two connections: a writer that waits for another process's lock must not keep readers waiting.
+        self._reader = CatalogueThread(path, self._blobs, "prompt-store-read")
+        self._writer = CatalogueThread(path, self._blobs, "prompt-store-write")
+        self._files = ThreadPoolExecutor(4, thread_name_prefix="prompt-store-files")
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    async def publish(self, data: bytes, *, expect_version: str | None = None, actor: str = "") -> Published:
+        """See `PromptStore.publish`."""
+        prompt, version = await self._in_files(lambda: _check(data, expect_version))
+        task_id = prompt.manifest.task_id
+        if await self._is_stored(task_id, version):
+            return Published(task_id, version, created=False, revision=await self.revision())
+        record = VersionRecord(
+            version, len(data), time.time(), prompt.manifest.method, len(prompt.manifest.labels)
+        )
+        for _ in range(PUBLISH_ATTEMPTS):
+            # FileNotFoundError: a collection took the file while it was written, or the folder is new.
+            with suppress(FileNotFoundError):
+                await self._in_files(lambda: self._blobs.write(version, data))
+            added = await self._write(
+                lambda catalogue: catalogue.add_version(
+                    task_id,
+                    record,
+                    _clean(actor),
+                    blob_is_there=lambda: self._blobs.size(version) == len(data),
+                )
+            )
+            if added is not None:
+                created, revision = added
+                return Published(task_id, version, created, revision)
+        raise StoreUnavailable("the version's bytes were removed while it was published: try again")
+
+    async def get(self, task_id: str, version: str) -> bytes:
+        """See `PromptStore.get`."""
+        _check_ids(task_id, version)
+        size = await self._read(lambda catalogue: catalogue.size_of(task_id, version))
+        data = await self._in_files(lambda: self._intact(version, size))
+        if data is None:
+            # It may have been deleted and collected since we asked: then this raises UnknownVersion instead.
+            await self._read(lambda catalogue: catalogue.size_of(task_id, version))
+            raise CorruptVersion(
+                f"the bytes of a version of task {task_id} are lost or damaged: publish it anew"
+            )
+        return data
+
+    async def task(self, task_id: str) -> TaskRecord:
+        """See `PromptStore.task`."""
+        check_task_id(task_id)
+        return await self._read(lambda catalogue: catalogue.task(task_id))
+
+    async def list(self, *, after: str | None = None, limit: int = 100) -> TaskPage:
+        """See `PromptStore.list`."""
+        if after is not None:
+            check_task_id(after)
+        return await self._read(lambda catalogue: catalogue.page(after, _clamp(limit)))
+
+    async def history(self, task_id: str, *, limit: int = 100) -> tuple[Event, ...]:
+        """See `PromptStore.history`."""
+        check_task_id(task_id)
+        return await self._read(lambda catalogue: catalogue.history(task_id, _clamp(limit)))
+
+    async def set_alias(
+        self,
+        task_id: str,
+        alias: str,
+        targets: Sequence[Target],
+        *,
+        expected_revision: int | None,
+        actor: str = "",
+    ) -> AliasRecord:
+        """See `PromptStore.set_alias`."""
+        _check_ids(task_id, *(target.version for target in targets))
+        check_alias(alias)
+        check_targets(targets)
+        return await self._write(
+            lambda catalogue: catalogue.set_alias(task_id, alias, targets, expected_revision, _clean(actor))
+        )
+
+    async def delete_alias(
+        self, task_id: str, alias: str, *, expected_revision: int | None, actor: str = ""
+    ) -> None:
+        """See `PromptStore.delete_alias`."""
+        check_task_id(task_id)
+        check_alias(alias)
+        await self._write(
+            lambda catalogue: catalogue.delete_alias(task_id, alias, expected_revision, _clean(actor))
+        )
+
+    async def delete_version(self, task_id: str, version: str, *, actor: str = "") -> None:
+        """See `PromptStore.delete_version`."""
+        _check_ids(task_id, version)
+        # Touched before, not after: in between a collection could find it unneeded and old.
+        await self._in_files(lambda: self._blobs.touch(version))
+        await self._write(lambda catalogue: catalogue.delete_version(task_id, version, _clean(actor)))
+
+    async def delete_task(self, task_id: str, *, force: bool = False, actor: str = "") -> None:
+        """See `PromptStore.delete_task`."""
+        record = await self.task(task_id)
+        await self._in_files(lambda: self._blobs.touch(*(version.version for version in record.versions)))
+        await self._write(lambda catalogue: catalogue.delete_task(task_id, _clean(actor), force=force))
+
+    async def watch(self, after: Revision, *, timeout: float) -> Changes:  # noqa: ASYNC109 — a long poll: the end of the wait is an answer
+        """See `PromptStore.watch`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            changed = self._changed  # taken before the look, so that nothing between look and wait is missed
+            changes = await self._read(lambda catalogue: catalogue.changes(after))
+            remaining = deadline - loop.time()
+            if changes.reset or changes.revision != after or remaining <= 0:
+                return changes
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), min(POLL_SECONDS, remaining))
+
+    async def revision(self) -> Revision:
+        """See `PromptStore.revision`."""
+        return await self._read(Catalogue.revision)
+
+    async def collect(self, *, grace: float) -> Collected:
+        """See `PromptStore.collect`."""
+        await self.revision()  # makes the folders of a new store
+        await self._in_files(lambda: self._blobs.remove_leftovers(grace))
+        old = await self._in_files(lambda: [*self._blobs.older_than(grace)])
+        freed: dict[str, int] = {}
+
+        def remove(version: str) -> None:
+            freed[version] = self._blobs.remove(version)
+
+        for start in range(0, len(old), COLLECT_CHUNK):
+            chunk = old[start : start + COLLECT_CHUNK]
+            await self._write(partial(Catalogue.unless_needed, versions=chunk, remove=remove))
+        return Collected(len(freed), sum(freed.values()))
+
+    async def aclose(self) -> None:
+        """See `PromptStore.aclose`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wake()
+        await self._reader.aclose()
+        await self._writer.aclose()
+        await asyncio.to_thread(self._files.shutdown)
+
+    async def _read(self, job: Callable[[Catalogue], T]) -> T:
+        self._check_open()
+        return await self._reader.run(job)
+
+    async def _write(self, job: Callable[[Catalogue], T]) -> T:
+        self._check_open()
+        try:
+            return await self._writer.run(job)
+        finally:
+            self._wake()
+
+    async def _in_files(self, job: Callable[[], T]) -> T:
+        self._check_open()
+        with as_unavailable(but=FileNotFoundError):
+            return await asyncio.get_running_loop().run_in_executor(self._files, job)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("this store was closed")
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _is_stored(self, task_id: str, version: str) -> bool:
+        try:
+            size = await self._read(lambda catalogue: catalogue.size_of(task_id, version))
+        except NotFound:
+            return False
+        return await self._in_files(lambda: self._intact(version, size)) is not None
+
+    def _intact(self, version: str, size: int) -> bytes | None:
+        """The blob's bytes, or None when they are lost, or not those that were published."""
+        if self._blobs.size(version) != size:  # asked first: a damaged blob may be too large to read
+            return None
+        try:
+            data = self._blobs.read(version)
+        except FileNotFoundError:
+            return None
+        return data if version_of(data) == version else None
+
+
+def _check(data: bytes, expect_version: str | None) -> tuple[Prompt, str]:
+    version = version_of(data)
+    if expect_version is not None and expect_version != version:
+        raise DigestMismatch(f"expected the bytes of another version, got those of {version}")
+    return decode_prompt(data), version
+
+
+def _check_ids(task_id: str, *versions: str) -> None:
+    check_task_id(task_id)
+    if not all(map(is_version, versions)):
+        raise UnknownVersion(f"task {task_id} has no such version: a version is 64 digits of lower-case hex")
+
+
+def _clamp(limit: int) -> int:
+    return max(1, min(limit, MAX_LIMIT))
+
+
+def _clean(actor: str) -> str:
+    """An actor is free text from outside: cut, and without lone surrogates, which no UTF-8 can hold."""
+    return actor[:MAX_ACTOR].encode(errors="replace").decode()
