@@ -1,0 +1,116 @@
+"""The one attention function of every architecture, for packed rows with prefixes.
+
+Owns attention over `PackedRows`: each row sees its own tokens and its own prefix, nothing else. It is registered with
+transformers under the name `packed`, and stock models hand it their queries, keys and values. Knows nothing of
+prompts, templates or heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from backbone.errors import UnsupportedBackbone
+from backbone.packing import PackedRows
+
+NAME = "packed"
+KEYWORD = "packed_batch"
+
+# Arguments that stock models pass and that change no score here; `sliding_window` is honoured, all others refused.
+_HARMLESS = frozenset({
+    "cache_position", "deterministic", "output_attentions", "output_hidden_states", "position_ids", "return_dict",
+    "use_cache",
+})  # fmt: skip
+
+
+@dataclass(slots=True)
+class PackedBatch:
+    """What the attention function must know of a batch, passed through the model as one keyword argument.
+
+    `prefix_keys[layer]` and `prefix_values[layer]` hold the prefixes of the batch's prompts, each
+    [num_virtual_tokens, kv_heads, head_dim], in the order in which `PackedRows` numbers their tokens.
+    """
+
+    rows: PackedRows
+    prefix_keys: Sequence[Sequence[Tensor]]
+    prefix_values: Sequence[Sequence[Tensor]]
+    calls: int = 0
+
+    def next_layer(self, module: nn.Module) -> int:
+        """The index of the layer that attends now; counted where a model does not number its layers (ALBERT)."""
+        layer = getattr(module, "layer_idx", None)
+        layer = self.calls if layer is None else int(layer)
+        self.calls += 1
+        return layer
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend each packed row to itself and to its prefix.
+
+    Shapes: query [1, heads, T, head_dim]; key, value [1, kv_heads, T, head_dim]; returns [1, T, heads, head_dim].
+    The window counts as transformers counts it: a key at distance d is seen when |d| < `sliding_window`; prefix
+    tokens are always seen.
+
+    Raises:
+        UnsupportedBackbone: the model passes something that would change scores and is not known here.
+    """
+    batch: PackedBatch | None = kwargs.pop(KEYWORD, None)
+    unknown = sorted(name for name, v in kwargs.items() if name not in _HARMLESS and v is not None)
+    if batch is None or unknown or attention_mask is not None:
+        what = ", ".join(unknown) or ("a mask" if batch is not None else "no packed batch")
+        raise UnsupportedBackbone(f"{type(module).__name__} hands its attention {what}: packed rows cannot honour it")
+    if dropout:
+        raise UnsupportedBackbone("the backbone is frozen: attention dropout must be 0")
+    layer = batch.next_layer(module)
+    causal = bool(getattr(module, "is_causal", False))
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, head_dim]
+    if batch.prefix_keys:
+        k = torch.cat([*batch.prefix_keys[layer], k])
+        v = torch.cat([*batch.prefix_values[layer], v])
+    repeat = q.shape[1] // k.shape[1]
+    outputs = []
+    for group in batch.rows.groups:
+        mask = group.mask(causal=causal, window=sliding_window, dtype=q.dtype)
+        attended = F.scaled_dot_product_attention(
+            _gather(q, group.queries),
+            _gather(k, group.keys, repeat),
+            _gather(v, group.keys, repeat),
+            attn_mask=mask,
+            scale=scaling,
+        )
+        outputs.append(attended.transpose(1, 2).reshape(-1, *q.shape[1:]))
+    padded = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return padded.index_select(0, batch.rows.unpad).unsqueeze(0), None
+
+
+def _gather(states: Tensor, index: Tensor, repeat: int = 1) -> Tensor:
+    """[S, heads, head_dim] and [R, L] → [R, heads · repeat, L, head_dim]."""
+    picked = states.index_select(0, index.reshape(-1)).view(*index.shape, *states.shape[1:]).transpose(1, 2)
+    return picked if repeat == 1 else picked.repeat_interleave(repeat, dim=1)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Packed rows need no mask from the model: the attention function knows where each row ends."""
+
+
+def register() -> None:
+    """Make `packed` known to transformers (again is harmless)."""
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)

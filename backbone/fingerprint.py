@@ -1,0 +1,119 @@
+"""A backbone's fingerprint: what makes two copies of a model the same model.
+
+Owns the hash over the stored files (configuration, weights, tokenizer) and its cache. Knows neither torch nor
+transformers, so that a library upgrade cannot change a fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from pathlib import Path
+
+from backbone.errors import BackboneError
+
+# Keys that a library writes into config.json without the function of the model depending on them.
+_VOLATILE_KEYS = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures", "auto_map",
+    "dtype", "finetuning_task", "gradient_checkpointing", "id2label", "label2id", "num_labels",
+    "output_attentions", "output_hidden_states", "problem_type", "return_dict", "task_specific_params",
+    "torch_dtype", "transformers_version", "use_cache",
+})  # fmt: skip
+_CHUNK = 1 << 24
+
+
+def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
+    """Return the SHA-256 (hex) of a checkpoint folder's architecture, weights and tokenizer.
+
+    Hashed are the keys of `config.json` that define the architecture, every tensor's name, type, shape and bytes as
+    stored (so that sharding and header order do not matter), and `tokenizer.json`. `cache` is a JSON file that
+    remembers the result by the files' sizes and modification times.
+
+    Raises:
+        BackboneError: a file is missing or is no safetensors file.
+    """
+    config, weights, tokenizer = _files(folder)
+    files = [config, *weights, tokenizer]
+    key = hashlib.sha256(
+        json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]).encode()
+    ).hexdigest()
+    known = _read_cache(cache)
+    if key in known:
+        return known[key]
+    result = _hash(config, weights, tokenizer)
+    _write_cache(cache, {**known, key: result})
+    return result
+
+
+def _files(folder: Path) -> tuple[Path, list[Path], Path]:
+    config, tokenizer = folder / "config.json", folder / "tokenizer.json"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weights = sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
+    else:
+        weights = [folder / "model.safetensors"]
+    for file in (config, *weights, tokenizer):
+        if not file.is_file():
+            raise BackboneError(
+                f"{file.name} is missing in {folder}: a backbone is a Hugging Face folder with config.json, "
+                "safetensors weights and a fast tokenizer (tokenizer.json)"
+            )
+    return config, weights, tokenizer
+
+
+def _hash(config: Path, weights: list[Path], tokenizer: Path) -> str:
+    digest = hashlib.sha256(b"promptmux backbone 1\n")
+    keys = {k: v for k, v in json.loads(config.read_bytes()).items() if k not in _VOLATILE_KEYS}
+    digest.update(json.dumps(keys, sort_keys=True, separators=(",", ":")).encode())
+    tensors: dict[str, bytes] = {}
+    for file in weights:
+        tensors.update(_tensor_digests(file))
+    for name in sorted(tensors):
+        digest.update(tensors[name])
+    digest.update(hashlib.sha256(tokenizer.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _tensor_digests(file: Path) -> dict[str, bytes]:
+    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = 8 + int.from_bytes(data[:8], "little")
+        if start > len(data):
+            raise BackboneError(f"{file} is torn: its header claims {start - 8} bytes, the file has {len(data)}")
+        try:
+            header = json.loads(data[8:start])
+        except ValueError as error:
+            raise BackboneError(f"{file} is not a safetensors file") from error
+        digests = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            digest = hashlib.sha256(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+            for at in range(start + begin, start + end, _CHUNK):
+                digest.update(data[at : min(at + _CHUNK, start + end)])
+            digests[name] = digest.digest()
+        return digests
+
+
+def _read_cache(cache: Path | None) -> dict[str, str]:
+    if cache is None:
+        return {}
+    try:
+        entries = json.loads(cache.read_bytes())
+    except (OSError, ValueError):
+        return {}  # absent or torn: it is only a cache, and the hash is computed again
+    return entries if isinstance(entries, dict) else {}
+
+
+def _write_cache(cache: Path | None, entries: dict[str, str]) -> None:
+    if cache is None:
+        return
+    temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(entries))
+        temporary.replace(cache)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a read-only home only costs the next start the hashing

