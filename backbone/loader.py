@@ -6,9 +6,11 @@ packed. Knows nothing of prompts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,10 @@ def load_backbone(
         if architecture.endswith(_HEADED):
             causal = architecture.endswith(("ForCausalLM", "LMHeadModel"))
             auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-        model, report = auto.from_pretrained(
-            folder, dtype=choose_dtype(dtype, chosen), output_loading_info=True, use_safetensors=True
-        )
+        with _quiet():  # what is missing is in the report, and said below
+            model, report = auto.from_pretrained(
+                folder, dtype=choose_dtype(dtype, chosen), output_loading_info=True, use_safetensors=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"the backbone in {folder} cannot be loaded: {error}") from error
@@ -71,6 +74,22 @@ def load_backbone(
     if config.model_type not in TESTED_FAMILIES:
         check_packing(backbone)
     return backbone
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from drawing its own progress bar and report."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def choose_device(device: str) -> torch.device:
