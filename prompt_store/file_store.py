@@ -71,9 +71,7 @@ class FileStore(PromptStore):
             version, len(data), time.time(), prompt.manifest.method, len(prompt.manifest.labels)
         )
         for _ in range(PUBLISH_ATTEMPTS):
-            # FileNotFoundError: a collection took the file while it was written, or the folder is new.
-            with suppress(FileNotFoundError):
-                await self._in_files(lambda: self._blobs.write(version, data))
+            await self._in_files(lambda: self._try_to_write(version, data))
             added = await self._write(
                 lambda catalogue: catalogue.add_version(
                     task_id,
@@ -211,7 +209,7 @@ class FileStore(PromptStore):
 
     async def _in_files(self, job: Callable[[], T]) -> T:
         self._check_open()
-        with as_unavailable(but=FileNotFoundError):
+        with as_unavailable():
             return await asyncio.get_running_loop().run_in_executor(self._files, job)
 
     def _check_open(self) -> None:
@@ -228,6 +226,11 @@ class FileStore(PromptStore):
         except NotFound:
             return False
         return await self._in_files(lambda: self._intact(version, size)) is not None
+
+    def _try_to_write(self, version: str, data: bytes) -> None:
+        # A collection with a short grace may take the file while it is written: `add_version` asks again.
+        with suppress(FileNotFoundError):
+            self._blobs.write(version, data)
 
     def _intact(self, version: str, size: int) -> bytes | None:
         """The blob's bytes, or None when they are lost, or not those that were published."""

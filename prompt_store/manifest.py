@@ -139,7 +139,9 @@ class Manifest(_Strict):
     @field_validator("format", mode="before")
     @classmethod
     def _known_format(cls, value: Any) -> Any:
-        if type(value) is int and value > FORMAT:
+        if type(value) is not int:  # True and 1.0 equal 1, and would pass as the literal
+            raise ValueError("expected a whole number")
+        if value > FORMAT:
             raise IncompatiblePrompt(f"format: expected {FORMAT}, got a newer one: upgrade promptmux")
         return value
 
@@ -157,7 +159,10 @@ class Manifest(_Strict):
         self._check_head(template)
         if self.pooling == "mask" and not template.has_mask:
             raise ValueError('pooling "mask": expected a {mask} in the template, got none')
-        self.canonical_json()  # refuses what JSON cannot hold in `training`: NaN, lone surrogates
+        try:
+            self.canonical_json()
+        except ValueError:
+            raise ValueError("training: expected JSON, got NaN, infinity or a lone surrogate") from None
         return self
 
     def _check_labels(self) -> None:
@@ -230,10 +235,7 @@ def _describe(error: ValidationError) -> str:
 
 def _where(location: tuple[int | str, ...]) -> str:
     # A key may be anything a stranger wrote; only names that could be ours are shown.
-    shown = (
-        str(key) if isinstance(key, int) or re.fullmatch("[a-z_]{1,32}", key) else "?" for key in location
-    )
-    return ".".join(shown)
+    return ".".join(str(key) for key in location if isinstance(key, int) or re.fullmatch("[a-z_]{1,32}", key))
 
 
 def _what(finding: Any) -> str:

@@ -4,7 +4,7 @@ Owns: the value that `codec` reads and writes. Must not know: bytes, stores, dev
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ class Prompt:
     """What a task adds to the backbone. Tensors are float32 or float16, named as `codec` says."""
 
     manifest: Manifest
-    tensors: Mapping[str, Array]
+    tensors: Mapping[str, Array] = field(repr=False)
 
     @property
     def num_virtual_tokens(self) -> int:

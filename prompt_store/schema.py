@@ -61,7 +61,7 @@ def open_database(path: Path) -> sqlite3.Connection:
 
     PromptStoreError when it is not ours or of a newer schema; sqlite3.Error as it comes.
     """
-    database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         _check(database)
         _use_wal(database)

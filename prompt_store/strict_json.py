@@ -12,7 +12,11 @@ def strict_json(text: str) -> Any:
     """Parse `text`; ValueError for bad syntax, a repeated key, a number that is not finite, or too deep."""
     try:
         return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite_float
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+            parse_int=_short_int,
         )
     except RecursionError:
         raise ValueError("nested too deep") from None
@@ -27,6 +31,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("an object repeats a key")
     return result
+
+
+def _short_int(text: str) -> int:
+    if len(text) > 20:  # none of ours is longer, and reading digits costs the square of their number
+        raise ValueError("a whole number has more than 20 digits")
+    return int(text)
 
 
 def _refuse_constant(_: str) -> NoReturn:

@@ -48,12 +48,10 @@ _BY_SQLITE: Final = {
 
 
 @contextmanager
-def as_unavailable(*, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
-    """Turn the disk's and SQLite's errors into StoreUnavailable; all others, and `but`, pass."""
+def as_unavailable() -> Iterator[None]:
+    """Turn the disk's and SQLite's errors into StoreUnavailable; all others pass."""
     try:
         yield
-    except but:
-        raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "no reason given"
         message = _BY_ERRNO.get(error.errno or 0, f"the store's file system failed: {reason}")

@@ -1,0 +1,119 @@
+"""Builders of prompts, and the store backends that the contract runs over."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prompt_store import (
+    BackboneRef,
+    LinearHead,
+    LinearLayer,
+    Manifest,
+    MaxLength,
+    PromptStore,
+    encode_prompt,
+    open_store,
+)
+
+ROOT = Path(__file__).parents[2]
+BACKBONE = BackboneRef(
+    name="tiny", fingerprint="ab" * 32, embedding_width=6, hidden_size=8, layers=2, kv_heads=2, head_dim=4
+)
+
+
+class Build:
+    """Makes prompts; everything has a default, everything can be another."""
+
+    backbone = BACKBONE
+
+    def manifest(self, task_id: str = "sentiment", **other: Any) -> Manifest:
+        fields: dict[str, Any] = {
+            "task_id": task_id,
+            "labels": ("negative", "positive"),
+            "method": "prompt-tuning",
+            "backbone": BACKBONE,
+            "template": "{soft:3}{text}",
+            "pooling": "cls",
+            "position_offset": 3,
+            "max_length": MaxLength(tokens=128),
+            "head": LinearHead(layers=(LinearLayer(in_features=8, out_features=2),)),
+        }
+        return Manifest(**fields | other)
+
+    def tensors(self, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+        """The tensors of the default manifest."""
+        random = np.random.default_rng(seed)
+        return {
+            "soft_prompt": random.normal(size=(3, 6)).astype(np.float32),
+            "head.0.weight": random.normal(size=(2, 8)).astype(np.float16),
+            "head.0.bias": np.full(2, seed, np.float32),
+        }
+
+    def prompt(self, task_id: str = "sentiment", seed: int = 0) -> bytes:
+        """A prompt file; another seed is another version."""
+        return encode_prompt(self.manifest(task_id), self.tensors(seed))
+
+
+@pytest.fixture(scope="session")
+def build() -> Build:
+    return Build()
+
+
+@dataclass
+class Backend:
+    """A place for a store, that several stores can be opened on."""
+
+    url: str
+    damage: Callable[[str, bytes | None], None]  # puts other bytes in place of a version's; None: loses them
+
+    def open(self) -> PromptStore:
+        return open_store(self.url)
+
+
+def file_backend(folder: Path) -> Backend:
+    def damage(version: str, data: bytes | None) -> None:
+        path = folder / "blobs" / f"{version}.safetensors"
+        path.unlink()
+        if data is not None:
+            path.write_bytes(data)
+
+    return Backend(folder.as_uri(), damage)
+
+
+# A backend joins the contract by its name and a function from an empty folder to a Backend.
+BACKENDS: Mapping[str, Callable[[Path], Backend]] = {"file": file_backend}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    return BACKENDS[request.param](tmp_path / "a store")
+
+
+@pytest.fixture
+async def store(backend: Backend) -> AsyncIterator[PromptStore]:
+    store = backend.open()
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture(scope="session")
+def start_worker() -> Callable[..., subprocess.Popen[str]]:
+    """Start `worker.py` with these arguments: a process of its own beside this one."""
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("worker.py")), *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+
+    return start
