@@ -1,0 +1,144 @@
+"""Wiring: every part of the server is made and joined here.
+
+Owns: who is given what. The one module that knows all the others; it decides nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from starlette.types import ASGIApp
+
+from prompt_store import open_store
+from server.admin import admin_app
+from server.auth import Keyring
+from server.batcher import Batcher, Limits
+from server.body import BodyLimits
+from server.boundary import Boundary
+from server.catalogue import Catalogue
+from server.classify import ClassifyEndpoint, ClassifyLimits
+from server.engine import Engine
+from server.lifecycle import Lifecycle
+from server.metrics import Metrics
+from server.operations import Operations
+from server.prompt_cache import PromptCache
+from server.prompt_loader import PromptLoader
+from server.prompt_sync import PromptSync
+from server.routes import public_app
+from server.runner import Runner
+from server.service import Service
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from backbone import Backbone, Row
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Apps:
+    """The two ASGI apps, and the service behind them."""
+
+    public: ASGIApp
+    admin: ASGIApp
+    service: Service
+
+
+def create_apps(
+    settings: Settings, keyring: Keyring, *, load_backbone: Callable[[], Backbone] | None = None
+) -> Apps:
+    """Both apps; await `service.start()` before use. Called on the event loop that serves them."""
+    loop = asyncio.get_running_loop()
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    metrics = Metrics(registry, tasks=settings.metrics_tasks)
+    lifecycle = Lifecycle(metrics)
+    store = open_store(settings.store)
+    catalogue = Catalogue()
+    batcher: Batcher[Row] = Batcher(
+        Limits(
+            settings.max_batch_tokens,
+            settings.max_batch_rows,
+            settings.max_queue_rows,
+            settings.max_queue_tokens,
+        ),
+        metrics,
+        loop=loop,
+    )
+    runner = Runner(batcher, loop=loop)
+    loader = PromptLoader(store, runner, max_bytes=settings.max_prompt_bytes)
+    cache = PromptCache(loader.load, runner.drop, capacity_bytes=settings.prompt_cache_bytes, metrics=metrics)
+
+    async def prepare(task_id: str, version: str) -> None:
+        async with cache.pinned(task_id, version) as slot:
+            await loader.rehearse(slot.manifest, slot.encoder, slot.index)
+
+    sync = PromptSync(store, catalogue, prepare, metrics)
+    engine = Engine(catalogue, cache, batcher, metrics)
+    classify = ClassifyEndpoint(
+        engine,
+        keyring,
+        lifecycle,
+        metrics,
+        ClassifyLimits(
+            BodyLimits(settings.max_body_bytes, settings.body_timeout),
+            settings.max_inputs,
+            settings.max_text_chars,
+            settings.request_timeout,
+        ),
+    )
+    operations = Operations(store, catalogue, cache, loader, sync, prepare)
+    upload_limits = BodyLimits(settings.max_prompt_bytes, settings.body_timeout)
+    public = Boundary(
+        public_app(classify, catalogue, keyring, lifecycle, VERSION),
+        "public",
+        metrics,
+        access_log=settings.access_log,
+    )
+    admin = Boundary(
+        admin_app(operations, keyring, lifecycle, metrics, upload_limits, VERSION),
+        "admin",
+        metrics,
+        access_log=settings.access_log,
+    )
+    metrics.watch(metrics.http_in_flight, lambda: public.in_flight + admin.in_flight)
+    metrics.watch(metrics.queue_rows, lambda: batcher.outstanding_rows)
+    metrics.watch(metrics.queue_tokens, lambda: batcher.outstanding_tokens)
+    service = Service(
+        load_backbone=load_backbone or _backbone_of(settings),
+        seed_dir=settings.seed_dir,
+        store=store,
+        catalogue=catalogue,
+        runner=runner,
+        loader=loader,
+        cache=cache,
+        sync=sync,
+        lifecycle=lifecycle,
+        boundaries=(public, admin),
+    )
+    return Apps(public, admin, service)
+
+
+def _backbone_of(settings: Settings) -> Callable[[], Backbone]:
+    def load() -> Backbone:
+        import torch
+
+        from backbone import (
+            load_backbone,  # torch and transformers take seconds to import: on the device's thread
+        )
+
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        return load_backbone(
+            settings.backbone,
+            device=settings.device,
+            dtype=settings.dtype,
+            revision=settings.backbone_revision,
+        )
+
+    return load

@@ -1,0 +1,110 @@
+"""One classify call from names to scores: resolve, pin, tokenise, submit, await.
+
+Owns: the order of these steps and what is let go at the end. Must not know: HTTP, the store, tensors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from prompt_store import PromptStoreError, StoreUnavailable
+from server.batcher import Batcher, Scores
+from server.catalogue import Catalogue
+from server.errors import InvalidRequest, PromptUnavailable, RequestError
+from server.metrics import Metrics
+from server.prompt_cache import PromptCache, Slot
+
+if TYPE_CHECKING:
+    from backbone import Row
+
+# Characters that are tokenised in less time than a hop to another thread takes.
+_INLINE_CHARS: Final = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a caller wants classified, checked and free of HTTP."""
+
+    task_id: str
+    texts: Sequence[str]
+    pairs: Sequence[str | None] | None
+    version: str | None
+    max_tokens: int | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Scores in the order of the texts, the prompt that gave them, and where the time went."""
+
+    slot: Slot
+    scores: Sequence[Scores]
+    truncated: Sequence[bool]
+    prompt_tokens: int
+    virtual_tokens: int
+    tokenize: float
+    queued: float
+    forward: float
+
+
+class Engine:
+    """Answers calls. Everything it uses is handed to it."""
+
+    def __init__(
+        self, catalogue: Catalogue, cache: PromptCache, batcher: Batcher[Row], metrics: Metrics
+    ) -> None:
+        self._catalogue, self._cache, self._batcher, self._metrics = catalogue, cache, batcher, metrics
+
+    async def classify(self, call: Call) -> Answer:
+        """Scores for every text of the call, all under one version."""
+        version = self._catalogue.resolve(call.task_id, call.version, call.request_id)
+        with self._batcher.admitted(len(call.texts)):
+            slot = self._cache.pin_loaded(version)
+            if slot is not None:
+                self._metrics.cache_hits.inc()
+            else:
+                slot = await self._pin(call.task_id, version)
+            try:
+                return await self._score(call, slot)
+            finally:
+                self._cache.unpin(slot)
+
+    async def _pin(self, task_id: str, version: str) -> Slot:
+        self._metrics.cache_misses.inc()
+        try:
+            return await self._cache.pin(task_id, version)
+        except StoreUnavailable:
+            raise
+        except (PromptStoreError, RequestError) as error:
+            # The prompt's fault, not the caller's: what was wrong with it is for the operator.
+            raise PromptUnavailable(f"the task's prompt cannot be loaded here ({error.code})") from error
+
+    async def _score(self, call: Call, slot: Slot) -> Answer:
+        if call.pairs is not None and not slot.takes_pair:
+            raise InvalidRequest("this task takes no text_pair", param="input")
+        began = time.perf_counter()
+        if sum(map(len, call.texts)) + sum(map(len, filter(None, call.pairs or ()))) <= _INLINE_CHARS:
+            rows = _encode(slot, call)
+        else:
+            rows = await asyncio.to_thread(_encode, slot, call)
+        tokenize = time.perf_counter() - began
+        self._metrics.tokenize_time.observe(tokenize)
+        scored = await self._batcher.submit(rows, slot.index, extra_tokens=slot.extra_tokens)
+        return Answer(
+            slot,
+            scored.scores,
+            [row.truncated for row in rows],
+            sum(row.num_prompt_tokens for row in rows),
+            slot.num_virtual_tokens * len(rows),
+            tokenize,
+            scored.queued,
+            scored.forward,
+        )
+
+
+def _encode(slot: Slot, call: Call) -> list[Row]:
+    return slot.encoder.encode(call.texts, call.pairs, max_tokens=call.max_tokens)

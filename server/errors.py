@@ -1,0 +1,302 @@
+"""What can go wrong while serving, and the one place where an exception becomes an answer.
+
+Owns: the tree below and the shape of an error body (RFC 9457 problem+json, plus the `error` member that
+vLLM's clients read). Must not know: routes, the engine, the device. Messages never hold a caller's text, a
+path or another library's message.
+
+    ServerError                  500 internal_error
+    ├── RequestError             400 bad_request
+    │   ├── InvalidJson          400 invalid_json
+    │   ├── InvalidRequest       422 invalid_request
+    │   │   ├── EmptyInput       422 empty_input
+    │   │   └── NotOffered       422 not_offered          a vLLM option that this server does not have
+    │   ├── TextTooLong          413 text_too_long
+    │   ├── TooManyInputs        413 too_many_inputs
+    │   ├── BodyTooLarge         413 body_too_large
+    │   ├── UnsupportedMedia     415 unsupported_media_type
+    │   ├── BodyTimeout          408 body_timeout
+    │   ├── IncompleteBody       400 incomplete_body
+    │   ├── Unauthenticated      401 unauthenticated
+    │   ├── Forbidden            403 forbidden
+    │   ├── PreconditionRequired 428 precondition_required
+    │   └── PromptRefused        422 prompt_refused
+    │       ├── GoldenMismatch   422 golden_mismatch      a golden example comes out with another label
+    │       └── NotFinite        422 not_finite           scores that are not numbers
+    ├── Overloaded               429 overloaded
+    ├── InferenceFailed          500 inference_failed     the forward raised
+    ├── NumericalError           500 numerical_error      a row's scores are not numbers: the prompt's fault
+    └── Unavailable              503 unavailable
+        ├── NotReady             503 not_ready
+        ├── Draining             503 draining
+        ├── RequestTimeout       503 request_timeout
+        └── PromptUnavailable    503 prompt_unavailable   the task's prompt cannot be loaded here
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar, Self
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from prompt_store import PromptStoreError
+
+
+class ServerError(Exception):
+    """The base of the tree: an answer that is not a success."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self, detail: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def closing(self) -> Self:
+        """The same error, closing the connection with its answer."""
+        self.headers["Connection"] = "close"
+        return self
+
+
+class RequestError(ServerError):
+    """The request is at fault."""
+
+    status = 400
+    code = "bad_request"
+
+
+class InvalidJson(RequestError):
+    """The body is no JSON, or JSON with two meanings."""
+
+    code = "invalid_json"
+
+
+class InvalidRequest(RequestError):
+    """Well-formed, but not a request this route takes."""
+
+    status = 422
+    code = "invalid_request"
+
+
+class EmptyInput(InvalidRequest):
+    """There is no text to classify."""
+
+    code = "empty_input"
+
+
+class NotOffered(InvalidRequest):
+    """An option of vLLM's API that this server knows and does not have."""
+
+    code = "not_offered"
+
+
+class TextTooLong(RequestError):
+    """A text above the cap on characters."""
+
+    status = 413
+    code = "text_too_long"
+
+
+class TooManyInputs(RequestError):
+    """More texts than one request may bring."""
+
+    status = 413
+    code = "too_many_inputs"
+
+
+class BodyTooLarge(RequestError):
+    """A body above the cap on bytes."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class UnsupportedMedia(RequestError):
+    """A content type or content encoding that the route does not read."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class BodyTimeout(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "body_timeout"
+
+
+class IncompleteBody(RequestError):
+    """The caller closed before the body was complete."""
+
+    code = "incomplete_body"
+
+
+class Unauthenticated(RequestError):
+    """No key, or none that is known."""
+
+    status = 401
+    code = "unauthenticated"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(RequestError):
+    """The key is known and lacks the scope."""
+
+    status = 403
+    code = "forbidden"
+
+
+class PreconditionRequired(RequestError):
+    """A write that must say what it believes to overwrite."""
+
+    status = 428
+    code = "precondition_required"
+
+
+class PromptRefused(RequestError):
+    """A valid prompt file that must not be served."""
+
+    status = 422
+    code = "prompt_refused"
+
+
+class GoldenMismatch(PromptRefused):
+    """A golden example of the prompt comes out with another label on this server."""
+
+    code = "golden_mismatch"
+
+
+class NotFinite(PromptRefused):
+    """The prompt makes scores that are not numbers."""
+
+    code = "not_finite"
+
+
+class Overloaded(ServerError):
+    """The queue is full."""
+
+    status = 429
+    code = "overloaded"
+
+    def __init__(self, detail: str, *, retry_after: float) -> None:
+        super().__init__(detail, headers={"Retry-After": str(max(1, math.ceil(retry_after)))})
+
+
+class InferenceFailed(ServerError):
+    """The forward of the batch raised."""
+
+    code = "inference_failed"
+
+
+class NumericalError(ServerError):
+    """A row's scores are not numbers."""
+
+    code = "numerical_error"
+
+
+class Unavailable(ServerError):
+    """Not now."""
+
+    status = 503
+    code = "unavailable"
+
+    def __init__(self, detail: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(detail, headers={"Retry-After": str(max(1, math.ceil(retry_after)))})
+
+
+class NotReady(Unavailable):
+    """The model or the store is not up yet."""
+
+    code = "not_ready"
+
+
+class Draining(Unavailable):
+    """The server is about to stop."""
+
+    code = "draining"
+
+
+class RequestTimeout(Unavailable):
+    """The answer was not ready in time."""
+
+    code = "request_timeout"
+
+
+class PromptUnavailable(Unavailable):
+    """The task exists, but its prompt cannot be loaded on this server."""
+
+    code = "prompt_unavailable"
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of any exception: its class says it, or the nearest base that does."""
+    if isinstance(error, ServerError | PromptStoreError):
+        return error.status
+    if isinstance(error, RequestValidationError):
+        return 422
+    return error.status_code if isinstance(error, HTTPException) else 500
+
+
+def problem(error: BaseException, request_id: str) -> tuple[int, dict[str, str], bytes]:
+    """Any exception as status, headers and a problem+json body. One not made for callers says nothing."""
+    status = status_of(error)
+    known = isinstance(error, ServerError | PromptStoreError)
+    code = str(getattr(error, "code", "internal_error")) if known else _http_code(status)
+    title = code.replace("_", " ").capitalize() if known else _phrase(status)
+    detail = str(error) if known else _http_detail(status)
+    headers = {str(k): str(v) for k, v in (getattr(error, "headers", None) or {}).items()}
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        headers.setdefault("Retry-After", str(max(1, math.ceil(retry_after))))
+    body: dict[str, Any] = {
+        "type": f"urn:promptmux:error:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+        "error": {
+            "message": detail,
+            "type": _phrase(status).replace(" ", "") + "Error",
+            "param": getattr(error, "param", None),
+            "code": status,
+        },
+    }
+    current = getattr(error, "current", None)
+    if isinstance(current, int):  # RevisionConflict: what the caller needs for the next try
+        body["current_revision"] = current
+        headers.setdefault("ETag", f'"{current}"')
+    return status, headers, orjson.dumps(body)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+_HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed", 422: "invalid_request"}
+_HTTP_DETAILS = {
+    404: "there is no such route; /docs lists them",
+    405: "the route does not take this method",
+    422: "a path or query parameter has the wrong form",
+    500: "something went wrong on the server; the log has it under this request id",
+}
+
+
+def _http_code(status: int) -> str:
+    return _HTTP_CODES.get(status, "internal_error" if status >= 500 else "bad_request")
+
+
+def _http_detail(status: int) -> str:
+    return _HTTP_DETAILS.get(status, _phrase(status))

@@ -1,0 +1,91 @@
+"""Every metric, declared once, in the registry that the constructor is given.
+
+Owns: names, buckets and labels. Must not know: who counts what. Names start with `promptmux_`, units are base
+units, and no label grows with the number of tasks: `task` exists only for the tasks that the operator lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_TOKENS: Final = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+OTHER_TASK: Final = "_other"
+
+
+class Metrics:
+    """The server's counters, gauges and histograms."""
+
+    def __init__(self, registry: CollectorRegistry, *, tasks: Iterable[str] = ()) -> None:
+        self.registry = registry
+        self._tasks = frozenset(tasks)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"promptmux_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"promptmux_{name}", text, registry=registry)
+
+        def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+            return Histogram(f"promptmux_{name}", text, labels, buckets=tuple(buckets), registry=registry)
+
+        self.http_requests = counter(
+            "http_requests", "HTTP requests answered, by route template and status", "app", "route", "status"
+        )
+        self.http_duration = histogram(
+            "http_request_duration_seconds", "From the headers to the last byte of the answer", _FAST, "route"
+        )
+        self.http_in_flight = gauge("http_in_flight_requests", "HTTP requests being worked on")
+        self.clients_gone = counter("clients_gone", "Callers that closed before their answer was ready")
+        self.task_requests = counter(
+            "task_requests",
+            "Classify requests of the tasks that metrics_tasks lists, others as _other",
+            "task",
+        )
+
+        self.queue_rows = gauge("queue_rows", "Rows accepted and not answered yet")
+        self.queue_tokens = gauge("queue_tokens", "Tokens accepted and not answered yet")
+        self.rejected = counter("rejected_requests", "Requests answered 429", "reason")
+        self.dropped_rows = counter(
+            "dropped_rows", "Rows thrown away in the queue because their caller had gone"
+        )
+        self.queue_wait = histogram("queue_wait_seconds", "From the queue to the device", _FAST)
+        self.tokenize_time = histogram("tokenize_seconds", "Tokenisation of one request", _FAST)
+        self.forward_time = histogram("forward_seconds", "One batch on the device", _FAST)
+        self.batch_rows = histogram("batch_rows", "Rows in a batch", _ROWS)
+        self.batch_tokens = histogram("batch_tokens", "Tokens in a batch, virtual ones included", _TOKENS)
+        self.rows = counter("rows", "Rows answered")
+        self.forward_failures = counter("forward_failures", "Batches whose forward raised")
+        self.numerical_errors = counter("numerical_errors", "Rows whose scores were not finite")
+
+        self.cache_bytes = gauge("prompt_cache_bytes", "Device memory held by prompts")
+        self.cache_slots = gauge("prompt_cache_slots", "Prompts on the device")
+        self.cache_hits = counter("prompt_cache_hits", "Requests that found their prompt on the device")
+        self.cache_misses = counter("prompt_cache_misses", "Requests that waited for their prompt")
+        self.cache_evictions = counter("prompt_cache_evictions", "Prompts taken off the device to make room")
+        self.prompt_loads = counter("prompt_loads", "Prompts copied to the device, by result", "result")
+        self.prompt_load_time = histogram("prompt_load_seconds", "From the store to the device", _FAST)
+
+        self.tasks = gauge("catalogue_tasks", "Tasks served")
+        self.refused_versions = counter(
+            "refused_versions", "Alias moves not followed because the new version cannot be served", "code"
+        )
+        self.sync_failures = counter("store_sync_failures", "Failed attempts to follow the store", "code")
+        self.store_staleness = gauge("store_staleness_seconds", "Since the store was last heard of")
+        self.ready = gauge("ready", "1 while /readyz answers 200")
+
+    def task_label(self, task_id: str) -> str:
+        """The label value for a task: itself where the operator listed it."""
+        return task_id if task_id in self._tasks else OTHER_TASK
+
+    def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
+        """Let `gauge` be read when it is scraped."""
+        gauge.set_function(read)
+
+    def exposition(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,202 @@
+"""Which versions are on the device, and where: the slot table.
+
+Owns: slots, pins, what is evicted (least recently used, by bytes), and one load for many waiters. Must not
+know: where prompts come from, tensors, HTTP, aliases. Changed on the event loop only, so it needs no lock. A
+pinned slot is never evicted: whoever pinned it finishes on the version it started with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from backbone import RowEncoder
+    from prompt_store import Manifest
+
+_RETRY_FAILED_AFTER: Final = (
+    2.0  # seconds: a version that cannot be loaded must not be fetched for every request
+)
+_LOADS_AT_ONCE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load leaves on this side of the device: how to make rows, and what the answer needs."""
+
+    manifest: Manifest
+    encoder: RowEncoder
+    nbytes: int
+    num_virtual_tokens: int
+
+
+class Slot:
+    """A version on the device."""
+
+    __slots__ = (
+        "encoder",
+        "index",
+        "labels_json",
+        "manifest",
+        "nbytes",
+        "num_virtual_tokens",
+        "pins",
+        "takes_pair",
+        "version",
+    )
+
+    def __init__(self, version: str, index: int, loaded: Loaded) -> None:
+        self.version, self.index = version, index
+        self.manifest, self.encoder = loaded.manifest, loaded.encoder
+        self.nbytes, self.num_virtual_tokens = loaded.nbytes, loaded.num_virtual_tokens
+        self.takes_pair = loaded.encoder.takes_pair
+        self.labels_json = orjson.Fragment(orjson.dumps(loaded.manifest.labels))
+        self.pins = 0
+
+    @property
+    def extra_tokens(self) -> int:
+        """What a row costs beyond its own places: the prefix is attended to but takes none."""
+        return self.num_virtual_tokens - self.encoder.virtual_tokens
+
+
+class PromptCache:
+    """Slots by version."""
+
+    def __init__(
+        self,
+        load: Callable[[str, str, int], Awaitable[Loaded]],
+        drop: Callable[[int], Awaitable[None]],
+        *,
+        capacity_bytes: int,
+        metrics: Metrics,
+    ) -> None:
+        """`load(task_id, version, slot)` fetches a version into a slot; `drop(slot)` frees the slot."""
+        self._load, self._drop = load, drop
+        self._capacity = capacity_bytes
+        self._metrics = metrics
+        self._slots: OrderedDict[str, Slot] = OrderedDict()  # least recently used first
+        self._bytes = 0
+        self._indices = itertools.count()
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._wanted: Counter[str] = (
+            Counter()
+        )  # waiters for a load: theirs must not be evicted before they wake
+        self._failed: dict[str, tuple[Exception, float]] = {}
+        self._gate = asyncio.Semaphore(_LOADS_AT_ONCE)
+        self._drops: set[asyncio.Task[None]] = set()
+        metrics.watch(metrics.cache_bytes, lambda: self._bytes)
+        metrics.watch(metrics.cache_slots, lambda: len(self._slots))
+
+    def __contains__(self, version: str) -> bool:
+        return version in self._slots
+
+    def pin_loaded(self, version: str) -> Slot | None:
+        """Pin the version if it is on the device: the hot path, with nothing to await."""
+        slot = self._slots.get(version)
+        if slot is not None:
+            slot.pins += 1
+            self._slots.move_to_end(version)
+        return slot
+
+    async def pin(self, task_id: str, version: str) -> Slot:
+        """Pin the version, loading it if need be. Raises what made the load fail."""
+        while True:
+            slot = self.pin_loaded(version)
+            if slot is not None:
+                return slot
+            failure = self._failed.get(version)
+            if failure is not None and time.monotonic() < failure[1]:
+                raise failure[0].with_traceback(None)
+            self._wanted[version] += 1
+            try:
+                # Shielded: one caller that leaves must not take the load from the others.
+                await asyncio.shield(self._load_once(task_id, version))
+            finally:
+                self._wanted[version] -= 1
+                if not self._wanted[version]:
+                    del self._wanted[version]
+
+    def unpin(self, slot: Slot) -> None:
+        """Let go of a pin."""
+        slot.pins -= 1
+        if self._bytes > self._capacity:
+            self._make_room()
+
+    @asynccontextmanager
+    async def pinned(self, task_id: str, version: str) -> AsyncIterator[Slot]:
+        """The version's slot, pinned for the length of the block."""
+        slot = await self.pin(task_id, version)
+        try:
+            yield slot
+        finally:
+            self.unpin(slot)
+
+    def forget_failure(self, version: str) -> None:
+        """Let the next `pin` try again at once."""
+        self._failed.pop(version, None)
+
+    async def aclose(self) -> None:
+        """End loads that are under way."""
+        for task in [*self._loading.values(), *self._drops]:
+            task.cancel()
+
+    def _load_once(self, task_id: str, version: str) -> asyncio.Task[None]:
+        task = self._loading.get(version)
+        if task is None:
+            task = self._loading[version] = asyncio.create_task(self._fetch(task_id, version))
+            task.add_done_callback(_retrieve)
+        return task
+
+    async def _fetch(self, task_id: str, version: str) -> None:
+        began = time.perf_counter()
+        index = next(self._indices)
+        try:
+            async with self._gate:
+                loaded = await self._load(task_id, version, index)
+        except Exception as error:
+            self._metrics.prompt_loads.labels("failed").inc()
+            if len(self._failed) > 1000:
+                self._failed.clear()
+            self._failed[version] = (error, time.monotonic() + _RETRY_FAILED_AFTER)
+            raise
+        finally:
+            del self._loading[version]
+        self._metrics.prompt_loads.labels("loaded").inc()
+        self._metrics.prompt_load_time.observe(time.perf_counter() - began)
+        self._failed.pop(version, None)
+        self._slots[version] = Slot(version, index, loaded)
+        self._bytes += loaded.nbytes
+        self._make_room(keep=version)
+
+    def _make_room(self, keep: str | None = None) -> None:
+        """Evict until the capacity holds. Pinned slots stay, so it may be passed while they are in use."""
+        if self._bytes <= self._capacity:
+            return
+        for version, slot in list(self._slots.items()):
+            if slot.pins or version == keep or version in self._wanted:
+                continue
+            del self._slots[version]
+            self._bytes -= slot.nbytes
+            self._metrics.cache_evictions.inc()
+            # The device's thread frees it after the batch that is running; nobody can pin it any more.
+            drop = asyncio.ensure_future(self._drop(slot.index))
+            self._drops.add(drop)
+            drop.add_done_callback(self._drops.discard)
+            if self._bytes <= self._capacity:
+                return
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    # A load whose every waiter has gone: its error is counted and kept, asyncio need not complain.
+    if not task.cancelled():
+        task.exception()

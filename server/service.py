@@ -1,0 +1,135 @@
+"""The life of the server behind its apps: start, drain, stop.
+
+Owns: the order in which parts come up and go down, seeding, and what a person sees of it. Must not know:
+sockets, signals, HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from prompt_store import (
+    PromptStore,
+    PromptStoreError,
+    Target,
+    UnknownTask,
+    decode_prompt,
+    version_of,
+)
+from server.boundary import Boundary
+from server.catalogue import CURRENT, Catalogue
+from server.errors import ServerError
+from server.lifecycle import Lifecycle
+from server.prompt_cache import PromptCache
+from server.prompt_loader import PromptLoader
+from server.prompt_sync import PromptSync
+from server.runner import Runner
+
+if TYPE_CHECKING:
+    from backbone import Backbone
+
+_SEEDER: Final = "seed"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts that have a life."""
+
+    load_backbone: Callable[[], Backbone]
+    seed_dir: Path | None
+    store: PromptStore
+    catalogue: Catalogue
+    runner: Runner
+    loader: PromptLoader
+    cache: PromptCache
+    sync: PromptSync
+    lifecycle: Lifecycle
+    boundaries: tuple[Boundary, ...]
+    log: Any = field(default_factory=lambda: structlog.get_logger("promptmux"))
+    _following: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def start(self) -> None:
+        """Load the model, take in the store, warm up; then ready. Raises what keeps it from starting."""
+        began = time.perf_counter()
+        self.log.info("loading_backbone")
+        backbone = await self.runner.start(self.load_backbone)
+        self.log.info(
+            "backbone_loaded",
+            backbone=backbone.name,
+            fingerprint=backbone.fingerprint,
+            device=str(backbone.device),
+            dtype=backbone.dtype_name,
+            seconds=round(time.perf_counter() - began, 2),
+        )
+        self.loader.serve_with(backbone)
+        if self.seed_dir is not None:
+            await self._seed(self.seed_dir)
+        await self.sync.start()  # loads prompts and runs their golden examples, which warms up the model
+        self._following.append(asyncio.create_task(self.sync.follow()))
+        problems = sum(len(task.problems) for task in self.catalogue)
+        self.log.info("store_read", tasks=len(self.catalogue), problems=problems)
+        gc.collect()
+        gc.freeze()  # what is there now stays: later collections need not look at the whole model again
+        self.lifecycle.phase = "ready"
+
+    async def drain(self, patience: float, hurry: asyncio.Event) -> bool:
+        """Take no more work, finish what was accepted; False when time ran out or `hurry` was set before."""
+        self.lifecycle.phase = "draining"
+        deadline = time.monotonic() + patience
+        while any(boundary.in_flight for boundary in self.boundaries):
+            if hurry.is_set() or time.monotonic() >= deadline:
+                unanswered = sum(boundary.in_flight for boundary in self.boundaries)
+                self.log.warning("drain_cut_short", unanswered=unanswered)
+                for boundary in self.boundaries:
+                    boundary.abort()
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def stop(self) -> None:
+        """Let go of everything."""
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
+        await self.cache.aclose()
+        if not await self.runner.stop(patience=5.0):
+            self.log.warning("device_thread_still_busy")
+        await self.store.aclose()
+
+    async def _seed(self, folder: Path) -> None:
+        """Publish the folder's prompts, each as `current` of its task, if the store never had that task."""
+        for path in await asyncio.to_thread(lambda: sorted(folder.glob("*.safetensors"))):
+            try:
+                data = await asyncio.to_thread(path.read_bytes)
+                task_id = (await asyncio.to_thread(decode_prompt, data)).manifest.task_id
+                if not await self._untouched(task_id):
+                    continue
+                await self.loader.try_out(data, task_id)
+                version = version_of(data)
+                await self.store.publish(data, expect_version=version, actor=_SEEDER)
+                await self.store.set_alias(
+                    task_id, CURRENT, [Target(version)], expected_revision=0, actor=_SEEDER
+                )
+            except (PromptStoreError, ServerError, OSError) as error:
+                # A demo task that does not fit this backbone must not keep the server from starting.
+                detail = "unreadable" if isinstance(error, OSError) else str(error)
+                self.log.warning("seed_skipped", file=path.name, detail=detail)
+            else:
+                self.log.info("seeded", task=task_id, version=version)
+
+    async def _untouched(self, task_id: str) -> bool:
+        """Whether nobody ever did anything with the task; a deleted one was touched and stays deleted."""
+        try:
+            events = await self.store.history(task_id)
+        except UnknownTask:
+            return True
+        # Only a seeding that was cut short: the version is there, `current` is not.
+        return all((event.actor, event.action) == (_SEEDER, "publish") for event in events)
