@@ -1,0 +1,18 @@
+"""A small typed client of a running promptmux server: `/classify` and the admin API. Needs httpx alone."""
+
+from client.admin import AdminClient, Alias, TaskInfo, VersionInfo
+from client.classify import Answer, Client, Result
+from client.errors import ApiError, ClientError, UnreachableError
+
+__all__ = [
+    "AdminClient",
+    "Alias",
+    "Answer",
+    "ApiError",
+    "Client",
+    "ClientError",
+    "Result",
+    "TaskInfo",
+    "UnreachableError",
+    "VersionInfo",
+]

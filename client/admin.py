@@ -1,0 +1,126 @@
+"""Owns the client of the admin API: upload, alias, roll back, delete, look. Knows the documented routes
+alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from client.errors import ApiError
+from client.transport import Connection
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Where an alias leads: versions and their weights. `revision` is what the next move of it must name."""
+
+    name: str
+    targets: tuple[tuple[str, int], ...]
+    revision: int
+
+
+@dataclass(frozen=True)
+class VersionInfo:
+    """One stored version; `size` in bytes, `published_at` in seconds since 1970."""
+
+    version: str
+    size: int
+    published_at: float
+    method: str
+    labels: int
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One task: its aliases by name, and its versions, newest first."""
+
+    task_id: str
+    aliases: Mapping[str, Alias]
+    versions: tuple[VersionInfo, ...]
+
+
+class AdminClient(Connection):
+    """Operates a server through its admin port, such as http://127.0.0.1:8001."""
+
+    def tasks(self) -> Iterator[TaskInfo]:
+        """Every task, page by page."""
+        after: str | None = None
+        while True:
+            page = self._send("GET", "/admin/tasks", params={} if after is None else {"after": after}).json()
+            yield from map(_task, page["tasks"])
+            after = page["next"]
+            if after is None:
+                return
+
+    def task(self, task_id: str) -> TaskInfo:
+        """One task. Raises ApiError 404 when there is none."""
+        return _task(self._send("GET", _path(task_id)).json())
+
+    def put_version(self, task_id: str, data: bytes, *, dry_run: bool = False) -> bool:
+        """Upload a prompt file; whether it was new to the server. Idempotent: the path is the file's SHA-256.
+
+        Raises ApiError 415 or 422, naming what was expected and got, for a file that the server cannot serve.
+        """
+        response = self._send(
+            "PUT",
+            _path(task_id, "versions", hashlib.sha256(data).hexdigest()),
+            content=data,
+            headers={"Content-Type": "application/octet-stream"},
+            params={"dry_run": "true"} if dry_run else None,
+        )
+        return bool(response.json()["created"])
+
+    def set_alias(self, task_id: str, alias: str, version: str, *, revision: int) -> None:
+        """Point an alias to a version if it is still at `revision` (0: if there is none yet).
+
+        Raises ApiError 412 when somebody moved it in between.
+        """
+        condition = {"If-Match": f'"{revision}"'} if revision else {"If-None-Match": "*"}
+        self._send("PUT", _path(task_id, "aliases", alias), json={"version": version}, headers=condition)
+
+    def move_alias(self, task_id: str, alias: str, version: str) -> None:
+        """Point an alias to a version, whatever it pointed to when this was called.
+
+        Raises ApiError 412 when two writers move it at the same moment and the other one wins.
+        """
+        try:
+            known = self.task(task_id).aliases.get(alias)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            known = None
+        self.set_alias(task_id, alias, version, revision=known.revision if known else 0)
+
+    def rollback(self, task_id: str, version: str, *, alias: str = "current") -> None:
+        """Point an alias back to a version that the task still has."""
+        self._send("POST", _path(task_id, "rollback"), json={"version": version, "alias": alias})
+
+    def delete_version(self, task_id: str, version: str) -> None:
+        """Delete a version. Raises ApiError 409 while an alias leads to it."""
+        self._send("DELETE", _path(task_id, "versions", version))
+
+
+def _path(task_id: str, *parts: str) -> str:
+    return "/".join(["/admin/tasks", *(quote(part, safe="") for part in (task_id, *parts))])
+
+
+def _task(body: Mapping[str, Any]) -> TaskInfo:
+    return TaskInfo(
+        task_id=body["task_id"],
+        aliases={
+            name: Alias(
+                name,
+                tuple((target["version"], target["weight"]) for target in alias["targets"]),
+                alias["revision"],
+            )
+            for name, alias in body["aliases"].items()
+        },
+        versions=tuple(
+            VersionInfo(item["version"], item["size"], item["published_at"], item["method"], item["labels"])
+            for item in body["versions"]
+        ),
+    )

@@ -1,0 +1,217 @@
+"""Owns the settings of a training run: everything that is needed to repeat it. Knows no torch and reads no
+examples.
+
+A run is described by one TOML file, by flags, or by both (flags win); the two go through the same model,
+which refuses unknown keys. `None` means "the method's own default" and is filled by `trainer.methods.resolve`
+before anything runs, so that a saved config.toml and a prompt file's training record name real values.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer.errors import ConfigError
+
+MethodName = Literal["prompt-tuning", "p-tuning-v2", "head-only", "hard-prompt"]
+Initialisation = Literal["text", "labels", "vocabulary", "random"]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and an unknown key is an error rather than a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the examples are and how their columns are called.
+
+    `train`, `dev` and `test` are each a JSONL, CSV or TSV file, a folder (with `*.pos` and `*.neg`, or with
+    `train.*`/`dev.*`/`test.*`), or `hf:NAME[/config][:split]`. A missing dev or test set is split off the
+    training set, stratified by label.
+    """
+
+    train: str
+    dev: str | None = None
+    test: str | None = None
+    format: Literal["auto", "jsonl", "csv", "tsv", "pos-neg", "splits"] = "auto"
+    text_column: str = "text"
+    text_pair_column: str = "text_pair"
+    label_column: str = "label"
+    labels_column: str = "labels"
+    label_separator: Annotated[str, Field(min_length=1)] = "|"
+    encoding: str | None = None
+    dev_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    test_fraction: Fraction = 0.15
+    split_seed: int = 0
+
+
+class PromptConfig(Section):
+    """Template, soft prompt or prefix, and how they start."""
+
+    template: str | None = None
+    num_virtual_tokens: Annotated[int, Field(ge=1, le=1024)] | None = None
+    init: tuple[Initialisation, ...] | None = None
+    task_text: str = ""
+    pooling: Literal["cls", "mean", "mask", "last", "pooler"] | int | None = None
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    max_length_counts: Literal["row", "text"] = "text"
+    cut: Literal["right", "left"] = "right"
+
+
+class HeadConfig(Section):
+    """What turns the pooled state into label scores."""
+
+    type: Literal["linear", "verbalizer", "label_embeddings"] | None = None
+    words: dict[str, tuple[str, ...]] | None = None
+    aggregate: Literal["mean", "max"] = "mean"
+    descriptions: dict[str, str] | None = None
+    scale: Annotated[float, Field(gt=0.0)] = 20.0
+
+
+class OptimiserConfig(Section):
+    """AdamW (arXiv 1711.05101) with one learning rate per group, linear warm-up and linear decay to zero."""
+
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    prompt_lr: Annotated[float, Field(gt=0.0)] | None = None
+    head_lr: Annotated[float, Field(ge=0.0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup: Fraction = 0.06
+    clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    averaging: Fraction | None = None
+    evaluations: Annotated[int, Field(ge=1)] = 8
+    patience: Annotated[int, Field(ge=1)] = 6
+
+
+class GoldenConfig(Section):
+    """One example that the published prompt must answer with `label`."""
+
+    text: str
+    text_pair: str | None = None
+    label: str
+
+
+class TrainConfig(Section):
+    """One training run. `output` is the run folder; everything else decides what is learned."""
+
+    task_id: str
+    method: MethodName = "prompt-tuning"
+    output: str
+    backbone: str = "minilm"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    labels: tuple[str, ...] | None = None
+    multi_label: bool = False
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    calibrate: bool = False
+    golden: tuple[GoldenConfig, ...] | Literal["train"] = ()
+    data: DataConfig
+    prompt: PromptConfig = PromptConfig()
+    head: HeadConfig = HeadConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: the same seed twice would count one run as two")
+        if isinstance(self.golden, tuple) and len(self.golden) > MAX_GOLDEN:
+            raise ValueError(f"golden: at most {MAX_GOLDEN} examples")
+        if self.head.type == "verbalizer" and self.head.words is None:
+            raise ValueError('head.type = "verbalizer" needs head.words: the words of each label')
+        if self.method == "head-only" and self.head.type not in (None, "linear"):
+            raise ValueError('method = "head-only" trains a linear head: leave head.type out')
+        if self.method == "hard-prompt" and self.head.type == "linear":
+            raise ValueError('method = "hard-prompt" trains nothing, so head.type cannot be "linear"')
+        return self
+
+
+MAX_GOLDEN = 4
+
+
+def load_config(path: Path | None = None, overrides: Mapping[str, object] | None = None) -> TrainConfig:
+    """Read a TOML file and lay `overrides` (dotted keys such as "data.train"; None = not given) over it.
+
+    Relative paths inside the file are relative to the file; paths among the overrides to the working folder.
+    Raises ConfigError with one line that names the key.
+    """
+    values: dict[str, Any] = {} if path is None else _read_toml(path)
+    for dotted, value in (overrides or {}).items():
+        if value is None:
+            continue
+        *sections, key = dotted.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{section}: expected a table")
+        target[key] = value
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_first_line(error, path)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    data = values.get("data")
+    if isinstance(data, dict):
+        for split in ("train", "dev", "test"):
+            if isinstance(data.get(split), str) and not data[split].startswith("hf:"):
+                data[split] = str(path.parent / data[split])
+    if isinstance(values.get("output"), str):
+        values["output"] = str(path.parent / values["output"])
+    return values
+
+
+def _first_line(error: ValidationError, path: Path | None) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown setting"
+    elif first["type"] == "missing":
+        message = "this setting is required"
+    where = f"{path}: " if path is not None else ""
+    return where + (f"{key}: {message}" if key else message)
+
+
+def to_toml(config: TrainConfig) -> str:
+    """Write a configuration that `load_config` reads back to an equal one; settings at None are left out."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    golden = values.pop("golden")
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
+    if isinstance(golden, str):
+        lines.append(f"golden = {_toml(golden)}")
+    for name, table in tables.items():
+        lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in table.items()]
+    for example in golden if isinstance(golden, list) else ():
+        lines += ["", "[[golden]]"] + [f"{key} = {_toml(value)}" for key, value in example.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    raise TypeError(f"no TOML form for {type(value).__name__}")

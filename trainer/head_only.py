@@ -1,0 +1,83 @@
+"""Owns the linear probe: a linear head on frozen features. Knows features and targets; knows no model and no
+file.
+
+Features do not depend on the head, so they are computed once and the head is fitted on them to convergence,
+by L-BFGS on the convex, L2-regularised loss. The strength of the regularisation is chosen on dev. The same
+solution is the reference row of every run's table and the starting head of the prompt methods (linear probing
+then tuning: Kumar et al. 2022, arXiv 2202.10054).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.evaluate import loss, score
+from trainer.scores import Scores, Targets
+
+# Weights of the squared norm beside the mean loss, from hardly any to strong.
+STRENGTHS = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+MAX_ITERATIONS = 300
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """The fitted head, weight [labels, hidden] and bias [labels], with its dev scores."""
+
+    weight: Tensor
+    bias: Tensor
+    strength: float
+    dev: Scores
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Label logits [rows, labels] of features [rows, hidden]."""
+        return features @ self.weight.T + self.bias
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named as in the prompt file."""
+        return {"head.0.weight": self.weight, "head.0.bias": self.bias}
+
+
+def fit(features: Tensor, targets: Targets, strength: float, *, multi_label: bool) -> tuple[Tensor, Tensor]:
+    """Minimise mean loss + strength · |weight|²; weight [labels, hidden], bias [labels] unregularised.
+
+    Features [rows, hidden] and targets [rows, labels].
+    """
+    gold = torch.from_numpy(targets)
+    weight = torch.zeros(gold.shape[1], features.shape[1], requires_grad=True)
+    bias = torch.zeros(gold.shape[1], requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        value = (
+            loss(features @ weight.T + bias, gold, multi_label=multi_label) + strength * weight.square().sum()
+        )
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
+def fit_probe(
+    train: Tensor,
+    train_targets: Targets,
+    dev: Tensor,
+    dev_targets: Targets,
+    labels: Sequence[str],
+    *,
+    multi_label: bool,
+) -> LinearProbe:
+    """Fit one head for each strength and keep the best on dev; of equals, the most regularised."""
+    best: LinearProbe | None = None
+    for strength in reversed(STRENGTHS):
+        weight, bias = fit(train, train_targets, strength, multi_label=multi_label)
+        scores = score(dev @ weight.T + bias, dev_targets, labels, multi_label=multi_label)
+        if best is None or (scores.accuracy, scores.macro_f1) > (best.dev.accuracy, best.dev.macro_f1):
+            best = LinearProbe(weight, bias, strength, scores)
+    assert best is not None, "there is at least one strength"
+    return best

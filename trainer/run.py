@@ -1,0 +1,316 @@
+"""Owns one training run from examples to a run folder: head-only reference, every seed, the prompt files, the
+report.
+
+Knows the order of things and nothing of how each is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from backbone import Backbone, BackboneError, load_backbone
+from prompt_store import Manifest, parse_template, version_of
+from trainer.config import TrainConfig
+from trainer.data import load_examples
+from trainer.errors import ConfigError, RunFolderError, TrainingInterruptedError
+from trainer.evaluate import Encoded, encode, features, score
+from trainer.head_only import LinearProbe, fit_probe
+from trainer.init import Initialiser
+from trainer.interrupt import StopRequest, stop_on_signals
+from trainer.loop import SeedTraining
+from trainer.methods import build_manifest, label_texts, resolve, trains_prompt
+from trainer.progress import TrainingProgress
+from trainer.prompt_file import PromptFile, finish
+from trainer.report import (
+    Point,
+    TableRow,
+    mean_and_spread,
+    plain_text,
+    results_table,
+    write_curves,
+    write_metrics,
+)
+from trainer.run_folder import RunFolder
+from trainer.scores import Scores, majority, one_hot
+from trainer.state import write_atomically
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. `prompt` is the file to publish, `version` its SHA-256; `rows` are the table's."""
+
+    folder: Path
+    prompt: Path
+    version: str
+    best_seed: int | None
+    rows: tuple[TableRow, ...]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The linear probe on frozen features, and how it scores on what the run reports."""
+
+    probe: LinearProbe
+    test: Scores
+
+
+def train(config: TrainConfig, *, console: Console) -> RunResult:
+    """Run a configuration in a new run folder.
+
+    Raises TrainerError: bad settings or data (exit code 2), a folder in use, or TrainingInterruptedError after
+    Ctrl-C or SIGTERM, which leaves a run that `resume` finishes.
+    """
+    return _Run(config, console).go(new=True)
+
+
+def resume(folder: Path, *, console: Console) -> RunResult:
+    """Go on with a run that was interrupted or killed; it ends as it would have ended. Raises as `train`."""
+    config = RunFolder(folder).config()
+    if RunFolder(folder).metrics.exists():
+        raise RunFolderError(f"{folder}: this run is finished; there is nothing to resume")
+    return _Run(config, console).go(new=False)
+
+
+class _Run:
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self._console = console
+        self._began = time.monotonic()
+        self._folder = RunFolder(Path(config.output))
+        self._data = load_examples(config)
+        self._backbone = _load(config)
+        self._config = resolve(config, self._data, self._backbone)
+        self._manifest = build_manifest(self._config, self._data, self._backbone)
+
+    def go(self, *, new: bool) -> RunResult:
+        """Everything, in order."""
+        if new:
+            self._folder.create(_with_absolute_paths(self._config))
+        identity = {"the backbone": self._backbone.fingerprint} | {
+            f"the {name} set": digest for name, digest in self._data.digests().items()
+        }
+        self._folder.claim(identity)
+        self._describe()
+        with stop_on_signals() as stop:
+            reference = self._reference(stop)
+            splits = self._encode(self._manifest)
+            curves: dict[int, tuple[Point, ...]] = {}
+            learned: dict[int | None, Mapping[str, Tensor]] = {}
+            if trains_prompt(self._config.method):
+                learned, curves = self._train_seeds(reference, splits, stop)
+            elif self._config.method == "head-only":
+                learned = {None: reference.probe.tensors()}
+            else:
+                learned = {None: self._untrained()}
+            files = {
+                seed: finish(self._config, self._data, self._backbone, self._manifest, tensors, seed, splits)
+                for seed, tensors in learned.items()
+            }
+            return self._report(reference, files, curves)
+
+    def _describe(self) -> None:
+        sizes = self._data.sizes()
+        self._say(
+            f"{self._config.task_id}: {self._config.method} on {self._backbone.name} "
+            f"({self._backbone.dtype_name}, {self._backbone.device}); {len(self._data.labels)} labels; "
+            + ", ".join(f"{size} {name}" for name, size in sizes.items())
+        )
+        for note in self._data.notes:
+            self._say(f"note: {note}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _encode(self, manifest: Manifest) -> dict[str, Encoded]:
+        encoder, data = self._backbone.row_encoder(manifest), self._data
+        sets = {"train": data.train, "dev": data.dev, "test": data.test}
+        return {name: encode(encoder, examples, data.labels) for name, examples in sets.items()}
+
+    def _reference(self, stop: StopRequest) -> _Reference:
+        """Fit the linear probe on features that are computed once."""
+        manifest = build_manifest(self._config, self._data, self._backbone, method="head-only")
+        splits = self._encode(manifest)
+        names = ("train", "dev", "test")
+        bare = self._backbone.bind(manifest, _zero_head(manifest))
+        states: dict[str, Tensor] = {}
+        for name in names:
+            states[name] = features(self._backbone, bare, splits[name].rows)
+            self._stop_here(stop)
+        labels, multi_label = self._data.labels, self._data.multi_label
+        probe = fit_probe(
+            states["train"],
+            splits["train"].targets,
+            states["dev"],
+            splits["dev"].targets,
+            labels,
+            multi_label=multi_label,
+        )
+        reported = "test" if self._data.test else "dev"
+        test = score(
+            probe.logits(states[reported]), splits[reported].targets, labels, multi_label=multi_label
+        )
+        self._say(f"head only: dev {100 * probe.dev.accuracy:.1f} %")
+        return _Reference(probe, test)
+
+    def _untrained(self) -> dict[str, Tensor]:
+        if self._config.head.type != "label_embeddings":
+            return {}
+        return {
+            "verbalizer.label_embeddings": torch.from_numpy(
+                self._backbone.encode_labels(label_texts(self._config))
+            )
+        }
+
+    def _start(self, seed: int, initialiser: Initialiser, reference: _Reference) -> dict[str, Tensor]:
+        prompt = self._config.prompt
+        start = reference.probe.tensors() if self._config.head.type == "linear" else self._untrained()
+        if self._config.method == "prompt-tuning":
+            template = parse_template(prompt.template or "")
+            return start | {"soft_prompt": initialiser.soft_prompt(template, prompt.init or (), seed)}
+        keys, values = initialiser.prefix(prompt.init or (), prompt.num_virtual_tokens or 1, seed)
+        stack = self._backbone.prefix_stack
+        return start | {f"prefix.{stack}.key": keys, f"prefix.{stack}.value": values}
+
+    def _train_seeds(
+        self, reference: _Reference, splits: Mapping[str, Encoded], stop: StopRequest
+    ) -> tuple[dict[int | None, Mapping[str, Tensor]], dict[int, tuple[Point, ...]]]:
+        config = self._config
+        initialiser = Initialiser(
+            self._backbone,
+            splits["train"].rows,
+            task_text=config.prompt.task_text,
+            label_texts=label_texts(config),
+        )
+        learned: dict[int | None, Mapping[str, Tensor]] = {}
+        curves: dict[int, tuple[Point, ...]] = {}
+        with TrainingProgress(self._console) as progress:
+            for seed in config.seeds:
+                training = SeedTraining(
+                    self._backbone,
+                    self._manifest,
+                    self._start(seed, initialiser, reference),
+                    config.optimiser,
+                    splits["train"],
+                    splits["dev"],
+                    seed=seed,
+                )
+                bar = progress.seed(seed, training.schedule.steps)
+                result = training.run(checkpoint=self._folder.checkpoint(seed), listener=bar, stop=stop)
+                if result is None:
+                    self._stop_here(stop)
+                    raise AssertionError("training ends early only when a signal asked for it")
+                learned[seed], curves[seed] = result.tensors, result.points
+        return learned, curves
+
+    def _stop_here(self, stop: StopRequest) -> None:
+        if stop.signal_number is not None:
+            raise TrainingInterruptedError(
+                f"interrupted; the run is saved. Go on with: {self._folder.resume_command()}",
+                signal_number=stop.signal_number,
+            )
+
+    def _report(
+        self,
+        reference: _Reference,
+        files: Mapping[int | None, PromptFile],
+        curves: Mapping[int, tuple[Point, ...]],
+    ) -> RunResult:
+        config, data, folder = self._config, self._data, self._folder
+        # Of equals on dev the first seed; test scores choose nothing.
+        best = max(files, key=lambda seed: (files[seed].dev.accuracy, files[seed].dev.macro_f1))
+        for seed, file in files.items():
+            if seed is not None:
+                write_atomically(folder.seed_prompt(seed), file.data)
+        write_atomically(folder.prompt, files[best].data)
+        split, reported = ("test", data.test) if data.test else ("dev", data.dev)
+        targets = {
+            name: one_hot([example.labels for example in examples], data.labels)
+            for name, examples in (("train", data.train), ("reported", reported))
+        }
+        floor = majority(targets["train"], targets["reported"], data.labels, multi_label=data.multi_label)
+        rows = [TableRow("majority", (floor,)), TableRow("head only", (reference.test,))]
+        if config.method != "head-only":
+            rows.append(TableRow(config.method, tuple(file.test for file in files.values())))
+        table = results_table(config.task_id, split, rows)
+        write_atomically(folder.root / "table.txt", plain_text(table).encode())
+        if curves:
+            title = f"{config.task_id}: {config.method} on {self._backbone.name}"
+            write_curves(folder.root / "curves.png", title, curves, reference.probe.dev.accuracy)
+        version = version_of(files[best].data)
+        write_metrics(folder.metrics, self._metrics(rows, split, files, curves, reference, best, version))
+        self._console.print(table)
+        for note in files[best].notes:
+            self._say(f"note: {note}")
+        self._say(f"prompt file: {folder.prompt} (version {version[:12]})")
+        return RunResult(folder.root, folder.prompt, version, best, tuple(rows))
+
+    def _metrics(
+        self,
+        rows: list[TableRow],
+        split: str,
+        files: Mapping[int | None, PromptFile],
+        curves: Mapping[int, tuple[Point, ...]],
+        reference: _Reference,
+        best: int | None,
+        version: str,
+    ) -> dict[str, object]:
+        summary = {}
+        for row in rows:
+            accuracy = mean_and_spread([scores.accuracy for scores in row.scores])
+            macro_f1 = mean_and_spread([scores.macro_f1 for scores in row.scores])
+            summary[row.name] = {
+                "accuracy": {"mean": accuracy[0], "spread": accuracy[1]},
+                "macro_f1": {"mean": macro_f1[0], "spread": macro_f1[1]},
+            }
+        return {
+            "task_id": self._config.task_id,
+            "method": self._config.method,
+            "reported_split": split,
+            "summary": summary,
+            "best_seed": best,
+            "version": version,
+            "head_only": {"strength": reference.probe.strength, "dev": reference.probe.dev.as_dict()},
+            "seeds": [
+                {
+                    "seed": seed,
+                    "dev": file.dev.as_dict(),
+                    split: file.test.as_dict(),
+                    "curve": [asdict(point) for point in curves.get(seed, ())] if seed is not None else [],
+                    "version": version_of(file.data),
+                }
+                for seed, file in files.items()
+            ],
+            "data": {"sizes": self._data.sizes(), "digests": self._data.digests(), "notes": self._data.notes},
+            "seconds": round(time.monotonic() - self._began, 1),
+        }
+
+
+def _load(config: TrainConfig) -> Backbone:
+    try:
+        return load_backbone(config.backbone, device=config.device, dtype=config.dtype)
+    except BackboneError as error:
+        raise ConfigError(f"backbone: {error}") from None
+
+
+def _zero_head(manifest: Manifest) -> dict[str, Tensor]:
+    """Any head will do where only features are read."""
+    labels, hidden = len(manifest.labels), manifest.backbone.hidden_size
+    return {"head.0.weight": torch.zeros(labels, hidden), "head.0.bias": torch.zeros(labels)}
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The run folder's config.toml must mean the same from every working folder."""
+    paths = {
+        name: str(Path(path).resolve())
+        for name in ("train", "dev", "test")
+        if (path := getattr(config.data, name)) is not None and not path.startswith("hf:")
+    }
+    return config.model_copy(
+        update={"data": config.data.model_copy(update=paths), "output": str(Path(config.output).resolve())}
+    )

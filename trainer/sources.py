@@ -1,0 +1,278 @@
+"""Owns the reading of example files: bytes in any supported layout → raw examples and their places.
+
+Knows nothing of label sets, splits or prompts. Every error is one line that names the file, the line and the
+remedy.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import DataError
+
+TABLE_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+POLARITY = (("negative", ".neg"), ("positive", ".pos"))
+POLARITY_ENCODING = "cp1252"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How the fields of an example are called in its file. `labels` is the multi-label column."""
+
+    text: str = "text"
+    text_pair: str = "text_pair"
+    label: str = "label"
+    labels: str = "labels"
+    label_separator: str = "|"
+    multi_label: bool = False
+    pairs: bool | None = None  # True: the pair column is required; False: it is not read; None: read if there
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text (or pair) with its labels: exactly one, unless the task is multi-label. `place` is for
+    messages.
+    """
+
+    text: str
+    text_pair: str | None
+    labels: tuple[str, ...]
+    place: str = ""
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """What makes two examples the same input."""
+        return self.text, self.text_pair
+
+
+def read_examples(
+    source: str, columns: Columns, *, format: str = "auto", encoding: str | None = None
+) -> tuple[Example, ...]:
+    """Read one source (file, `*.pos`/`*.neg` folder, or `hf:…`). Raises DataError; never returns an empty
+    tuple.
+    """
+    if source.startswith("hf:"):
+        examples = tuple(_from_hub(source, columns))
+    else:
+        path = Path(source)
+        kind = _format_of(path, format)
+        if kind == "pos-neg":
+            examples = tuple(_from_polarity(path, encoding or POLARITY_ENCODING))
+        else:
+            examples = tuple(_from_table(path, kind, encoding or "utf-8-sig", columns))
+    if not examples:
+        raise DataError(f"{source}: no examples in it; expected one per line")
+    return examples
+
+
+def split_files(source: str, format: str) -> dict[str, str] | None:
+    """The train/dev/test files of a folder that has them; None when `source` is one set of examples."""
+    path = Path(source)
+    if source.startswith("hf:") or not path.is_dir() or format not in ("auto", "splits"):
+        return None
+    if format == "auto" and all(_polarity_files(path).values()):
+        return None
+    found: dict[str, str] = {}
+    for name in ("train", "dev", "test"):
+        for suffix in TABLE_SUFFIXES:
+            if (file := path / (name + suffix)).is_file():
+                found.setdefault(name, str(file))
+    if "train" not in found:
+        raise DataError(
+            f"{source}: a folder needs train.jsonl (or .csv, .tsv), or one *.pos and one *.neg file"
+        )
+    return found
+
+
+def _format_of(path: Path, format: str) -> str:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return "pos-neg"
+    if format in ("jsonl", "csv", "tsv"):
+        return format
+    kind = TABLE_SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise DataError(f"{path}: cannot tell its format from its name; set data.format to jsonl, csv or tsv")
+    return kind
+
+
+def _decode(path: Path, encoding: str) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    try:
+        return data.decode(encoding)
+    except LookupError:
+        raise DataError(f"data.encoding: {encoding!r} is no encoding that Python knows") from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.removesuffix('-sig')}; "
+            "save the file as UTF-8 or name its encoding with data.encoding (for instance cp1252)"
+        ) from None
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    # Not str.splitlines: that also splits at U+0085, U+2028 and others, which are ordinary characters of a
+    # text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
+def _from_table(path: Path, kind: str, encoding: str, columns: Columns) -> Iterator[Example]:
+    text = _decode(path, encoding)
+    records = _json_records(path, text) if kind == "jsonl" else _csv_records(path, text, kind)
+    for place, record in records:
+        yield _example(record, place, columns)
+
+
+def _json_records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in _lines(text):
+        place = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            raise DataError(f"{place}: not JSON ({reason}); expected one object per line") from None
+        if not isinstance(record, dict):
+            raise DataError(f'{place}: expected a JSON object such as {{"text": …, "label": …}}')
+        yield place, record
+
+
+def _csv_records(path: Path, text: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    # TSV files by convention do not quote: a lone " in a sentence must not swallow the lines after it.
+    reader = (
+        csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+        if kind == "tsv"
+        else csv.reader(io.StringIO(text, newline=""), strict=True)
+    )
+    header: list[str] | None = None
+    line = 1
+    try:
+        for fields in reader:
+            place, line = f"{path}, line {line}", reader.line_num + 1
+            if not any(field.strip() for field in fields):
+                continue
+            if header is None:
+                header = [field.strip() for field in fields]
+                continue
+            if len(fields) != len(header):
+                raise DataError(
+                    f"{place}: {len(fields)} fields, but the header has {len(header)}; "
+                    + ("remove the extra tab" if kind == "tsv" else 'put texts that hold a comma in "quotes"')
+                )
+            yield place, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {line}: not {kind.upper()} ({error})") from None
+
+
+def _example(record: Mapping[str, Any], place: str, columns: Columns) -> Example:
+    text = _text(record, columns.text, "data.text_column", place)
+    pair = None
+    if columns.pairs or (columns.pairs is None and record.get(columns.text_pair) not in (None, "")):
+        pair = _text(record, columns.text_pair, "data.text_pair_column", place)
+    if not columns.multi_label:
+        value = _field(record, columns.label, "data.label_column", place)
+        return Example(text, pair, (_label(value, place),), place)
+    value = _field(record, columns.labels, "data.labels_column", place)
+    if isinstance(value, str):
+        value = [part for part in (piece.strip() for piece in value.split(columns.label_separator)) if part]
+    if not isinstance(value, list):
+        raise DataError(f"{place}: {columns.labels!r} must be a list of labels (a multi-label task)")
+    return Example(text, pair, tuple(dict.fromkeys(_label(item, place) for item in value)), place)
+
+
+def _field(record: Mapping[str, Any], name: str, setting: str, place: str) -> Any:
+    if name not in record:
+        there = ", ".join(sorted(str(key) for key in record)) or "none"
+        raise DataError(f"{place}: no column {name!r} (columns here: {there}); rename it or set {setting}")
+    return record[name]
+
+
+def _text(record: Mapping[str, Any], name: str, setting: str, place: str) -> str:
+    value = _field(record, name, setting, place)
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {name!r} must be a text, not {type(value).__name__}")
+    if not value.strip():
+        raise DataError(f"{place}: {name!r} is empty; fill it in or delete the line")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{place}: {name!r} holds half a surrogate pair, which is no text; delete the line")
+    return value
+
+
+def _label(value: object, place: str) -> str:
+    if isinstance(value, bool | int):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{place}: a label must be a non-empty text or a whole number")
+    return value.strip()
+
+
+def _polarity_files(folder: Path) -> dict[str, list[Path]]:
+    return {suffix: sorted(folder.glob(f"*{suffix}")) for _, suffix in POLARITY}
+
+
+def _from_polarity(folder: Path, encoding: str) -> Iterator[Example]:
+    files = _polarity_files(folder)
+    for label, suffix in POLARITY:
+        if len(files[suffix]) != 1:
+            raise DataError(
+                f"{folder}: expected exactly one *{suffix} file, found {len(files[suffix])}; "
+                "name a file of examples, or a folder in the rt-polarity.pos/rt-polarity.neg layout"
+            )
+        for number, line in _lines(_decode(files[suffix][0], encoding)):
+            yield Example(line.strip(" "), None, (label,), f"{files[suffix][0]}, line {number}")
+
+
+def _from_hub(source: str, columns: Columns) -> Iterator[Example]:
+    body, _, split = source.removeprefix("hf:").partition(":")
+    split = split or "train"
+    try:
+        import datasets  # slow to import, and an extra: only for those who name a hub data set
+    except ImportError:
+        raise DataError(f"{source}: needs the 'datasets' package: pip install 'promptmux[trainer]'") from None
+    table: Any = None
+    reason = ""
+    for name, config in _hub_names(body):
+        try:
+            table = datasets.load_dataset(name, config, split=split)
+            break
+        except (
+            Exception
+        ) as error:  # the library raises a dozen unrelated types for "not there" and "no network"
+            reason = (
+                reason
+                or f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            )
+    if table is None:
+        raise DataError(
+            f"{source}: could not be loaded ({reason[:160]}); "
+            "check its name and the network, or name a local file"
+        )
+    names = {key: feature.int2str for key, feature in table.features.items() if hasattr(feature, "int2str")}
+    rows: Iterable[Mapping[str, Any]] = table
+    for number, row in enumerate(rows, start=1):
+        record = {
+            key: names[key](value) if key in names and value is not None else value
+            for key, value in row.items()
+        }
+        yield _example(record, f"{source}, row {number}", columns)
+
+
+def _hub_names(body: str) -> list[tuple[str, str | None]]:
+    # "a/b" is either owner/name or name/config; the hub's own form comes first. "a/b/c" is owner/name/config.
+    parts = body.split("/")
+    if len(parts) == 1:
+        return [(body, None)]
+    if len(parts) == 2:
+        return [(body, None), (parts[0], parts[1])]
+    return [("/".join(parts[:2]), "/".join(parts[2:]))]
