@@ -211,8 +211,8 @@ class Catalogue:
 
     @contextmanager
     def _transaction(self, begin: Literal["BEGIN", "BEGIN IMMEDIATE"]) -> Iterator[None]:
-        self._db.execute(begin)
         try:
+            self._db.execute(begin)
             yield
             self._db.execute("COMMIT")
         except BaseException:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from prompt_store.blobs import BlobFolder
 from prompt_store.catalogue import Catalogue
+from prompt_store.errors import PromptStoreError
 from prompt_store.unavailable import as_unavailable, primary_code
 
 T = TypeVar("T")
@@ -41,9 +42,11 @@ class CatalogueThread:
         with as_unavailable():
             try:
                 return job(self._open())
-            except sqlite3.Error as error:
+            except PromptStoreError:
+                raise
+            except BaseException as error:
                 # After anything but a busy lock the connection's state is in doubt: the next job opens anew.
-                if primary_code(error) != sqlite3.SQLITE_BUSY:
+                if not isinstance(error, sqlite3.Error) or primary_code(error) != sqlite3.SQLITE_BUSY:
                     self._close()
                 raise
 

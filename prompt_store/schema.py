@@ -17,43 +17,43 @@ SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x70_6D_75_78  # "pmux": tells our file from another program's
 BUSY_SECONDS: Final = 5.0
 
-_SCHEMA: Final = """
-CREATE TABLE store (epoch TEXT NOT NULL, revision INTEGER NOT NULL);
-CREATE TABLE tasks (
-    task_id TEXT PRIMARY KEY,
-    deleted INTEGER NOT NULL,           -- 1: a tombstone
-    revision INTEGER NOT NULL           -- of the last change
-) WITHOUT ROWID;
-CREATE INDEX tasks_listed ON tasks (task_id) WHERE NOT deleted;
-CREATE INDEX tasks_changed ON tasks (revision);
-CREATE TABLE versions (
-    task_id TEXT NOT NULL,
-    version TEXT NOT NULL,
-    revision INTEGER NOT NULL,          -- of its publish; orders them
-    size INTEGER NOT NULL,
-    published_at REAL NOT NULL,
-    method TEXT NOT NULL,
-    labels INTEGER NOT NULL,
-    PRIMARY KEY (task_id, version)
-) WITHOUT ROWID;
-CREATE INDEX versions_by_digest ON versions (version);
-CREATE TABLE aliases (
-    task_id TEXT NOT NULL,
-    name TEXT NOT NULL,
-    targets TEXT NOT NULL,              -- JSON [[version, weight], …]
-    revision INTEGER NOT NULL,          -- the store's, so never used again
-    PRIMARY KEY (task_id, name)
-) WITHOUT ROWID;
-CREATE TABLE events (
-    task_id TEXT NOT NULL,
-    revision INTEGER NOT NULL,
-    at REAL NOT NULL,
-    actor TEXT NOT NULL,
-    action TEXT NOT NULL,
-    detail TEXT NOT NULL,               -- JSON object
-    PRIMARY KEY (task_id, revision)
-) WITHOUT ROWID;
-"""
+_SCHEMA: Final = (
+    "CREATE TABLE store (epoch TEXT NOT NULL, revision INTEGER NOT NULL)",
+    """CREATE TABLE tasks (
+        task_id TEXT PRIMARY KEY,
+        deleted INTEGER NOT NULL,           -- 1: a tombstone
+        revision INTEGER NOT NULL           -- of the last change
+    ) WITHOUT ROWID""",
+    "CREATE INDEX tasks_listed ON tasks (task_id) WHERE NOT deleted",
+    "CREATE INDEX tasks_changed ON tasks (revision)",
+    """CREATE TABLE versions (
+        task_id TEXT NOT NULL,
+        version TEXT NOT NULL,
+        revision INTEGER NOT NULL,          -- of its publish; orders them
+        size INTEGER NOT NULL,
+        published_at REAL NOT NULL,
+        method TEXT NOT NULL,
+        labels INTEGER NOT NULL,
+        PRIMARY KEY (task_id, version)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX versions_by_digest ON versions (version)",
+    """CREATE TABLE aliases (
+        task_id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        targets TEXT NOT NULL,              -- JSON [[version, weight], …]
+        revision INTEGER NOT NULL,          -- the store's, so never used again
+        PRIMARY KEY (task_id, name)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE events (
+        task_id TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        at REAL NOT NULL,
+        actor TEXT NOT NULL,
+        action TEXT NOT NULL,
+        detail TEXT NOT NULL,               -- JSON object
+        PRIMARY KEY (task_id, revision)
+    ) WITHOUT ROWID""",
+)
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -109,7 +109,7 @@ def _create_tables(database: sqlite3.Connection) -> None:
     database.execute("BEGIN IMMEDIATE")
     try:
         if not _check(database):  # another process may have been first
-            for statement in _SCHEMA.split(";\n"):
+            for statement in _SCHEMA:
                 database.execute(statement)
             database.execute("INSERT INTO store VALUES (?, 0)", (secrets.token_hex(8),))
             database.execute(f"PRAGMA application_id = {APPLICATION_ID}")

@@ -92,8 +92,13 @@ BACKENDS: Mapping[str, Callable[[Path], Backend]] = {"file": file_backend}
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return BACKENDS[request.param](tmp_path / "a store")
+def make_backend(request: pytest.FixtureRequest) -> Callable[[Path], Backend]:
+    return BACKENDS[request.param]
+
+
+@pytest.fixture
+def backend(make_backend: Callable[[Path], Backend], tmp_path: Path) -> Backend:
+    return make_backend(tmp_path / "a store")
 
 
 @pytest.fixture
