@@ -70,12 +70,15 @@ def packed_attention(
 
     Raises:
         UnsupportedBackbone: the model passes something that would change scores and is not known here.
+
     """
     batch: PackedBatch | None = kwargs.pop(KEYWORD, None)
     unknown = sorted(name for name, v in kwargs.items() if name not in _HARMLESS and v is not None)
     if batch is None or unknown or attention_mask is not None:
         what = ", ".join(unknown) or ("a mask" if batch is not None else "no packed batch")
-        raise UnsupportedBackbone(f"{type(module).__name__} hands its attention {what}: packed rows cannot honour it")
+        raise UnsupportedBackbone(
+            f"{type(module).__name__} hands its attention {what}: packed rows cannot honour it"
+        )
     if dropout:
         raise UnsupportedBackbone("the backbone is frozen: attention dropout must be 0")
     layer = batch.next_layer(module)

@@ -33,6 +33,7 @@ def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
 
     Raises:
         BackboneError: a file is missing or is no safetensors file.
+
     """
     config, weights, tokenizer = _files(folder)
     files = [config, *weights, tokenizer]
@@ -80,7 +81,9 @@ def _tensor_digests(file: Path) -> dict[str, bytes]:
     with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = 8 + int.from_bytes(data[:8], "little")
         if start > len(data):
-            raise BackboneError(f"{file} is torn: its header claims {start - 8} bytes, the file has {len(data)}")
+            raise BackboneError(
+                f"{file} is torn: its header claims {start - 8} bytes, the file has {len(data)}"
+            )
         try:
             header = json.loads(data[8:start])
         except ValueError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,9 @@ def score_rows(
         if isinstance(head, LinearHeadWeights):
             logits: Sequence[Tensor] = _linear(states, [_as_linear(heads[m]) for m in members])
         elif isinstance(head, VerbalizerWords):
-            assert lm_head is not None, "bind() refuses verbalizers on a backbone without a language-model head"
+            assert lm_head is not None, (
+                "bind() refuses verbalizers on a backbone without a language-model head"
+            )
             logits = _verbalizer(states.to(dtype), head, lm_head).unbind()
         else:
             logits = (head.scale * F.normalize(states, dim=-1) @ head.vectors.T).unbind()
@@ -159,9 +161,10 @@ def _verbalizer(states: Tensor, words: VerbalizerWords, lm_head: LanguageModelHe
     logits = transformed @ lm_head.weight[words.word_ids].float().T
     if lm_head.bias is not None:
         logits = logits + lm_head.bias[words.word_ids].float()
-    parts = logits.split(list(words.sizes), dim=-1)
-    reduce = torch.amax if words.aggregate == "max" else torch.mean
-    return torch.stack([reduce(part, dim=-1) for part in parts], dim=-1)
+    parts = torch.split(logits, list(words.sizes), dim=-1)
+    if words.aggregate == "max":
+        return torch.stack([part.amax(dim=-1) for part in parts], dim=-1)
+    return torch.stack([part.mean(dim=-1) for part in parts], dim=-1)
 
 
 def _index(rows: Sequence[int] | Sequence[Sequence[int]], like: Tensor) -> Tensor:
@@ -169,7 +172,7 @@ def _index(rows: Sequence[int] | Sequence[Sequence[int]], like: Tensor) -> Tenso
     return index if like.device.type == "cpu" else index.pin_memory().to(like.device, non_blocking=True)
 
 
-def split_lm_head(model: nn.Module, base: nn.Module) -> LanguageModelHead | None:
+def split_lm_head(model: Any, base: Any) -> LanguageModelHead | None:
     """Take a stock model's language-model head apart, or None if it has none.
 
     The output embedding is the last Linear. What stands between the base model and it (BERT's `transform`, RoBERTa's
@@ -179,7 +182,7 @@ def split_lm_head(model: nn.Module, base: nn.Module) -> LanguageModelHead | None
     if not isinstance(output, nn.Linear) or model is base:
         return None
     weight, bias = output.weight.detach(), None if output.bias is None else output.bias.detach()
-    steps: list[nn.Module] = []
+    steps: list[Any] = []
     for child in model.children():
         if child is output or any(module is base for module in child.modules()):
             continue

@@ -46,6 +46,7 @@ def load_backbone(
     Raises:
         BackboneError: not found, not readable, or not the published weights.
         UnsupportedBackbone: the family cannot run packed rows.
+
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -69,7 +70,9 @@ def load_backbone(
         raise BackboneError(f"the backbone in {folder} cannot be loaded: {error}") from error
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
-        raise BackboneError(f"the backbone in {folder} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all)")
+        raise BackboneError(
+            f"the backbone in {folder} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all)"
+        )
     backbone = Backbone(model.to(chosen), tokenizer, name=name, fingerprint=identity, device=chosen)
     if config.model_type not in TESTED_FAMILIES:
         check_packing(backbone)
@@ -79,7 +82,9 @@ def load_backbone(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from drawing its own progress bar and report."""
-    from transformers.utils import logging
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -97,6 +102,7 @@ def choose_device(device: str) -> torch.device:
 
     Raises:
         BackboneError: no such device.
+
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -114,6 +120,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
     Raises:
         BackboneError: no such dtype.
+
     """
     if dtype == "auto":
         native = device.type == "cuda" or _cpu_has_bf16()
@@ -159,7 +166,9 @@ def _built_in() -> Path:
     with weights.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if digest != _BUILT_IN_WEIGHTS:
-        raise BackboneError(f"{weights} is not the published model: its SHA-256 is {digest}, not {_BUILT_IN_WEIGHTS}")
+        raise BackboneError(
+            f"{weights} is not the published model: its SHA-256 is {digest}, not {_BUILT_IN_WEIGHTS}"
+        )
     return folder
 
 

@@ -46,7 +46,9 @@ class Backbone:
     Made by `load_backbone`. `forward` is a pure function of its arguments; call it from one thread at a time.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str, fingerprint: str, device: torch.device) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str, fingerprint: str, device: torch.device
+    ) -> None:
         """`model` is a stock transformers model with its checkpoint's language-model head, if that has one."""
         attention.register()
         self.name, self.fingerprint, self.device = name, fingerprint, device
@@ -102,6 +104,7 @@ class Backbone:
 
         Raises:
             IncompatiblePrompt: the template does not fit this backbone (no room for text, no mask token).
+
         """
         return RowEncoder(
             manifest, self.tokenizer, max_positions=self.max_positions, is_causal=self.is_causal
@@ -113,6 +116,7 @@ class Backbone:
         Raises:
             IncompatiblePrompt: other fingerprint or shapes, or parts this backbone has no place for.
             InvalidPrompt: values that are not finite in the serving dtype.
+
         """
         check_backbone(prompt.manifest, self.shape)
         check_finite_in(prompt, self.dtype_name)
@@ -127,13 +131,17 @@ class Backbone:
 
         Raises:
             IncompatiblePrompt: a part of the prompt has no place in this backbone.
+
         """
         if isinstance(manifest.head, VerbalizerHead) and not self.has_lm_head:
             raise IncompatiblePrompt(
                 f"a verbalizer needs a language-model head, which {self.name} does not have: use a label_embeddings "
                 "head or a linear head"
             )
-        if isinstance(manifest.head, LinearHead) and manifest.head.layers[0].in_features != self.shape.hidden_size:
+        if (
+            isinstance(manifest.head, LinearHead)
+            and manifest.head.layers[0].in_features != self.shape.hidden_size
+        ):
             raise IncompatiblePrompt(
                 f"the head takes {manifest.head.layers[0].in_features} features, this backbone has "
                 f"{self.shape.hidden_size}"
@@ -195,7 +203,7 @@ class Backbone:
 
     def token_embedding(self, ids: Sequence[int]) -> Tensor:
         """Input embeddings [n, embedding_width] of vocabulary ids, float32: what soft prompts start from."""
-        return self._embedding(torch.tensor(list(ids), device=self.device)).float()
+        return F.embedding(torch.tensor(list(ids), device=self.device), self._embedding.weight).float()
 
     @property
     def layers_read(self) -> int:

@@ -64,7 +64,9 @@ class Group:
         if causal or window is not None:
             # A padded query repeats its row's last token and sees what that token sees: a query that saw nothing
             # would be NaN, and its gradient would reach its row's keys.
-            place = np.minimum(np.arange(self.queries.shape[1])[None, :, None], self.lengths[:, None, None] - 1)
+            place = np.minimum(
+                np.arange(self.queries.shape[1])[None, :, None], self.lengths[:, None, None] - 1
+            )
             distance = place - (columns - prefix)
             near = distance >= 0 if causal else np.ones_like(distance, dtype=bool)
             if window is not None:
@@ -131,13 +133,27 @@ def pack(
 
     num_prefix = max((span.start + span.length for span in prefixes), default=0)
     groups, unpad = _group(lengths, starts, prefixes, num_prefix, device)
-    arrays = (np.where(virtual, 0, ids), positions, segments, virtual_at, virtual_from, pool_at, pool_row, pool_count)
-    moved = _to_device([*arrays, unpad], device)
-    return PackedRows(*moved[:-1], groups=groups, unpad=moved[-1], num_rows=len(rows))
+    names = {
+        "token_ids": np.where(virtual, 0, ids),
+        "positions": positions,
+        "segments": segments,
+        "virtual_at": virtual_at,
+        "virtual_from": virtual_from,
+        "pool_at": pool_at,
+        "pool_row": pool_row,
+        "pool_count": pool_count,
+        "unpad": unpad,
+    }
+    moved = dict(zip(names, _to_device(list(names.values()), device), strict=True))
+    return PackedRows(**moved, groups=groups, num_rows=len(rows))
 
 
 def _group(
-    lengths: np.ndarray, starts: np.ndarray, prefixes: Sequence[PrefixSpan], num_prefix: int, device: torch.device
+    lengths: np.ndarray,
+    starts: np.ndarray,
+    prefixes: Sequence[PrefixSpan],
+    num_prefix: int,
+    device: torch.device,
 ) -> tuple[tuple[Group, ...], np.ndarray]:
     prefix_start = np.array([span.start for span in prefixes], dtype=np.int64)
     prefix_length = np.array([span.length for span in prefixes], dtype=np.int64)
@@ -173,6 +189,10 @@ def _to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tenso
     """Copy index arrays to the device in one transfer: one synchronisation, not one for each map."""
     if device.type == "cpu":
         return [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
-    flat = torch.from_numpy(np.concatenate([a.ravel() for a in arrays])).pin_memory().to(device, non_blocking=True)
-    parts = flat.split([a.size for a in arrays])
+    flat = (
+        torch.from_numpy(np.concatenate([a.ravel() for a in arrays]))
+        .pin_memory()
+        .to(device, non_blocking=True)
+    )
+    parts = torch.split(flat, [a.size for a in arrays])
     return [part.view(a.shape) for part, a in zip(parts, arrays, strict=True)]

@@ -68,6 +68,7 @@ def bind(
 
     Raises:
         IncompatiblePrompt: the prompt has parts that this backbone has no place for.
+
     """
     stacks = {name.split(".")[1] for name in tensors if name.startswith("prefix.")}
     if stacks - {prefix_stack}:
@@ -103,10 +104,10 @@ def bind(
         head = LabelEmbeddings(F.normalize(vectors, dim=-1), manifest.head.scale)
     calibration = None
     if manifest.calibration is not None:
-        bias = manifest.calibration.bias
+        shift = manifest.calibration.bias
         calibration = (
             manifest.calibration.temperature,
-            None if bias is None else torch.tensor(bias, dtype=torch.float32, device=device),
+            None if shift is None else torch.tensor(shift, dtype=torch.float32, device=device),
         )
     return DevicePrompt(
         soft_prompt=soft,

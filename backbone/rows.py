@@ -71,14 +71,16 @@ class RowEncoder:
         self.virtual_tokens = template.num_soft
         self.takes_pair = template.has_pair
         self._single = _compile(template, tokenizer, pair=False, is_causal=is_causal)
-        self._pair = _compile(template, tokenizer, pair=True, is_causal=is_causal) if template.has_pair else ()
+        self._pair = (
+            _compile(template, tokenizer, pair=True, is_causal=is_causal) if template.has_pair else ()
+        )
         fixed = max(sum(len(p.ids) for p in pieces) for pieces in (self._single, self._pair))
         # The model's own limit: virtual tokens at the front take places of their own, text starts at position_offset.
         lead = _leading_virtual(self._single)
         self._limit = max_positions - manifest.position_offset + lead
         if fixed >= self._limit or lead > max_positions:
             raise IncompatiblePrompt(
-                f"the template and soft prompt take {fixed} of the backbone's {self._limit} places and leave none for text"
+                f"template and soft prompt take {fixed} of the backbone's {self._limit} places: none is left"
             )
         if self._counts == "row" and fixed >= self._max_tokens:
             raise IncompatiblePrompt(
@@ -86,7 +88,11 @@ class RowEncoder:
             )
 
     def encode(
-        self, texts: Sequence[str], pairs: Sequence[str | None] | None = None, *, max_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str | None] | None = None,
+        *,
+        max_tokens: int | None = None,
     ) -> list[Row]:
         """One row for each text (and its pair, where the template has a place for one).
 
@@ -96,7 +102,9 @@ class RowEncoder:
         second: list[str | None] = list(pairs) if pairs is not None else [None] * len(texts)
         layouts = [self._pair if self.takes_pair and b is not None else self._single for b in second]
         written = [self._written("text", layout, a) for layout, a in zip(layouts, texts, strict=True)]
-        paired = [b for layout, b in zip(layouts, second, strict=True) if b is not None and layout is self._pair]
+        paired = [
+            b for layout, b in zip(layouts, second, strict=True) if b is not None and layout is self._pair
+        ]
         written += [self._written("pair", self._pair, b) for b in paired]
         ids = self._tokenizer.encode(written)
         rest = iter(ids[len(texts) :])
@@ -109,7 +117,9 @@ class RowEncoder:
         continues = next(piece.continues for piece in pieces if piece.slot == slot)
         return self._tokenizer.lead(text) if continues else text
 
-    def _row(self, pieces: tuple[_Piece, ...], text: list[int], pair: list[int], max_tokens: int | None) -> Row:
+    def _row(
+        self, pieces: tuple[_Piece, ...], text: list[int], pair: list[int], max_tokens: int | None
+    ) -> Row:
         fixed = sum(len(piece.ids) for piece in pieces)
         room = self._limit - fixed
         room = min(room, self._max_tokens - (fixed if self._counts == "row" else 0))
@@ -131,17 +141,23 @@ class RowEncoder:
                     spans.append((len(ids), len(ids) + len(content)))
                 ids.extend(content)
             else:
-                if (piece.is_mask and self._pooling == "mask") or (piece.is_cls and self._pooling in ("cls", "pooler")):
+                if (piece.is_mask and self._pooling == "mask") or (
+                    piece.is_cls and self._pooling in ("cls", "pooler")
+                ):
                     spans.append((len(ids), len(ids) + 1))
                 ids.extend(piece.ids)
         real = sum(1 for i in ids if i >= 0)
-        if not real:  # a text without any token, on a backbone without special tokens: something must be there
+        if (
+            not real
+        ):  # a text without any token, on a backbone without special tokens: something must be there
             ids.append(self._tokenizer.filler_id)
             real = 1
         lead = next(at for at, i in enumerate(ids) if i >= 0)
         if isinstance(self._pooling, int):
             spans = [(min(self._pooling, len(ids) - 1), min(self._pooling, len(ids) - 1) + 1)]
-        elif not spans and self._pooling == "mean":  # no text token to average: the row's own special tokens stand in
+        elif (
+            not spans and self._pooling == "mean"
+        ):  # no text token to average: the row's own special tokens stand in
             spans = [(lead, len(ids))]
         elif not spans:  # "last", and "mask" on a causal model: the token that the next one follows
             spans = [(len(ids) - 1, len(ids))]
@@ -172,7 +188,9 @@ def _leading_virtual(pieces: Sequence[_Piece]) -> int:
     return count
 
 
-def _compile(template: Template, tokenizer: TextTokenizer, *, pair: bool, is_causal: bool) -> tuple[_Piece, ...]:
+def _compile(
+    template: Template, tokenizer: TextTokenizer, *, pair: bool, is_causal: bool
+) -> tuple[_Piece, ...]:
     """The template's parts as pieces, with special tokens placed by the tokenizer's rule.
 
     Leading soft slots come before the first special token unless the template has `{start}`. White space next to a
@@ -187,7 +205,6 @@ def _compile(template: Template, tokenizer: TextTokenizer, *, pair: bool, is_cau
     opened = any(isinstance(part, StartSlot) for part in parts)
     joint, virtual = False, 0  # joint: a space at the start of the next piece means something
     for at, part in enumerate(parts):
-        following = parts[at + 1] if at + 1 < len(parts) else None
         if isinstance(part, SoftSlot):
             if part.count is None:
                 raise IncompatiblePrompt(f"the template's {part} is not resolved to a number of soft tokens")
@@ -216,8 +233,7 @@ def _compile(template: Template, tokenizer: TextTokenizer, *, pair: bool, is_cau
             joint = True
         else:
             continues = joint and (spaced or part.text[:1].isspace())
-            words = part.text.strip() if following is not None else part.text.strip()
-            pieces.append(_Piece(tuple(tokenizer.encode_one(words, continues=continues))))
+            pieces.append(_Piece(tuple(tokenizer.encode_one(part.text.strip(), continues=continues))))
             joint = True
     pieces.extend(_Piece((i,)) for i in suffix)
     return tuple(pieces)
@@ -231,7 +247,9 @@ def _mask(tokenizer: TextTokenizer, *, is_causal: bool, is_last: bool) -> list[_
     if tokenizer.mask_id is not None and not is_causal:
         return [_Piece((tokenizer.mask_id,), is_mask=True)]
     if not is_last:
-        raise IncompatiblePrompt("this backbone predicts the next token: {mask} must be the last part of the template")
+        raise IncompatiblePrompt(
+            "this backbone predicts the next token: {mask} must be the last part of the template"
+        )
     return []
 
 

@@ -23,6 +23,7 @@ def check_packing(backbone: Backbone) -> None:
 
     Raises:
         UnsupportedBackbone: with the reason.
+
     """
     shape = backbone.shape
     tensors = {"verbalizer.label_embeddings": torch.zeros(2, shape.hidden_size)}
@@ -38,14 +39,18 @@ def check_packing(backbone: Backbone) -> None:
     family = type(backbone).__name__
     try:
         mixed = backbone.features(rows, [bare, prefixed, bare])
-        alone = torch.cat([backbone.features([r], [p]) for r, p in zip(rows, (bare, prefixed, bare), strict=True)])
+        alone = torch.cat(
+            [backbone.features([r], [p]) for r, p in zip(rows, (bare, prefixed, bare), strict=True)]
+        )
         plain = backbone.features([rows[1]], [bare])
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UnsupportedBackbone(f"{backbone.name} cannot run packed rows: {error}") from error
     tolerance = 1e-3 if backbone.dtype is torch.float32 else 5e-2
     scale = alone.abs().max().clamp(min=1e-6)
     if not torch.isfinite(alone).all() or ((mixed - alone).abs().max() / scale) > tolerance:
-        raise UnsupportedBackbone(f"{backbone.name}: rows packed together influence each other in this {family}")
+        raise UnsupportedBackbone(
+            f"{backbone.name}: rows packed together influence each other in this {family}"
+        )
     if torch.allclose(plain, alone[1:2], atol=1e-6):
         raise UnsupportedBackbone(f"{backbone.name}: this family ignores prefixes")
 

@@ -44,7 +44,12 @@ class TextTokenizer:
         self._core = core
         self.mask_id: int | None = pretrained.mask_token_id
         self.filler_id: int = next(
-            (i for i in (pretrained.eos_token_id, pretrained.sep_token_id, pretrained.unk_token_id) if i is not None), 0
+            (
+                i
+                for i in (pretrained.eos_token_id, pretrained.sep_token_id, pretrained.unk_token_id)
+                if i is not None
+            ),
+            0,
         )
         self.special_ids = frozenset(pretrained.all_special_ids)
         self.vocab_size: int = core.get_vocab_size()
@@ -53,7 +58,9 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens, uncut."""
-        return [encoding.ids for encoding in self._core.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            encoding.ids for encoding in self._core.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     def encode_one(self, text: str, *, continues: bool = False) -> list[int]:
         """Token ids of one piece; `continues` says that a space stands between it and what comes before."""
@@ -72,7 +79,8 @@ class TextTokenizer:
 def _probe_layout(pretrained: Any) -> SpecialLayout:
     """Find the rule by using it, since every tokenizer class writes it down differently."""
     first, second = (
-        pretrained(word, add_special_tokens=False, return_token_type_ids=False)["input_ids"] for word in ("a", "b")
+        pretrained(word, add_special_tokens=False, return_token_type_ids=False)["input_ids"]
+        for word in ("a", "b")
     )
     single = pretrained("a")["input_ids"]
     pair = pretrained("a", "b", return_token_type_ids=True)
@@ -94,4 +102,6 @@ def _find(ids: Sequence[int], piece: Sequence[int], start: int = 0) -> int:
     for at in itertools.takewhile(lambda at: at + len(piece) <= len(ids), itertools.count(start)):
         if list(ids[at : at + len(piece)]) == list(piece):
             return at
-    raise BackboneError("the tokenizer changes a text when it adds special tokens; such tokenizers are not supported")
+    raise BackboneError(
+        "the tokenizer changes a text when it adds special tokens; such tokenizers are not supported"
+    )

@@ -18,10 +18,54 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from backbone import Backbone, load_backbone
 
-WORDS = (
-    "a the this that it was is not very film book food good bad great terrible fine dull warm cold who where when how "
-    "many people city order late money back please thanks never always maybe red green blue one two three . , ? !"
-).split()
+WORDS = [
+    "a",
+    "the",
+    "this",
+    "that",
+    "it",
+    "was",
+    "is",
+    "not",
+    "very",
+    "film",
+    "book",
+    "food",
+    "good",
+    "bad",
+    "great",
+    "terrible",
+    "fine",
+    "dull",
+    "warm",
+    "cold",
+    "who",
+    "where",
+    "when",
+    "how",
+    "many",
+    "people",
+    "city",
+    "order",
+    "late",
+    "money",
+    "back",
+    "please",
+    "thanks",
+    "never",
+    "always",
+    "maybe",
+    "red",
+    "green",
+    "blue",
+    "one",
+    "two",
+    "three",
+    ".",
+    ",",
+    "?",
+    "!",
+]
 HIDDEN, HEADS, LAYERS, POSITIONS = 24, 4, 3, 96
 
 
@@ -45,18 +89,34 @@ FAMILIES: dict[str, Family] = {
     for f in (
         Family("bert", "BertForMaskedLM", _BASE),
         Family("roberta", "RobertaForMaskedLM", {**_BASE, "max_position_embeddings": POSITIONS + 2}, "bytes"),
-        Family("xlm-roberta", "XLMRobertaForMaskedLM", {**_BASE, "max_position_embeddings": POSITIONS + 2}, "bytes"),
+        Family(
+            "xlm-roberta",
+            "XLMRobertaForMaskedLM",
+            {**_BASE, "max_position_embeddings": POSITIONS + 2},
+            "bytes",
+        ),
         Family("electra", "ElectraForMaskedLM", {**_BASE, "embedding_size": 16}),
         Family("albert", "AlbertForMaskedLM", {**_BASE, "embedding_size": 16, "num_hidden_groups": 1}),
         Family(
             "modernbert",
             "ModernBertForMaskedLM",
-            {**_BASE, "local_attention": 8, "global_attn_every_n_layers": 3, "initializer_cutoff_factor": 3.0},
+            {
+                **_BASE,
+                "local_attention": 8,
+                "global_attn_every_n_layers": 3,
+                "initializer_cutoff_factor": 3.0,
+            },
         ),
         Family(
             "gpt2",
             "GPT2LMHeadModel",
-            {"n_embd": HIDDEN, "n_head": HEADS, "n_layer": LAYERS, "n_positions": POSITIONS, "initializer_range": 0.25},
+            {
+                "n_embd": HIDDEN,
+                "n_head": HEADS,
+                "n_layer": LAYERS,
+                "n_positions": POSITIONS,
+                "initializer_range": 0.25,
+            },
             "bytes",
         ),
         Family("llama", "LlamaForCausalLM", _GQA, "bytes"),
@@ -70,11 +130,16 @@ FAMILIES: dict[str, Family] = {
             "opt",
             "OPTForCausalLM",
             {
-                "hidden_size": HIDDEN, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS, "ffn_dim": 40,
-                "max_position_embeddings": POSITIONS, "word_embed_proj_dim": 16, "init_std": 0.25,
+                "hidden_size": HIDDEN,
+                "num_attention_heads": HEADS,
+                "num_hidden_layers": LAYERS,
+                "ffn_dim": 40,
+                "max_position_embeddings": POSITIONS,
+                "word_embed_proj_dim": 16,
+                "init_std": 0.25,
             },
             "bytes",
-        ),  # fmt: skip
+        ),
     )
 }
 CAUSAL = ("gpt2", "llama", "qwen3", "opt")
@@ -83,7 +148,16 @@ CAUSAL = ("gpt2", "llama", "qwen3", "opt")
 def wordpiece() -> hf.PreTrainedTokenizerFast:
     """A WordPiece tokenizer over a few words and all letters, with BERT's special tokens."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789'\"-:;()"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{c}" for c in letters)]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *WORDS,
+        *letters,
+        *(f"##{c}" for c in letters),
+    ]
     ids = {token: at for at, token in enumerate(dict.fromkeys(vocabulary))}
     core = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -124,7 +198,12 @@ def byte_level(*, around: bool) -> hf.PreTrainedTokenizerFast:
         core.post_processor = processors.ByteLevel(trim_offsets=False)
     extra = {"mask_token": "<mask>"} if around else {}
     return hf.PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>", **extra
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        **extra,
     )
 
 

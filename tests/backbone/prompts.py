@@ -22,12 +22,17 @@ def manifest(backbone: Backbone, *, soft: int = 0, labels: int = 2, **changes: A
         "pooling": "last" if backbone.is_causal else "mean",
         "position_offset": soft,
         "max_length": {"tokens": backbone.max_positions},
-        "head": {"type": "linear", "layers": ({"in_features": backbone.shape.hidden_size, "out_features": labels},)},
+        "head": {
+            "type": "linear",
+            "layers": ({"in_features": backbone.shape.hidden_size, "out_features": labels},),
+        },
     }
     return Manifest.model_validate({**fields, **changes})
 
 
-def tensors(backbone: Backbone, *, soft: int = 0, prefix: int = 0, labels: int = 2, seed: int = 0) -> dict[str, Tensor]:
+def tensors(
+    backbone: Backbone, *, soft: int = 0, prefix: int = 0, labels: int = 2, seed: int = 0
+) -> dict[str, Tensor]:
     """Tensors of a prompt with a one-layer head, large enough that two seeds differ by more than 0.1."""
     generator = torch.Generator().manual_seed(seed)
 

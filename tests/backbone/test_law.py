@@ -27,7 +27,10 @@ EXAMPLES = 210  # for each of the ten families: over 2,000 mixed batches in all
 # The stated bounds (docs/decisions): float32 as DESIGN has it; bfloat16 relative to the batch's largest logit.
 FP32 = {"atol": 1e-5, "rtol": 1e-4}
 BF16_BOUND = 0.06
-TEXTS = ("", *(" ".join(WORDS[(3 * n + i) % len(WORDS)] for i in range(n)) for n in (1, 2, 3, 5, 8, 13, 21, 34)))
+TEXTS = (
+    "",
+    *(" ".join(WORDS[(3 * n + i) % len(WORDS)] for i in range(n)) for n in (1, 2, 3, 5, 8, 13, 21, 34)),
+)
 MAXIMAL = " ".join(WORDS[i % len(WORDS)] for i in range(200))  # cut to the model's last place
 KINDS = ((0, 0), (3, 0), (7, 0), (0, 2), (0, 6), (4, 5))  # (soft tokens, prefix tokens)
 
@@ -51,7 +54,9 @@ def tasks(family: str, dtype: str = "float32") -> list[Task]:
     for at, (soft, prefix) in enumerate(KINDS + KINDS):
         labels = 2 + at % 4
         own = manifest(bone, soft=soft, labels=labels)
-        made.append(Task(own, bone.bind(own, tensors(bone, soft=soft, prefix=prefix, labels=labels, seed=at))))
+        made.append(
+            Task(own, bone.bind(own, tensors(bone, soft=soft, prefix=prefix, labels=labels, seed=at)))
+        )
     return made
 
 
@@ -62,7 +67,9 @@ def poisoned(family: str, dtype: str = "float32") -> list[Task]:
     made = []
     for soft, prefix, value in ((3, 0, float("nan")), (0, 4, float("nan")), (2, 2, float("inf"))):
         own = manifest(bone, soft=soft)
-        broken = {name: torch.full_like(t, value) for name, t in tensors(bone, soft=soft, prefix=prefix).items()}
+        broken = {
+            name: torch.full_like(t, value) for name, t in tensors(bone, soft=soft, prefix=prefix).items()
+        }
         made.append(Task(own, bone.bind(own, broken)))
     return made
 
@@ -74,7 +81,9 @@ def alone(family: str, dtype: str, task: int, text: str) -> torch.Tensor:
     return bone.forward([own.row(bone, text)], [own.prompt])[0]
 
 
-def check(family: str, picks: list[tuple[int, str]], poison: list[tuple[int, str]] = (), dtype: str = "float32") -> None:
+def check(
+    family: str, picks: list[tuple[int, str]], poison: list[tuple[int, str]] = (), dtype: str = "float32"
+) -> None:
     """Assert that every picked (task, text) scores in the batch as it does alone."""
     bone = tiny(family, dtype)
     members = [tasks(family, dtype)[t] for t, _ in picks] + [poisoned(family, dtype)[t] for t, _ in poison]
@@ -98,7 +107,9 @@ def mixes() -> st.SearchStrategy[list[int]]:
     """Task choices: identical, distinct, uniform and Zipf."""
     count = len(KINDS) * 2
     identical = st.builds(lambda t, n: [t] * n, st.integers(0, count - 1), st.integers(1, 12))
-    distinct = st.permutations(range(count)).flatmap(lambda p: st.integers(1, count).map(lambda n: list(p[:n])))
+    distinct = st.permutations(range(count)).flatmap(
+        lambda p: st.integers(1, count).map(lambda n: list(p[:n]))
+    )
     uniform = st.lists(st.integers(0, count - 1), min_size=1, max_size=24)
     zipf = st.integers(0, 2**32 - 1).map(
         lambda seed: list(np.minimum(np.random.default_rng(seed).zipf(1.5, 16) - 1, count - 1))
@@ -113,7 +124,9 @@ batches = mixes().flatmap(
 )
 poison = st.lists(st.tuples(st.integers(0, 2), st.sampled_from((*TEXTS, MAXIMAL))), max_size=3)
 _settings = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
@@ -139,7 +152,10 @@ def test_mixed_equals_alone_in_bfloat16(family: str) -> None:
 
 # --- teeth ----------------------------------------------------------------------------------------------------------
 
-EVERYTHING = [(task, TEXTS[(task * 5 + 3) % len(TEXTS)]) for task in range(len(KINDS) * 2)] + [(0, TEXTS[8]), (4, TEXTS[8])]
+EVERYTHING = [(task, TEXTS[(task * 5 + 3) % len(TEXTS)]) for task in range(len(KINDS) * 2)] + [
+    (0, TEXTS[8]),
+    (4, TEXTS[8]),
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -169,7 +185,9 @@ def _shifted_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 def _swapped_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     real = backbone.model.pack
 
-    def swapped(rows: object, soft: object, prefixes: list[object], *rest: object, **kwargs: object) -> object:
+    def swapped(
+        rows: object, soft: object, prefixes: list[object], *rest: object, **kwargs: object
+    ) -> object:
         at, other = (i for i, p in enumerate(prefixes) if p.length == 6)  # type: ignore[attr-defined]
         changed = list(prefixes)
         changed[at], changed[other] = changed[other], changed[at]
@@ -211,7 +229,9 @@ def _no_padding_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     "mistake", [_shifted_spans, _swapped_slots, _swapped_soft_prompts, _dropped_prefix, _no_padding_mask]
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_teeth(family: str, mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teeth(
+    family: str, mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     picks = [pick for pick in EVERYTHING if pick[0] != 4 or pick[1] == TEXTS[8]]
     check(family, picks)  # also fills the cache of rows alone, before the mistake is made
     mistake(monkeypatch)

@@ -13,7 +13,12 @@ from torch import Tensor
 from tests.backbone.families import CAUSAL, FAMILIES, HEADS, HIDDEN, LAYERS, checkpoint, tiny
 from tests.backbone.prompts import manifest, tensors
 
-TEXTS = ("the film was not very good", "a great warm book", "who", "where is the order ? thanks , please never late")
+TEXTS = (
+    "the film was not very good",
+    "a great warm book",
+    "who",
+    "where is the order ? thanks , please never late",
+)
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 PEFT_FAMILIES = ("bert", "roberta", "gpt2", "llama")
 VIRTUAL = 5
@@ -48,7 +53,9 @@ def test_pairs_equal_the_stock_model(family: str) -> None:
     stock = hf.AutoModel.from_pretrained(checkpoint(family)).eval()
     tokenizer = hf.AutoTokenizer.from_pretrained(checkpoint(family))
     own = manifest(bone, template="{text} {text_pair}", pooling="cls")
-    got = bone.features(bone.row_encoder(own).encode(TEXTS[:2], TEXTS[2:]), [bone.bind(own, tensors(bone))] * 2)
+    got = bone.features(
+        bone.row_encoder(own).encode(TEXTS[:2], TEXTS[2:]), [bone.bind(own, tensors(bone))] * 2
+    )
     for text, pair, features in zip(TEXTS[:2], TEXTS[2:], got, strict=True):
         with torch.no_grad():
             encoded = tokenizer(text, pair, return_tensors="pt", return_token_type_ids=family != "modernbert")
@@ -69,7 +76,9 @@ def test_verbalizer_equals_the_stock_language_model_head(family: str) -> None:
     space = FAMILIES[family].tokens == "bytes"
     ids = [tokenizer.convert_tokens_to_ids([("Ġ" if space else "") + w for w in group]) for group in words]
     for text, logits in zip(TEXTS, got, strict=True):
-        written = f"{text} it was" + ("" if family in CAUSAL else f"{'' if space else ' '}{tokenizer.mask_token} .")
+        written = f"{text} it was" + (
+            "" if family in CAUSAL else f"{'' if space else ' '}{tokenizer.mask_token} ."
+        )
         encoded = tokenizer(written, return_tensors="pt")
         at = -1 if family in CAUSAL else encoded.input_ids[0].tolist().index(tokenizer.mask_token_id)
         with torch.no_grad():
@@ -97,7 +106,12 @@ def _head_of(family: str, model: Any) -> tuple[list[dict[str, Any]], dict[str, T
     else:
         layers, activations = [model.score], [None]
     described = [
-        {"in_features": x.in_features, "out_features": x.out_features, "bias": x.bias is not None, "activation": a}
+        {
+            "in_features": x.in_features,
+            "out_features": x.out_features,
+            "bias": x.bias is not None,
+            "activation": a,
+        }
         for x, a in zip(layers, activations, strict=True)
     ]
     return described, _head_tensors(layers)

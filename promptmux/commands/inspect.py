@@ -1,0 +1,56 @@
+"""`promptmux inspect`: what is in a prompt file. Needs no backbone and no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="A prompt file (*.safetensors).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Check a prompt file and show its manifest and tensors."""
+    from prompt_store import decode_prompt, version_of
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="FILE") from None
+    prompt = decode_prompt(data)
+    if as_json:
+        print(prompt.manifest.canonical_json().decode())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console, manifest = Console(), prompt.manifest
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    shown = ", ".join(manifest.labels[:12]) + (
+        f", … ({len(manifest.labels)})" if len(manifest.labels) > 12 else ""
+    )
+    for name, value in (
+        ("task", manifest.task_id),
+        ("version", version_of(data)),
+        ("method", manifest.method),
+        ("labels", shown + (" (multi-label)" if manifest.multi_label else "")),
+        ("template", manifest.template),
+        ("pooling", str(manifest.pooling)),
+        ("head", manifest.head.type),
+        ("max length", f"{manifest.max_length.tokens} tokens ({manifest.max_length.counts})"),
+        ("backbone", f"{manifest.backbone.name} {manifest.backbone.fingerprint[:12]}"),
+        ("virtual tokens", str(prompt.num_virtual_tokens)),
+        ("bytes", f"{len(data):,}"),
+        ("golden examples", str(len(manifest.golden))),
+        ("training", json.dumps(manifest.training, ensure_ascii=False)),
+    ):
+        table.add_row(name, Text(value))
+    for name, array in sorted(prompt.tensors.items()):
+        table.add_row(name, Text(f"{array.dtype} {list(array.shape)}"))
+    console.print(table)

@@ -1,0 +1,26 @@
+"""Options that several subcommands share, spelled and explained once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+Store = Annotated[
+    str | None, typer.Option("--store", help="A prompt store: a folder or file:// URL.", metavar="URL")
+]
+AdminServer = Annotated[
+    str,
+    typer.Option(
+        "--server", help="A running server's admin address.", envvar="PROMPTMUX_ADMIN_URL", metavar="URL"
+    ),
+]
+AdminKey = Annotated[
+    str | None,
+    typer.Option(
+        "--key", help="An API key with the scope admin.", envvar="PROMPTMUX_ADMIN_KEY", show_envvar=True
+    ),
+]
+DEFAULT_ADMIN = "http://127.0.0.1:8001"

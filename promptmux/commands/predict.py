@@ -1,0 +1,139 @@
+"""`promptmux predict`: try a prompt on one's own sentences, from a file, a store or a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from promptmux.commands.options import DEFAULT_SERVER, Store
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    label: str
+    score: float
+    above: tuple[str, ...] | None  # multi-label: the labels above their thresholds
+
+
+def run(
+    prompt: Annotated[str, typer.Argument(help="A prompt file, or the id of a task.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Sentences; lines of standard input if none.")
+    ] = None,
+    pair: Annotated[
+        list[str] | None, typer.Option("--pair", help="The second text of each sentence, in the same order.")
+    ] = None,
+    store: Store = None,
+    server: Annotated[
+        str, typer.Option(help="A running server, for a task id without --store.", envvar="PROMPTMUX_URL")
+    ] = DEFAULT_SERVER,
+    version: Annotated[str, typer.Option(help="The alias or version to ask.")] = "current",
+    backbone: Annotated[str, typer.Option(help="minilm, a folder or a Hugging Face id.")] = "minilm",
+    key: Annotated[
+        str | None, typer.Option(help="An API key with the scope infer.", envvar="PROMPTMUX_KEY")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Label sentences."""
+    sentences = list(texts) if texts else [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not sentences:
+        raise typer.BadParameter(
+            "give sentences as arguments, or one a line on standard input", param_hint="TEXTS"
+        )
+    if pair is not None and len(pair) != len(sentences):
+        raise typer.BadParameter(f"{len(sentences)} sentences, but {len(pair)} pairs", param_hint="--pair")
+    is_file = Path(prompt).is_file()
+    if not is_file and prompt.endswith(".safetensors"):
+        raise typer.BadParameter(f"no file {prompt}", param_hint="PROMPT")
+    if is_file or store is not None:
+        data = Path(prompt).read_bytes() if is_file else asyncio.run(_fetch(str(store), prompt, version))
+        results = _locally(data, backbone, sentences, pair)
+    else:
+        results = _remotely(server, key, prompt, None if version == "current" else version, sentences, pair)
+    _show(sentences, results, as_json=as_json)
+
+
+async def _fetch(url: str, task: str, version: str) -> bytes:
+    from prompt_store import UnknownAlias, open_store
+
+    opened = open_store(url)
+    try:
+        record = await opened.task(task)
+        if any(v.version == version for v in record.versions):
+            return await opened.get(task, version)
+        if version not in record.aliases:
+            raise UnknownAlias(f"task {task} has no alias or version {version}")
+        return await opened.get(task, record.aliases[version].targets[0].version)
+    finally:
+        await opened.aclose()
+
+
+def _locally(data: bytes, name: str, texts: list[str], pairs: list[str] | None) -> list[_Prediction]:
+    from backbone import load_backbone
+    from prompt_store import decode_prompt
+
+    prompt = decode_prompt(data)
+    manifest = prompt.manifest
+    frozen = load_backbone(name)
+    loaded, encoder = frozen.load_prompt(prompt), frozen.row_encoder(manifest)
+    thresholds = manifest.thresholds or (0.5,) * len(manifest.labels)
+    results = []
+    for begin in range(0, len(texts), _BATCH):
+        rows = encoder.encode(texts[begin : begin + _BATCH], pairs[begin : begin + _BATCH] if pairs else None)
+        for probabilities in frozen.score(rows, [loaded] * len(rows)):
+            best = max(range(len(probabilities)), key=probabilities.__getitem__)
+            above = tuple(
+                label
+                for label, p, least in zip(manifest.labels, probabilities, thresholds, strict=True)
+                if p >= least
+            )
+            results.append(
+                _Prediction(
+                    manifest.labels[best], probabilities[best], above if manifest.multi_label else None
+                )
+            )
+    return results
+
+
+def _remotely(
+    url: str, key: str | None, task: str, version: str | None, texts: list[str], pairs: list[str] | None
+) -> list[_Prediction]:
+    from client import Client
+
+    results: list[_Prediction] = []
+    with Client(url, key=key) as client:
+        for begin in range(0, len(texts), _BATCH):
+            part = texts[begin : begin + _BATCH]
+            asked = part if pairs is None else list(zip(part, pairs[begin : begin + _BATCH], strict=True))
+            answer = client.classify(task, asked, version=version)  # type: ignore[arg-type]
+            results += [_Prediction(r.label, r.score, r.labels) for r in answer.results]
+    return results
+
+
+def _show(texts: list[str], results: list[_Prediction], *, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if as_json:
+        for text, r in zip(texts, results, strict=True):
+            body = {"text": text, "label": r.label, "score": round(r.score, 6)}
+            print(json.dumps(body if r.above is None else {**body, "labels": r.above}, ensure_ascii=False))
+        return
+    table = Table(box=None, header_style="bold")
+    table.add_column("label")
+    table.add_column("score", justify="right")
+    table.add_column("text", overflow="fold")
+    for text, r in zip(texts, results, strict=True):
+        shown = r.label if r.above is None else ", ".join(r.above) or "none"
+        # As Text: brackets in somebody's sentence are no markup.
+        table.add_row(Text(shown), f"{r.score:.3f}", Text(text))
+    Console().print(table)

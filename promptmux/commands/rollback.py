@@ -1,0 +1,52 @@
+"""`promptmux rollback`: point a task's alias back to a version that it still has."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+
+
+def run(
+    task: Annotated[str, typer.Argument(help="The task's id.")],
+    version: Annotated[
+        str, typer.Argument(help="The version to serve: its SHA-256, or the first digits of it.")
+    ],
+    store: Store = None,
+    server: AdminServer = DEFAULT_ADMIN,
+    alias: Annotated[str, typer.Option(help="The alias to move.")] = "current",
+    key: AdminKey = None,
+) -> None:
+    """Serve an earlier version again."""
+    if store is not None:
+        full = asyncio.run(_in_store(store, task, version, alias))
+    else:
+        from client import AdminClient
+
+        with AdminClient(server, key=key) as admin:
+            full = _find(version, [v.version for v in admin.task(task).versions])
+            admin.rollback(task, full, alias=alias)
+    print(f"{task}: {alias} leads to {full}")
+
+
+async def _in_store(url: str, task: str, version: str, alias: str) -> str:
+    from prompt_store import Target, open_store
+
+    store = open_store(url)
+    try:
+        full = _find(version, [v.version for v in (await store.task(task)).versions])
+        await store.set_alias(task, alias, [Target(full)], expected_revision=None, actor="rollback")
+        return full
+    finally:
+        await store.aclose()
+
+
+def _find(prefix: str, versions: list[str]) -> str:
+    matching = [v for v in versions if v.startswith(prefix)]
+    if len(matching) != 1:
+        found = "no version" if not matching else f"{len(matching)} versions"
+        raise typer.BadParameter(f"{found} of this task begin with {prefix}", param_hint="VERSION")
+    return matching[0]
