@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from prompt_store import (
     PromptStore,
     encode_prompt,
     open_store,
+    version_of,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +110,21 @@ async def store(backend: Backend) -> AsyncIterator[PromptStore]:
 
 
 @pytest.fixture(scope="session")
+def whole() -> Callable[[PromptStore], Awaitable[dict[str, list[str]]]]:
+    """Every version of every task, newest first, having seen that each is intact."""
+
+    async def whole(store: PromptStore) -> dict[str, list[str]]:
+        state = {}
+        for task in (await store.list()).tasks:
+            state[task.task_id] = [record.version for record in task.versions]
+            for version in state[task.task_id]:
+                assert version_of(await store.get(task.task_id, version)) == version
+        return state
+
+    return whole
+
+
+@pytest.fixture(scope="session")
 def start_worker() -> Callable[..., subprocess.Popen[str]]:
     """Start `worker.py` with these arguments: a process of its own beside this one."""
 
@@ -122,3 +138,9 @@ def start_worker() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a FileStore may be made; its parent is not there either."""
+    return tmp_path / "a" / "store"

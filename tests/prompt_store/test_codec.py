@@ -196,6 +196,25 @@ def test_encode_refuses_what_decode_would(build: Any, change: Tensors) -> None:
         encode_prompt(build.manifest(), build.tensors() | change)
 
 
+@pytest.mark.parametrize(("one", "other"), [("encoder.key", "encoder.value"), ("encoder.key", "cross.value")])
+def test_all_prefixes_have_one_length(build: Any, one: str, other: str) -> None:
+    prefixes = {
+        f"prefix.{stack}.{part}": np.zeros((2, 5, 2, 4), np.float32)
+        for stack in {one.split(".")[0], other.split(".")[0]}
+        for part in ("key", "value")
+    }
+    encode_prompt(build.manifest(), build.tensors() | prefixes)
+    prefixes[f"prefix.{other}"] = np.zeros((2, 4, 2, 4), np.float32)
+    with pytest.raises(InvalidPrompt, match=r"expected one length, got \[4, 5\]"):
+        encode_prompt(build.manifest(), build.tensors() | prefixes)
+
+
+def test_a_prefix_of_no_length_is_refused(build: Any) -> None:
+    empty = {f"prefix.encoder.{part}": np.zeros((2, 0, 2, 4), np.float32) for part in ("key", "value")}
+    with pytest.raises(InvalidPrompt, match=r"expected shape \[2, 'P', 2, 4\], got \[2, 0, 2, 4\]"):
+        encode_prompt(build.manifest(), build.tensors() | empty)
+
+
 def test_encode_refuses_a_header_above_the_cap(build: Any) -> None:
     with pytest.raises(InvalidPrompt, match="header: expected at most 1048576 bytes, got a claim of"):
         encode_prompt(build.manifest(training={"notes": "a" * 2**20}), build.tensors())

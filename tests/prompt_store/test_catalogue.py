@@ -1,0 +1,79 @@
+"""How the catalogue asks SQLite: few queries, by index, durably."""
+
+import re
+from pathlib import Path
+
+from prompt_store import (
+    Revision,
+    Target,
+)
+from prompt_store.catalogue import HISTORY_KEPT, Catalogue
+from prompt_store.store import VersionRecord
+
+
+def make_catalogue(folder: Path) -> Catalogue:
+    folder.mkdir(parents=True)
+    return Catalogue(folder / "catalogue.sqlite3")
+
+
+def record(version: str) -> VersionRecord:
+    return VersionRecord(version, 1, 0.0, "m", 2)
+
+
+async def test_the_catalogue_is_kept_safe_from_power_cuts(folder: Path) -> None:
+    catalogue = make_catalogue(folder)
+    settings = [
+        catalogue._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")
+    ]
+    assert settings == ["wal", 2]
+    catalogue.close()
+
+
+async def test_a_page_takes_as_many_queries_for_fifty_tasks_as_for_two(folder: Path) -> None:
+    catalogue = make_catalogue(folder)
+    for i in range(50):
+        catalogue.add_version(f"task-{i}", record(f"{i:064}"), "", blob_is_there=lambda: True)
+        catalogue.set_alias(f"task-{i}", "current", [Target(f"{i:064}")], 0, "")
+    statements: list[str] = []
+    catalogue._db.set_trace_callback(statements.append)
+    counts = []
+    for limit in (2, 50):
+        assert len(catalogue.page(None, limit).tasks) == limit
+        counts.append(len(statements))
+        statements.clear()
+    assert counts[0] == counts[1] > 3
+    catalogue.close()
+
+
+async def test_a_page_and_a_watch_are_read_by_index(folder: Path) -> None:
+    """No plan scans or sorts a whole table: pages of a hundred thousand tasks depend on it."""
+    catalogue = make_catalogue(folder)
+    catalogue.add_version("a", record("0" * 64), "", blob_is_there=lambda: True)
+    statements: list[str] = []
+    catalogue._db.set_trace_callback(statements.append)
+    catalogue.page("a", 100)
+    catalogue.page(None, 100)
+    catalogue.changes(Revision(catalogue.revision().epoch, 0))
+    catalogue.unless_needed(["0" * 64], lambda _: None)
+    catalogue._db.set_trace_callback(None)
+    queries = {query for query in statements if query.startswith("SELECT") and "FROM store" not in query}
+    assert len(queries) >= 5
+    for query in queries:
+        plan = [row[3] for row in catalogue._db.execute(f"EXPLAIN QUERY PLAN {query}")]
+        # Versions are sorted within their task only, which is what RIGHT PART or LAST TERM says.
+        assert all(re.match("SEARCH|USE TEMP B-TREE FOR (RIGHT PART|LAST TERM)", step) for step in plan), plan
+    catalogue.close()
+
+
+async def test_history_keeps_the_latest_events_of_each_task(folder: Path) -> None:
+    catalogue = make_catalogue(folder)
+    catalogue._db.execute("PRAGMA synchronous = OFF")
+    catalogue.add_version("other", record("0" * 64), "", blob_is_there=lambda: True)
+    catalogue.add_version("busy", record("0" * 64), "", blob_is_there=lambda: True)
+    for _ in range(HISTORY_KEPT + 20):
+        catalogue.set_alias("busy", "current", [Target("0" * 64)], None, "")
+    history = catalogue.history("busy", HISTORY_KEPT * 2)
+    assert len(history) == HISTORY_KEPT
+    assert history[0].revision == catalogue.revision().number
+    assert len(catalogue.history("other", 10)) == 1
+    catalogue.close()
