@@ -23,8 +23,6 @@ Owns: the tree below, and nothing else. Must not know: HTTP libraries, backends,
 never a caller's text, a path or another library's message, so it is safe in a response and in a log.
 """
 
-# ruff: noqa: N818 — the names say what is wrong; "Error" after each would say nothing more.
-
 from typing import ClassVar
 
 

@@ -45,6 +45,16 @@ class Parts:
     def tensor(self, name: str, **fields: Any) -> bytes:
         return self.file(self.header | {name: self.header[name] | fields})
 
+    def extra(self, name: str, **fields: Any) -> bytes:
+        return self.file(self.header | {name: {"dtype": "F32"} | fields})
+
+    def offsets(self, move: Callable[[int, int], list[int]], payload: bytes | None = None) -> bytes:
+        tensors = {name: entry for name, entry in self.header.items() if name != "__metadata__"}
+        moved = {
+            name: entry | {"data_offsets": move(*entry["data_offsets"])} for name, entry in tensors.items()
+        }
+        return self.file(self.header | moved, payload)
+
     def without(self, name: str) -> bytes:
         return self.file({key: value for key, value in self.header.items() if key != name})
 
@@ -147,17 +157,11 @@ INVALID: dict[str, Case] = {
         p.header | {"__metadata__": p.header["__metadata__"] | {SECRET: "pt"}}
     ),
     "100,000 tensors": lambda p: p.file({f"{i}": 0 for i in range(100_000)}),
-    "an unknown tensor": lambda p: p.file(
-        p.header | {SECRET: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}
-    ),
-    "a path as a tensor's name": lambda p: p.file(
-        p.header | {"../../" + SECRET: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}
-    ),
+    "an unknown tensor": lambda p: p.extra(SECRET, shape=[0], data_offsets=[0, 0]),
+    "a path as a tensor's name": lambda p: p.extra("../../" + SECRET, shape=[0], data_offsets=[0, 0]),
     "a tensor missing": lambda p: p.without("soft_prompt"),
     "a head bias missing": lambda p: p.without("head.0.bias"),
-    "half a prefix": lambda p: p.file(
-        p.header | {"prefix.encoder.key": {"dtype": "F32", "shape": [2, 1, 2, 4], "data_offsets": [0, 64]}}
-    ),
+    "half a prefix": lambda p: p.extra("prefix.encoder.key", shape=[2, 1, 2, 4], data_offsets=[0, 64]),
     "an entry is null": lambda p: p.file(p.header | {"soft_prompt": None}),
     "an entry is a list": lambda p: p.file(p.header | {"soft_prompt": []}),
     "an entry without a shape": lambda p: p.file(p.header | {"soft_prompt": {"dtype": "F32"}}),
@@ -188,15 +192,7 @@ INVALID: dict[str, Case] = {
     "shape transposed": lambda p: p.tensor("soft_prompt", shape=[6, 3]),
     "one row fewer than the template": lambda p: p.tensor("soft_prompt", shape=[2, 6]),
     "offsets overlap": lambda p: p.tensor("head.0.bias", data_offsets=[4, 12]),
-    "offsets leave a hole": lambda p: p.file(
-        p.header
-        | {
-            name: entry | {"data_offsets": [at + 8 for at in entry["data_offsets"]]}
-            for name, entry in p.header.items()
-            if name != "__metadata__"
-        },
-        b"\0" * 8 + p.payload,
-    ),
+    "offsets leave a hole": lambda p: p.offsets(lambda a, b: [a + 8, b + 8], b"\0" * 8 + p.payload),
     "offsets beyond the file": lambda p: p.tensor("soft_prompt", data_offsets=[8, 2**39]),
     "offsets above 2**64": lambda p: p.tensor("soft_prompt", data_offsets=[2**64, 2**64 + 72]),
     "offsets negative": lambda p: p.tensor("soft_prompt", data_offsets=[-72, 0]),
@@ -204,14 +200,7 @@ INVALID: dict[str, Case] = {
     "offsets of floats": lambda p: p.tensor("soft_prompt", data_offsets=[8.0, 80.0]),
     "three offsets": lambda p: p.tensor("soft_prompt", data_offsets=[8, 40, 80]),
     "offsets are null": lambda p: p.tensor("soft_prompt", data_offsets=None),
-    "all tensors share the same bytes": lambda p: p.file(
-        p.header
-        | {
-            name: entry | {"data_offsets": [0, entry["data_offsets"][1] - entry["data_offsets"][0]]}
-            for name, entry in p.header.items()
-            if name != "__metadata__"
-        }
-    ),
+    "all tensors share the same bytes": lambda p: p.offsets(lambda a, b: [0, b - a]),
     "NaN in F32": lambda p: p.values("soft_prompt", np.nan),
     "infinity in F32": lambda p: p.values("soft_prompt", np.inf),
     "minus infinity in F16": lambda p: p.values("head.0.weight", -np.inf),
@@ -290,6 +279,7 @@ def test_the_parts_put_together_are_a_good_file(parts: Parts) -> None:
     """Else every case below would be refused for the wrong reason."""
     assert decode_prompt(parts.file()) == decode_prompt(parts.good)
     assert decode_prompt(parts.claims()) == decode_prompt(parts.good)
+    assert decode_prompt(parts.offsets(lambda begin, end: [begin, end])) == decode_prompt(parts.good)
     assert decode_prompt(parts.tensor("soft_prompt")) == decode_prompt(parts.good)
     assert decode_prompt(parts.values("head.0.bias", 0.0)) == decode_prompt(parts.good)
 
