@@ -79,6 +79,29 @@ def a_power_cut() -> RuntimeError:
     return RuntimeError("the machine stops here")
 
 
+async def test_a_version_is_on_the_disk_before_its_row_is(folder: Path, build: Any) -> None:
+    """File, then its name, then the catalogue: a power cut in between leaves nothing that points nowhere."""
+    store = FileStore(folder)
+    await store.revision()
+    steps: list[str] = []
+    with fault(steps, 0, no_space):
+        await store.publish(build.prompt())
+    written = steps[steps.index("write") :]
+    assert written[:4] == ["write", "fsync", "replace", "fsync"]
+    assert written.index("BEGIN") > 3
+    assert written[-1] == "COMMIT"
+    await store.aclose()
+
+
+async def test_every_new_folder_is_on_the_disk_before_it_is_used(folder: Path) -> None:
+    steps: list[str] = []
+    store = FileStore(folder)
+    with fault(steps, 0, no_space):
+        await store.revision()
+    assert steps[:9] == ["mkdir", "fsync"] * 4 + ["fsync"]  # a, a/store, and its blobs and tmp
+    await store.aclose()
+
+
 @pytest.mark.parametrize(("error", "after"), [(no_space, False), (io_error, False), (a_power_cut, True)])
 @pytest.mark.parametrize("new", [True, False], ids=["new store", "old store"])
 async def test_a_publish_that_fails_at_any_step_leaves_a_whole_store(
