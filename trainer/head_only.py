@@ -41,14 +41,21 @@ class LinearProbe:
         return {"head.0.weight": self.weight, "head.0.bias": self.bias}
 
 
-def fit(features: Tensor, targets: Targets, strength: float, *, multi_label: bool) -> tuple[Tensor, Tensor]:
+def fit(
+    features: Tensor,
+    targets: Targets,
+    strength: float,
+    *,
+    multi_label: bool,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Minimise mean loss + strength · |weight|²; weight [labels, hidden], bias [labels] unregularised.
 
-    Features [rows, hidden] and targets [rows, labels].
+    Features [rows, hidden] and targets [rows, labels]. `start` shortens the way to the one minimum.
     """
     gold = torch.from_numpy(targets)
-    weight = torch.zeros(gold.shape[1], features.shape[1], requires_grad=True)
-    bias = torch.zeros(gold.shape[1], requires_grad=True)
+    weight, bias = start or (torch.zeros(gold.shape[1], features.shape[1]), torch.zeros(gold.shape[1]))
+    weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> float:
@@ -74,8 +81,9 @@ def fit_probe(
 ) -> LinearProbe:
     """Fit one head for each strength and keep the best on dev; of equals, the most regularised."""
     best: LinearProbe | None = None
+    start: tuple[Tensor, Tensor] | None = None
     for strength in reversed(STRENGTHS):
-        weight, bias = fit(train, train_targets, strength, multi_label=multi_label)
+        weight, bias = start = fit(train, train_targets, strength, multi_label=multi_label, start=start)
         scores = score(dev @ weight.T + bias, dev_targets, labels, multi_label=multi_label)
         if best is None or (scores.accuracy, scores.macro_f1) > (best.dev.accuracy, best.dev.macro_f1):
             best = LinearProbe(weight, bias, strength, scores)

@@ -121,6 +121,8 @@ class Initialiser:
         return vectors[:count]
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
+        if not ids:
+            return torch.empty(0, self._backbone.shape.embedding_width)
         return self._backbone.token_embedding(ids).detach().cpu()
 
     def _label_vectors(self, generator: np.random.Generator) -> list[Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,30 +16,24 @@ from rich.console import Console
 from torch import Tensor
 
 from backbone import Backbone, BackboneError, load_backbone
-from prompt_store import Manifest, parse_template, version_of
+from prompt_store import Manifest, parse_template
 from trainer.config import TrainConfig
 from trainer.data import load_examples
 from trainer.errors import ConfigError, RunFolderError, TrainingInterruptedError
 from trainer.evaluate import Encoded, encode, features, score
-from trainer.head_only import LinearProbe, fit_probe
+from trainer.head_only import fit_probe
 from trainer.init import Initialiser
 from trainer.interrupt import StopRequest, stop_on_signals
 from trainer.loop import SeedTraining
 from trainer.methods import build_manifest, label_texts, resolve, trains_prompt
+from trainer.outcome import Outcome, Reference
 from trainer.progress import TrainingProgress
-from trainer.prompt_file import PromptFile, finish
+from trainer.prompt_file import finish
 from trainer.report import (
     Point,
     TableRow,
-    mean_and_spread,
-    plain_text,
-    results_table,
-    write_curves,
-    write_metrics,
 )
 from trainer.run_folder import RunFolder
-from trainer.scores import Scores, majority, one_hot
-from trainer.state import write_atomically
 
 
 @dataclass(frozen=True)
@@ -53,19 +47,11 @@ class RunResult:
     rows: tuple[TableRow, ...]
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """The linear probe on frozen features, and how it scores on what the run reports."""
-
-    probe: LinearProbe
-    test: Scores
-
-
 def train(config: TrainConfig, *, console: Console) -> RunResult:
     """Run a configuration in a new run folder.
 
-    Raises TrainerError: bad settings or data (exit code 2), a folder in use, or TrainingInterruptedError after
-    Ctrl-C or SIGTERM, which leaves a run that `resume` finishes.
+    Raises TrainerError: bad settings or data (exit code 2), a folder in use, or TrainingInterruptedError
+    after Ctrl-C or SIGTERM, which leaves a run that `resume` finishes.
     """
     return _Run(config, console).go(new=True)
 
@@ -112,7 +98,15 @@ class _Run:
                 seed: finish(self._config, self._data, self._backbone, self._manifest, tensors, seed, splits)
                 for seed, tensors in learned.items()
             }
-            return self._report(reference, files, curves)
+            outcome = Outcome(self._config, self._data, self._backbone.name, reference, files, curves)
+            table = outcome.write(self._folder, seconds=time.monotonic() - self._began)
+        self._console.print(table)
+        for note in outcome.notes:
+            self._say(f"note: {note}")
+        self._say(f"prompt file: {self._folder.prompt} (version {outcome.version[:12]})")
+        return RunResult(
+            self._folder.root, self._folder.prompt, outcome.version, outcome.best_seed, outcome.rows
+        )
 
     def _describe(self) -> None:
         sizes = self._data.sizes()
@@ -132,7 +126,7 @@ class _Run:
         sets = {"train": data.train, "dev": data.dev, "test": data.test}
         return {name: encode(encoder, examples, data.labels) for name, examples in sets.items()}
 
-    def _reference(self, stop: StopRequest) -> _Reference:
+    def _reference(self, stop: StopRequest) -> Reference:
         """Fit the linear probe on features that are computed once."""
         manifest = build_manifest(self._config, self._data, self._backbone, method="head-only")
         splits = self._encode(manifest)
@@ -156,7 +150,7 @@ class _Run:
             probe.logits(states[reported]), splits[reported].targets, labels, multi_label=multi_label
         )
         self._say(f"head only: dev {100 * probe.dev.accuracy:.1f} %")
-        return _Reference(probe, test)
+        return Reference(probe, test)
 
     def _untrained(self) -> dict[str, Tensor]:
         if self._config.head.type != "label_embeddings":
@@ -167,7 +161,7 @@ class _Run:
             )
         }
 
-    def _start(self, seed: int, initialiser: Initialiser, reference: _Reference) -> dict[str, Tensor]:
+    def _start(self, seed: int, initialiser: Initialiser, reference: Reference) -> dict[str, Tensor]:
         prompt = self._config.prompt
         start = reference.probe.tensors() if self._config.head.type == "linear" else self._untrained()
         if self._config.method == "prompt-tuning":
@@ -178,7 +172,7 @@ class _Run:
         return start | {f"prefix.{stack}.key": keys, f"prefix.{stack}.value": values}
 
     def _train_seeds(
-        self, reference: _Reference, splits: Mapping[str, Encoded], stop: StopRequest
+        self, reference: Reference, splits: Mapping[str, Encoded], stop: StopRequest
     ) -> tuple[dict[int | None, Mapping[str, Tensor]], dict[int, tuple[Point, ...]]]:
         config = self._config
         initialiser = Initialiser(
@@ -214,81 +208,6 @@ class _Run:
                 f"interrupted; the run is saved. Go on with: {self._folder.resume_command()}",
                 signal_number=stop.signal_number,
             )
-
-    def _report(
-        self,
-        reference: _Reference,
-        files: Mapping[int | None, PromptFile],
-        curves: Mapping[int, tuple[Point, ...]],
-    ) -> RunResult:
-        config, data, folder = self._config, self._data, self._folder
-        # Of equals on dev the first seed; test scores choose nothing.
-        best = max(files, key=lambda seed: (files[seed].dev.accuracy, files[seed].dev.macro_f1))
-        for seed, file in files.items():
-            if seed is not None:
-                write_atomically(folder.seed_prompt(seed), file.data)
-        write_atomically(folder.prompt, files[best].data)
-        split, reported = ("test", data.test) if data.test else ("dev", data.dev)
-        targets = {
-            name: one_hot([example.labels for example in examples], data.labels)
-            for name, examples in (("train", data.train), ("reported", reported))
-        }
-        floor = majority(targets["train"], targets["reported"], data.labels, multi_label=data.multi_label)
-        rows = [TableRow("majority", (floor,)), TableRow("head only", (reference.test,))]
-        if config.method != "head-only":
-            rows.append(TableRow(config.method, tuple(file.test for file in files.values())))
-        table = results_table(config.task_id, split, rows)
-        write_atomically(folder.root / "table.txt", plain_text(table).encode())
-        if curves:
-            title = f"{config.task_id}: {config.method} on {self._backbone.name}"
-            write_curves(folder.root / "curves.png", title, curves, reference.probe.dev.accuracy)
-        version = version_of(files[best].data)
-        write_metrics(folder.metrics, self._metrics(rows, split, files, curves, reference, best, version))
-        self._console.print(table)
-        for note in files[best].notes:
-            self._say(f"note: {note}")
-        self._say(f"prompt file: {folder.prompt} (version {version[:12]})")
-        return RunResult(folder.root, folder.prompt, version, best, tuple(rows))
-
-    def _metrics(
-        self,
-        rows: list[TableRow],
-        split: str,
-        files: Mapping[int | None, PromptFile],
-        curves: Mapping[int, tuple[Point, ...]],
-        reference: _Reference,
-        best: int | None,
-        version: str,
-    ) -> dict[str, object]:
-        summary = {}
-        for row in rows:
-            accuracy = mean_and_spread([scores.accuracy for scores in row.scores])
-            macro_f1 = mean_and_spread([scores.macro_f1 for scores in row.scores])
-            summary[row.name] = {
-                "accuracy": {"mean": accuracy[0], "spread": accuracy[1]},
-                "macro_f1": {"mean": macro_f1[0], "spread": macro_f1[1]},
-            }
-        return {
-            "task_id": self._config.task_id,
-            "method": self._config.method,
-            "reported_split": split,
-            "summary": summary,
-            "best_seed": best,
-            "version": version,
-            "head_only": {"strength": reference.probe.strength, "dev": reference.probe.dev.as_dict()},
-            "seeds": [
-                {
-                    "seed": seed,
-                    "dev": file.dev.as_dict(),
-                    split: file.test.as_dict(),
-                    "curve": [asdict(point) for point in curves.get(seed, ())] if seed is not None else [],
-                    "version": version_of(file.data),
-                }
-                for seed, file in files.items()
-            ],
-            "data": {"sizes": self._data.sizes(), "digests": self._data.digests(), "notes": self._data.notes},
-            "seconds": round(time.monotonic() - self._began, 1),
-        }
 
 
 def _load(config: TrainConfig) -> Backbone:

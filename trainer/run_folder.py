@@ -37,6 +37,16 @@ class RunFolder:
         """metrics.json; it is written last, so its presence says that the run is finished."""
         return self.root / "metrics.json"
 
+    @property
+    def table(self) -> Path:
+        """The table as text."""
+        return self.root / "table.txt"
+
+    @property
+    def curves(self) -> Path:
+        """Loss and dev score over epochs."""
+        return self.root / "curves.png"
+
     def seed_prompt(self, seed: int) -> Path:
         """One seed's prompt file."""
         return self.root / "seeds" / f"seed-{seed}.safetensors"

@@ -1,0 +1,94 @@
+"""A tiny random backbone and a tiny separable task: sentences that hold a good word or a bad one."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from backbone import Backbone
+from tests.backbone.families import checkpoint, tiny
+from trainer import TrainConfig, load_config
+
+GOOD, BAD, FILLER = (
+    ("good", "great", "fine"),
+    ("bad", "terrible", "dull"),
+    ("the", "film", "book", "is", "not", "this"),
+)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread() -> Iterator[None]:
+    """Tiny models are slower with many threads than with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take seconds; what they show is tested in test_report.py."""
+    monkeypatch.setattr("trainer.outcome.write_curves", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def bert() -> Backbone:
+    return tiny("bert")
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=100)
+
+
+def sentence(words: Sequence[str], generator: random.Random) -> str:
+    """A few filler words around two of `words`."""
+    chosen = generator.choices(FILLER, k=generator.randint(1, 3)) + generator.choices(words, k=2)
+    generator.shuffle(chosen)
+    return " ".join(chosen)
+
+
+def separable(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Short sentences of two labels, told apart by two words."""
+    generator = random.Random(seed)
+    kinds = (("negative", BAD), ("positive", GOOD))
+    return [{"text": sentence(kinds[at % 2][1], generator), "label": kinds[at % 2][0]} for at in range(count)]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]] | list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., TrainConfig]:
+    """A configuration of a small, fast run on the tiny backbone; keyword arguments use "__" for a dot."""
+    write_jsonl(tmp_path / "train.jsonl", separable(96))
+    write_jsonl(tmp_path / "dev.jsonl", separable(40, seed=1))
+    write_jsonl(tmp_path / "test.jsonl", separable(40, seed=2))
+
+    def make(**overrides: object) -> TrainConfig:
+        values: dict[str, object] = {
+            "task_id": "tiny", "output": str(tmp_path / "run"), "backbone": str(checkpoint("bert")),
+            "device": "cpu", "dtype": "float32", "seeds": (0,),
+            "data.train": str(tmp_path / "train.jsonl"), "data.dev": str(tmp_path / "dev.jsonl"),
+            "data.test": str(tmp_path / "test.jsonl"), "prompt.num_virtual_tokens": 4,
+            "optimiser.epochs": 6, "optimiser.batch_size": 16, "optimiser.evaluations": 3,
+            "optimiser.prompt_lr": 0.05,
+        }  # fmt: skip
+        values |= {key.replace("__", "."): value for key, value in overrides.items()}
+        return load_config(None, values)
+
+    return make

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainer import ConfigError, TrainConfig, load_config, to_toml
+
+MINIMAL = 'task_id = "t"\noutput = "run"\n[data]\ntrain = "train.jsonl"\n'
+
+
+def test_file_and_flags_go_together_and_flags_win(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('method = "p-tuning-v2"\n' + MINIMAL + "[optimiser]\nepochs = 2\n")
+    config = load_config(path, {"optimiser.epochs": 5, "optimiser.batch_size": None, "seeds": (7,)})
+    assert (config.method, config.optimiser.epochs, config.seeds) == ("p-tuning-v2", 5, (7,))
+    assert config.optimiser.batch_size is None
+
+
+def test_paths_in_a_file_are_relative_to_it_and_hub_names_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(MINIMAL + 'dev = "hf:imdb:test"\n')
+    config = load_config(path)
+    assert config.data.train == str(tmp_path / "train.jsonl")
+    assert config.output == str(tmp_path / "run")
+    assert config.data.dev == "hf:imdb:test"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "speed = 1\n", "data.speed: unknown setting"),
+        ("colour = 1\n" + MINIMAL, "colour: unknown setting"),
+        (MINIMAL.replace('task_id = "t"\n', ""), "task_id: this setting is required"),
+        (MINIMAL + "[optimiser]\nprompt_lr = -1\n", "optimiser.prompt_lr: "),
+        (MINIMAL + "[optimiser]\nprompt_lr = nan\n", "optimiser.prompt_lr: "),
+        ("seeds = [1, 1]\n" + MINIMAL, "the same seed twice"),
+        (MINIMAL + '[head]\ntype = "verbalizer"\n', "head.words"),
+        ('method = "hard-prompt"\n' + MINIMAL + '[head]\ntype = "linear"\n', "trains nothing"),
+        ('method = "head-only"\n' + MINIMAL + '[head]\ntype = "label_embeddings"\n', "linear head"),
+        ("task_id = \n", "not a TOML file"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "none.toml")
+
+
+def test_toml_reads_back_to_an_equal_configuration(
+    tmp_path: Path, settings: Callable[..., TrainConfig]
+) -> None:
+    config = settings(
+        labels=('a "quoted" one', "b\\ back", "tab\there", "émile \x7f"),
+        head__descriptions={'a "quoted" one': "x = 1 # not a comment"},
+        golden=({"text": "line\nbreak", "label": "b\\ back"}, {"text": "x", "text_pair": "y", "label": "é"}),
+        prompt__template='{soft:"some words"} {text}',
+        optimiser__prompt_lr=1e-05,
+        calibrate=True,
+    )
+    path = tmp_path / "again.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_toml_keeps_golden_from_train(tmp_path: Path, settings: Callable[..., TrainConfig]) -> None:
+    config = settings(golden="train")
+    path = tmp_path / "again.toml"
+    path.write_text(to_toml(config))
+    assert load_config(path) == config
+
+
+def test_at_most_four_golden_examples(settings: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ConfigError, match="at most 4"):
+        settings(golden=tuple({"text": str(at), "label": "positive"} for at in range(5)))

@@ -1,0 +1,149 @@
+"""A run that is killed, or asked to stop, goes on and ends with the bits of a run that was left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from trainer import RunFolderError, TrainConfig, TrainingInterruptedError, resume, to_toml, train
+from trainer.progress import SeedBar
+from trainer.run_folder import RunFolder
+
+Settings = Callable[..., TrainConfig]
+pytestmark = pytest.mark.usefixtures("no_drawing")
+TRAIN = """
+import sys
+from pathlib import Path
+import torch
+from rich.console import Console
+import trainer
+
+torch.set_num_threads(1)
+try:
+    trainer.train(trainer.load_config(Path(sys.argv[1])), console=Console())
+except trainer.TrainerError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def _start(config: TrainConfig, path: Path) -> subprocess.Popen[str]:
+    path.write_text(to_toml(config))
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def long_run(settings: Settings, tmp_path: Path) -> TrainConfig:
+    return settings(
+        output=str(tmp_path / "killed"), method="p-tuning-v2", seeds=(3, 4), optimiser__epochs=12,
+        optimiser__evaluations=6, optimiser__patience=6,
+    )  # fmt: skip
+
+
+def test_a_killed_run_ends_as_one_that_was_left_alone(
+    long_run: TrainConfig, console: Console, tmp_path: Path
+) -> None:
+    alone = train(long_run.model_copy(update={"output": str(tmp_path / "alone")}), console=console)
+    folder = RunFolder(Path(long_run.output))
+    process = _start(long_run, tmp_path / "config.toml")
+    _wait_for(folder.checkpoint(3), process)  # somewhere between two checkpoints of the first seed
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not folder.checkpoint(4).exists()
+    result = resume(folder.root, console=console)
+    for name in ("prompt.safetensors", "seeds/seed-3.safetensors", "seeds/seed-4.safetensors"):
+        assert (result.folder / name).read_bytes() == (alone.folder / name).read_bytes()
+    with pytest.raises(RunFolderError, match="this run is finished"):
+        resume(folder.root, console=console)
+
+
+def test_a_terminated_run_says_how_to_go_on(long_run: TrainConfig, tmp_path: Path) -> None:
+    process = _start(long_run, tmp_path / "config.toml")
+    _wait_for(RunFolder(Path(long_run.output)).checkpoint(3), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"promptmux train --resume {long_run.output}" in output
+    assert "Traceback" not in output
+
+
+def test_stopped_at_any_step_it_ends_as_if_left_alone(
+    long_run: TrainConfig, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C saves at the very step; the last of many resumes has the bits of the run that was left alone."""
+    short = long_run.model_copy(update={"seeds": (3,)})
+    alone = train(short.model_copy(update={"output": str(tmp_path / "alone")}), console=console)
+    steps = 0
+
+    def stepped(bar: SeedBar, step: int, loss: float) -> None:
+        nonlocal steps
+        steps += 1
+        if steps % 17 == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(SeedBar, "stepped", stepped)
+    with pytest.raises(TrainingInterruptedError, match="--resume") as interrupted:
+        train(short, console=console)
+    assert interrupted.value.exit_code == 130
+    while not RunFolder(Path(short.output)).metrics.exists():
+        with contextlib.suppress(TrainingInterruptedError):
+            resume(Path(short.output), console=console)
+    assert steps > 2 * 17
+    assert (Path(short.output) / "prompt.safetensors").read_bytes() == alone.prompt.read_bytes()
+
+
+def test_changed_data_is_not_mixed_into_an_old_run(
+    long_run: TrainConfig, console: Console, tmp_path: Path
+) -> None:
+    result = train(long_run.model_copy(update={"optimiser": long_run.optimiser.model_copy(update={"epochs": 1})}),
+                   console=console)  # fmt: skip
+    (result.folder / "metrics.json").unlink()
+    train_file = tmp_path / "train.jsonl"
+    train_file.write_text(train_file.read_text().replace("film", "book"))
+    with pytest.raises(RunFolderError, match="the train set changed since this run began"):
+        resume(result.folder, console=console)
+
+
+def test_a_moved_run_folder_resumes(settings: Settings, console: Console, tmp_path: Path) -> None:
+    result = train(settings(optimiser__epochs=1), console=console)
+    (result.folder / "metrics.json").unlink()
+    moved = tmp_path / "elsewhere"
+    shutil.move(result.folder, moved)
+    assert resume(moved, console=console).version == result.version
+
+
+def test_a_torn_checkpoint_is_said_so(settings: Settings, console: Console) -> None:
+    result = train(settings(optimiser__epochs=1), console=console)
+    (result.folder / "metrics.json").unlink()
+    checkpoint = RunFolder(result.folder).checkpoint(0)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(RunFolderError, match="not a checkpoint of a run"):
+        resume(result.folder, console=console)
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path, console: Console) -> None:
+    with pytest.raises(RunFolderError, match="no run to resume here"):
+        resume(tmp_path, console=console)
