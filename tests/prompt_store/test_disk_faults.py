@@ -93,6 +93,38 @@ async def test_a_version_is_on_the_disk_before_its_row_is(folder: Path, build: A
     await store.aclose()
 
 
+async def test_publishing_again_writes_nothing(folder: Path, build: Any) -> None:
+    store = FileStore(folder)
+    await store.publish(build.prompt())
+    steps: list[str] = []
+    with fault(steps, 0, no_space):
+        assert (await store.publish(build.prompt())).created is False
+    assert not {"write", "fsync", "replace"} & set(steps)
+    await store.aclose()
+
+
+async def test_a_connection_that_cannot_even_roll_back_is_replaced(
+    folder: Path, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+            if broken and sql.startswith(("INSERT", "ROLLBACK")):
+                raise io_error()
+            return super().execute(sql, *arguments)
+
+    broken = False
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Connection, **k))
+    store = FileStore(folder)
+    await store.publish(build.prompt())
+    broken = True
+    with pytest.raises(StoreUnavailable, match="check the disk"):
+        await store.publish(build.prompt(seed=1))
+    broken = False
+    assert (await store.publish(build.prompt(seed=1))).created is True
+    await store.aclose()
+
+
 async def test_every_new_folder_is_on_the_disk_before_it_is_used(folder: Path) -> None:
     steps: list[str] = []
     store = FileStore(folder)

@@ -135,6 +135,7 @@ async def test_leftovers_of_crashed_publishes_are_collected_after_the_grace(fold
     orphan.write_bytes(b"whole, but its row never came")
     strangers = [
         folder / "blobs" / "README",
+        folder / "blobs" / "theirs.safetensors",
         folder / "blobs" / f"{'c' * 64}.txt",
         folder / "blobs" / ("d" * 64),
     ]
