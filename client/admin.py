@@ -95,9 +95,10 @@ class AdminClient(Connection):
             known = None
         self.set_alias(task_id, alias, version, revision=known.revision if known else 0)
 
-    def rollback(self, task_id: str, version: str, *, alias: str = "current") -> None:
-        """Point an alias back to a version that the task still has."""
-        self._send("POST", _path(task_id, "rollback"), json={"version": version, "alias": alias})
+    def rollback(self, task_id: str, version: str, *, revision: int, alias: str = "current") -> None:
+        """Point an alias back to a version that the task still has, if the alias is still at `revision`."""
+        body = {"version": version, "alias": alias}
+        self._send("POST", _path(task_id, "rollback"), json=body, headers={"If-Match": f'"{revision}"'})
 
     def delete_version(self, task_id: str, version: str) -> None:
         """Delete a version. Raises ApiError 409 while an alias leads to it."""

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.report import (
+    Point,
+    TableRow,
+    mean_and_spread,
+    percent,
+    plain_text,
+    results_table,
+    write_curves,
+    write_metrics,
+)
+from trainer.scores import Scores
+
+
+def _scores(accuracy: float) -> Scores:
+    return Scores(examples=200, accuracy=accuracy, macro_f1=accuracy - 0.01, per_label=(), confusion=())
+
+
+def test_mean_and_spread() -> None:
+    assert mean_and_spread([0.5]) == (0.5, 0.0)
+    assert mean_and_spread([0.4, 0.6]) == pytest.approx((0.5, 0.1414), abs=1e-4)
+    assert percent([0.812]) == "81.2"
+    assert percent([0.80, 0.82]) == "81.0 ± 1.4"
+
+
+def test_the_table_has_a_row_for_each_method() -> None:
+    rows = [
+        TableRow("majority", (_scores(0.5),)),
+        TableRow("head only", (_scores(0.761),)),
+        TableRow("prompt-tuning", (_scores(0.81), _scores(0.82), _scores(0.83))),
+    ]
+    text = plain_text(results_table("sentiment", "test", rows))
+    assert "sentiment: test set, 200 examples" in text
+    assert [line.split("│")[1:5] for line in text.splitlines() if "prompt-tuning" in line] == [
+        [" prompt-tuning ", " 82.0 ± 1.0 ", " 81.0 ± 1.0 ", "     3 "]
+    ]
+    assert "\x1b" not in text
+
+
+def test_curves_are_a_picture_of_every_seed(tmp_path: Path) -> None:
+    def drawn(name: str, seeds: int, reference: float | None) -> bytes:
+        curves = {
+            seed: [
+                Point(epoch / 2, 1 / epoch, 0.7 + 0.01 * epoch + 0.01 * seed, 0.7) for epoch in range(1, 7)
+            ]
+            for seed in range(seeds)
+        }
+        write_curves(tmp_path / name, "sentiment: prompt-tuning on minilm", curves, reference)
+        return (tmp_path / name).read_bytes()
+
+    one, again, two = drawn("a.png", 1, None), drawn("b.png", 1, None), drawn("c.png", 2, 0.72)
+    assert one.startswith(b"\x89PNG\r\n")
+    assert one == again
+    assert one != two
+
+
+def test_metrics_are_strict_json(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "m.json", {"accuracy": 0.5, "label": "é"})
+    assert json.loads((tmp_path / "m.json").read_text(encoding="utf-8")) == {"accuracy": 0.5, "label": "é"}
+    with pytest.raises(ValueError, match="Out of range"):
+        write_metrics(tmp_path / "m.json", {"accuracy": float("nan")})
