@@ -16,9 +16,11 @@ from server.errors import InvalidRequest, PreconditionRequired
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.operations import Operations, alias_json
-from server.routes import health_router, new_app, require
+from server.routes import document, health_router, new_app, require
 from server.schemas import AliasBody, M, RollbackBody, parse_body
 
+# Whole paths, without a prefix on the router: the route that a metric names is then the whole path too.
+_TASKS = "/admin/tasks"
 _OCTETS = "application/octet-stream"
 _JSON_LIMIT = 64 * 1024
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -45,8 +47,9 @@ def admin_app(
     admin = [require(keyring, "admin")]
     app.include_router(health_router(lifecycle))
     app.include_router(_metrics_router(metrics), dependencies=admin)
-    app.include_router(_reading(operations), prefix="/admin/tasks", dependencies=admin)
-    app.include_router(_writing(operations, lifecycle, limits), prefix="/admin/tasks", dependencies=admin)
+    app.include_router(_reading(operations), dependencies=admin)
+    app.include_router(_writing(operations, lifecycle, limits), dependencies=admin)
+    document(app, [])
     return app
 
 
@@ -63,26 +66,30 @@ def _metrics_router(metrics: Metrics) -> APIRouter:
 def _reading(operations: Operations) -> APIRouter:
     router = APIRouter(tags=["tasks"])
 
-    @router.get("", summary="Tasks in the order of their ids, a page at a time")
+    @router.get(_TASKS, summary="Tasks in the order of their ids, a page at a time")
     async def tasks(
         after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
         return await operations.tasks(check_task_id(after) if after is not None else None, limit)
 
-    @router.get("/{task_id}", summary="One task: aliases, versions, and what this server makes of them")
+    @router.get(
+        _TASKS + "/{task_id}", summary="One task: aliases, versions, and what this server makes of them"
+    )
     async def task(task_id: TaskId) -> dict[str, Any]:
         return await operations.task(task_id)
 
-    @router.get("/{task_id}/history", summary="What happened to a task, newest first")
+    @router.get(_TASKS + "/{task_id}/history", summary="What happened to a task, newest first")
     async def history(task_id: TaskId, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
         return {"task_id": task_id, "events": await operations.history(task_id, limit)}
 
-    @router.get("/{task_id}/aliases/{alias}", summary="One alias; its revision is the ETag")
+    @router.get(_TASKS + "/{task_id}/aliases/{alias}", summary="One alias; its revision is the ETag")
     async def alias(task_id: TaskId, alias: Alias, response: Response) -> dict[str, Any]:
         return _alias_answer(await operations.alias(task_id, alias), response)
 
-    @router.get("/{task_id}/versions/{version}", summary="Download a prompt file", response_class=Response)
+    @router.get(
+        _TASKS + "/{task_id}/versions/{version}", summary="Download a prompt file", response_class=Response
+    )
     async def download(task_id: TaskId, version: Version) -> Response:
         data = await operations.download(task_id, _checked_version(version))
         return Response(data, media_type=_OCTETS, headers={"ETag": f'"{version}"'})
@@ -95,7 +102,7 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
     small = BodyLimits(_JSON_LIMIT, limits.timeout)
 
     @router.put(
-        "/{task_id}/versions/{version}",
+        _TASKS + "/{task_id}/versions/{version}",
         summary="Upload a prompt file; again is a no-op",
         openapi_extra={
             "requestBody": {"required": True, "content": {_OCTETS: {"schema": {"format": "binary"}}}}
@@ -124,7 +131,7 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         }
 
     @router.put(
-        "/{task_id}/aliases/{alias}",
+        _TASKS + "/{task_id}/aliases/{alias}",
         summary="Create or move an alias",
         description=_PRECONDITION,
         openapi_extra=_json_body(AliasBody),
@@ -144,7 +151,7 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         return {**_alias_answer(moved, response), "dry_run": dry_run}
 
     @router.post(
-        "/{task_id}/rollback",
+        _TASKS + "/{task_id}/rollback",
         summary="Move an alias back to a version that you name",
         description=_PRECONDITION,
         openapi_extra=_json_body(RollbackBody),
@@ -160,7 +167,9 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         )
         return {**_alias_answer(moved, response), "dry_run": dry_run}
 
-    @router.delete("/{task_id}/aliases/{alias}", summary="Delete an alias", description=_PRECONDITION)
+    @router.delete(
+        _TASKS + "/{task_id}/aliases/{alias}", summary="Delete an alias", description=_PRECONDITION
+    )
     async def delete_alias(
         task_id: TaskId, alias: Alias, request: Request, dry_run: DryRun = False
     ) -> dict[str, Any]:
@@ -168,7 +177,9 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         await operations.delete_alias(task_id, alias, expected, dry_run=dry_run, actor=_actor(request))
         return {"task_id": task_id, "alias": alias, "deleted": not dry_run}
 
-    @router.delete("/{task_id}/versions/{version}", summary="Delete a version that no alias leads to")
+    @router.delete(
+        _TASKS + "/{task_id}/versions/{version}", summary="Delete a version that no alias leads to"
+    )
     async def delete_version(
         task_id: TaskId, version: Version, request: Request, dry_run: DryRun = False
     ) -> dict[str, Any]:
@@ -177,7 +188,7 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         )
         return {"task_id": task_id, "version": version, "deleted": not dry_run}
 
-    @router.delete("/{task_id}", summary="Delete a task")
+    @router.delete(_TASKS + "/{task_id}", summary="Delete a task")
     async def delete_task(
         task_id: TaskId,
         request: Request,

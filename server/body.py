@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope
 from server.errors import BodyTimeout, BodyTooLarge, IncompleteBody, InvalidRequest, UnsupportedMedia
 
 _LINGER_SECONDS: Final = 1.0
+_LINGER_BYTES: Final = 16 * 2**20
 _TOO_LARGE = "the body is larger than {limit} bytes"
 
 
@@ -86,8 +87,11 @@ async def _linger(receive: Receive) -> None:
     """Swallow what still comes, for a while: closing on unread data would lose the answer."""
     try:
         async with asyncio.timeout(_LINGER_SECONDS):
-            message = await receive()
-            while message["type"] == "http.request" and message.get("more_body"):
+            swallowed = 0
+            while swallowed < _LINGER_BYTES:
                 message = await receive()
+                swallowed += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
     except TimeoutError:
         pass

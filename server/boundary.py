@@ -118,4 +118,4 @@ async def send_bytes(
 
 def _route(scope: Scope) -> str:
     # The template, never the path: a metric's label and a log line must not carry what a caller made up.
-    return getattr(scope.get("route"), "path", "_unknown")
+    return str(scope.get("route_path") or getattr(scope.get("route"), "path", "_unknown"))

@@ -51,6 +51,7 @@ class ClassifyEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. Raises what the boundary's handlers turn into an answer."""
+        scope["route_path"] = "/classify"
         authorization = header(scope, b"authorization")
         key = self._keyring.authorize(authorization.decode("latin-1") if authorization else None, "infer")
         scope["api_key_name"] = key.name

@@ -12,6 +12,11 @@ from typing import Any
 
 import structlog
 
+# Without local variables, which both of structlog's defaults print: they hold callers' texts.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 def configure_logs(level: str, form: str) -> None:
     """Log from `level` up, as "json", "console", or "auto" (console on a terminal)."""
@@ -23,9 +28,13 @@ def configure_logs(level: str, form: str) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     render: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [_TRACEBACKS, structlog.processors.JSONRenderer()]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],

@@ -11,8 +11,8 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import uvicorn
@@ -25,13 +25,19 @@ from server.auth import Keyring, is_loopback, parse_keys
 from server.logs import configure_logs
 from server.settings import Settings, SettingsError
 
+if TYPE_CHECKING:
+    from backbone import Backbone
+
 EXIT_USAGE: Final = 2
 EXIT_FAILED: Final = 1
 _SWITCH_INTERVAL: Final = 0.0005
 
 
-def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code: 0 drained, 1 not, 2 for settings that cannot be used."""
+def serve(settings: Settings, *, load_backbone: Callable[[], Backbone] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code: 0 drained, 1 not, 2 for settings that cannot be used.
+
+    `load_backbone` replaces the loading of the backbone that the settings name.
+    """
     configure_logs(settings.log_level, settings.log_format)
     structlog.get_logger("promptmux").info("settings", **settings.effective())
     try:
@@ -41,7 +47,7 @@ def serve(settings: Settings) -> int:
             # a busy event loop would hold up each of them for the default of 5 ms.
             sys.setswitchinterval(_SWITCH_INTERVAL)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_serve(settings, keyring, sockets))
+                return runner.run(_serve(settings, keyring, sockets, load_backbone))
     except (SettingsError, PromptStoreError) as error:
         print(f"promptmux serve: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -49,7 +55,7 @@ def serve(settings: Settings) -> int:
 
 def _keyring(settings: Settings) -> Keyring:
     try:
-        keyring = Keyring(parse_keys(settings.keys()))
+        keyring = Keyring(parse_keys(settings.key_lines()))
     except ValueError as error:
         raise SettingsError(str(error)) from None
     for name, host in (("host", settings.host), ("admin_host", settings.admin_host)):
@@ -85,7 +91,12 @@ def _bind(host: str, port: int, name: str) -> socket.socket:
     return bound
 
 
-async def _serve(settings: Settings, keyring: Keyring, sockets: tuple[socket.socket, socket.socket]) -> int:
+async def _serve(
+    settings: Settings,
+    keyring: Keyring,
+    sockets: tuple[socket.socket, socket.socket],
+    load_backbone: Callable[[], Backbone] | None,
+) -> int:
     log = structlog.get_logger("promptmux")
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -95,7 +106,7 @@ async def _serve(settings: Settings, keyring: Keyring, sockets: tuple[socket.soc
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    apps = create_apps(settings, keyring)
+    apps = create_apps(settings, keyring, load_backbone=load_backbone)
     servers = [_HttpServer(app) for app in (apps.public, apps.admin)]
     serving = [
         asyncio.create_task(server.serve([bound])) for server, bound in zip(servers, sockets, strict=True)

@@ -96,9 +96,12 @@ class Service:
 
     async def stop(self) -> None:
         """Let go of everything."""
-        for task in self._following:
-            task.cancel()
-        await asyncio.gather(*self._following, return_exceptions=True)
+        while self._following:
+            # More than once: up to Python 3.11 a cancel is lost when it meets `wait_for` at the wrong moment.
+            for task in self._following:
+                task.cancel()
+            await asyncio.wait(self._following, timeout=0.2)
+            self._following[:] = [task for task in self._following if not task.done()]
         await self.cache.aclose()
         if not await self.runner.stop(patience=5.0):
             self.log.warning("device_thread_still_busy")

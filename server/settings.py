@@ -142,7 +142,7 @@ class Settings(BaseSettings):
         """Constructed directly, a Settings holds what it is given: `load` alone looks at the process."""
         return (init_settings,)
 
-    def keys(self) -> list[str]:
+    def key_lines(self) -> list[str]:
         """All API key lines, from the setting and the file. SettingsError when the file cannot be read."""
         lines = list(self.api_keys)
         if self.api_keys_file is not None:

@@ -1,0 +1,215 @@
+import asyncio
+import math
+import random
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from server.batcher import Batch, Batcher, Limits, Scored
+from server.errors import InferenceFailed, NumericalError, Overloaded
+from server.metrics import Metrics
+
+Row = str  # the batcher knows a row's length only
+LIMITS = Limits(batch_tokens=20, batch_rows=4, queue_rows=40, queue_tokens=100)
+
+
+def new(metrics: Metrics, **changed: int) -> Batcher[Row]:
+    fields = {name: changed.get(name, getattr(LIMITS, name)) for name in LIMITS.__slots__}
+    return Batcher(Limits(**fields), metrics, loop=asyncio.get_running_loop())
+
+
+def submit(batcher: Batcher[Row], rows: Sequence[Row], slot: int = 0, extra: int = 0) -> asyncio.Task[Scored]:
+    return asyncio.create_task(batcher.submit(rows, slot, extra_tokens=extra))
+
+
+def score(batch: Batch[Row]) -> list[tuple[float, ...]]:
+    return [(len(row) + slot / 10,) for row, slot in zip(batch.rows, batch.slots, strict=True)]
+
+
+async def turn(batcher: Batcher[Row]) -> Batch[Row]:
+    """One turn of the device, on this thread."""
+    batch = batcher.take()
+    batcher.finish(batch, score(batch), 0.01)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return batch
+
+
+async def test_a_batch_holds_all_that_was_waiting(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    jobs = [submit(batcher, ["ab"], slot) for slot in range(3)]
+    await asyncio.sleep(0)
+    batch = await turn(batcher)
+    assert batch.rows == ["ab"] * 3
+    assert batch.slots == [0, 1, 2]
+    assert [job.result().scores for job in jobs] == [((2.0,),), ((2.1,),), ((2.2,),)]
+
+
+async def test_a_batch_ends_at_the_token_budget_and_the_next_begins_with_what_did_not_fit(
+    metrics: Metrics,
+) -> None:
+    batcher = new(metrics)
+    jobs = [submit(batcher, ["x" * length]) for length in (9, 9, 9, 2)]
+    await asyncio.sleep(0)
+    assert (await turn(batcher)).rows == ["x" * 9] * 2
+    assert (await turn(batcher)).rows == ["x" * 9, "xx"]
+    await asyncio.gather(*jobs)
+
+
+async def test_the_prefix_of_a_row_counts_against_the_budget(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    jobs = [submit(batcher, ["x"], extra=9) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert (await turn(batcher)).tokens == 20
+    await turn(batcher)
+    await asyncio.gather(*jobs)
+
+
+async def test_a_row_larger_than_the_budget_goes_alone(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    jobs = [submit(batcher, [row]) for row in ("a", "x" * 50, "b")]
+    await asyncio.sleep(0)
+    assert [(await turn(batcher)).rows for _ in range(3)] == [["a"], ["x" * 50], ["b"]]
+    await asyncio.gather(*jobs)
+
+
+async def test_a_long_job_is_split_and_leaves_room_for_others(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    long = submit(batcher, ["a"] * 10)
+    await asyncio.sleep(0)
+    short = submit(batcher, ["bb"])
+    await asyncio.sleep(0)
+    first = await turn(batcher)
+    assert "bb" in first.rows
+    assert short.done()
+    assert not long.done()
+    while not long.done():
+        await turn(batcher)
+    assert long.result().scores == ((1.0,),) * 10
+
+
+async def test_scores_keep_the_order_of_rows_over_any_split(metrics: Metrics) -> None:
+    random_ = random.Random(7)
+    batcher = new(metrics, queue_rows=10_000, queue_tokens=100_000)
+    wanted, jobs = [], []
+    for slot in range(60):
+        rows = ["x" * random_.randint(1, 30) for _ in range(random_.randint(1, 12))]
+        wanted.append(tuple((len(row) + slot / 10,) for row in rows))
+        jobs.append(submit(batcher, rows, slot))
+        await asyncio.sleep(0)
+        if random_.random() < 0.4:
+            await turn(batcher)
+    while not all(job.done() for job in jobs):
+        batch = await turn(batcher)
+        assert len(batch.rows) == 1 or (batch.tokens <= 20 and len(batch.rows) <= 4)
+    assert [job.result().scores for job in jobs] == wanted
+    assert (batcher.outstanding_rows, batcher.outstanding_tokens) == (0, 0)
+
+
+async def test_rows_of_callers_that_have_gone_never_reach_the_device(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    gone, stays = submit(batcher, ["gone"] * 3), submit(batcher, ["stays"])
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    batch = await turn(batcher)
+    assert batch.rows == ["stays"]
+    assert stays.done()
+    assert batcher.outstanding_tokens == 0
+    assert metrics.registry.get_sample_value("promptmux_dropped_rows_total") == 3
+
+
+async def test_a_caller_that_leaves_during_the_forward_harms_nobody(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    gone, stays = submit(batcher, ["gone"]), submit(batcher, ["stays"])
+    await asyncio.sleep(0)
+    batch = batcher.take()
+    gone.cancel()
+    await asyncio.sleep(0)
+    batcher.finish(batch, score(batch), 0.01)
+    assert (await stays).scores == ((5.0,),)
+
+
+async def test_every_caller_of_a_failed_forward_gets_an_answer(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    jobs = [submit(batcher, ["a", "b"]) for _ in range(4)]
+    await asyncio.sleep(0)
+    first = batcher.take()
+    batcher.finish(first, None, 0.01)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    while not all(job.done() for job in jobs):
+        await turn(batcher)
+    results = await asyncio.gather(*jobs, return_exceptions=True)
+    failed = [result for result in results if isinstance(result, InferenceFailed)]
+    assert len(failed) >= 2
+    assert len(failed) + sum(isinstance(result, Scored) for result in results) == 4
+    assert batcher.outstanding_tokens == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+async def test_a_row_that_is_not_finite_fails_alone(metrics: Metrics, bad: float) -> None:
+    batcher = new(metrics)
+    broken, sound = submit(batcher, ["a"]), submit(batcher, ["b"])
+    await asyncio.sleep(0)
+    batch = batcher.take()
+    batcher.finish(batch, [(0.5, bad), (0.5, 0.5)], 0.01)
+    assert (await sound).scores == ((0.5, 0.5),)
+    with pytest.raises(NumericalError):
+        await broken
+
+
+async def test_full_of_rows_means_overloaded_with_a_time_to_come_back(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    with batcher.admitted(40), pytest.raises(Overloaded) as caught, batcher.admitted(1):
+        pass
+    assert int(caught.value.headers["Retry-After"]) >= 1
+    with batcher.admitted(40):
+        pass  # all given back
+
+
+async def test_full_of_tokens_means_overloaded(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    job = submit(batcher, ["x" * 60])
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await batcher.submit(["x" * 60], 0)
+    await turn(batcher)
+    await job
+    assert batcher.outstanding_tokens == 0
+
+
+async def test_retry_after_follows_the_measured_rate(metrics: Metrics) -> None:
+    batcher = new(metrics, queue_rows=1000, queue_tokens=100_000)
+    job = submit(batcher, ["x" * 10])
+    await asyncio.sleep(0)
+    batch = batcher.take()
+    batcher.finish(batch, score(batch), 2.0)  # 5 tokens a second
+    await job
+    waiting = submit(batcher, ["x" * 100])
+    await asyncio.sleep(0)
+    assert batcher.retry_after() == pytest.approx(20.0)
+    await turn(batcher)
+    await waiting
+
+
+async def test_wake_ends_a_wait_without_a_batch(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    taken: list[Batch[Row]] = []
+    thread = threading.Thread(target=lambda: taken.append(batcher.take()))
+    thread.start()
+    batcher.wake()
+    await asyncio.to_thread(thread.join, 20)
+    assert taken[0].rows == []
+
+
+async def test_a_wake_does_not_cut_a_batch_short(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    first = submit(batcher, ["a"])
+    await asyncio.sleep(0)
+    batcher.wake()
+    second = submit(batcher, ["b"])
+    await asyncio.sleep(0)
+    assert (await turn(batcher)).rows == ["a", "b"]
+    await asyncio.gather(first, second)
