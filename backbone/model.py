@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone import attention
+from backbone import attention, family
 from backbone.attention import PackedBatch
 from backbone.errors import UnsupportedBackbone
-from backbone.heads import HeadWeights, pool, score_rows, split_lm_head
+from backbone.heads import pool, score_rows, split_lm_head
 from backbone.packing import PackedRows, PrefixSpan, pack
 from backbone.prompts import DevicePrompt, bind
 from backbone.rows import Row, RowEncoder
 from backbone.tokenizer import TextTokenizer
+from backbone.workers import Workers
 from prompt_store import (
     BackboneRef,
     IncompatiblePrompt,
@@ -54,7 +55,7 @@ class Backbone:
         self.name, self.fingerprint, self.device = name, fingerprint, device
         model.eval().requires_grad_(False)
         config = model.config
-        _refuse_unfit(model)
+        family.refuse_unfit(model)
         model.set_attn_implementation(attention.NAME)
         self._base: Any = model.base_model
         self._lm_head = split_lm_head(model, self._base)
@@ -73,9 +74,11 @@ class Backbone:
         self.tokenizer = TextTokenizer(tokenizer)
         layout = self.tokenizer.layout
         self._second_segment = layout.second_segment if getattr(config, "type_vocab_size", 0) > 1 else 0
-        self._position_base = _position_base(self._base)
+        self._position_base = family.position_base(self._base)
         self.max_positions: int = config.max_position_embeddings - self._position_base
-        self.is_causal = _is_causal(self._base)
+        self.is_causal = family.is_causal(self._base)
+        cores = torch.get_num_threads()
+        self._workers = Workers(cores) if device.type == "cpu" and cores > 1 else None
         self.prefix_stack: Literal["encoder", "decoder"] = "decoder" if self.is_causal else "encoder"
         heads = config.num_attention_heads
         self.shape = BackboneRef(
@@ -175,14 +178,23 @@ class Backbone:
         hidden, packed = self._hidden(rows, prompts)
         return self._pool(hidden, packed, prompts)
 
-    @torch.inference_mode()
     def score(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> list[tuple[float, ...]]:
         """Probabilities of each row's labels: softmax, or sigmoid of each label for multi-label prompts.
 
-        A row whose scores are not finite gets NaNs; its neighbours are not touched.
+        A row whose scores are not finite gets NaNs; its neighbours are not touched. On a CPU with several cores the
+        rows are shared among them (`backbone.workers`).
         """
         if not rows:
             return []
+        if self._workers is None:
+            return self._score(rows, prompts)
+        return self._workers.map(
+            lambda share: self._score([rows[r] for r in share], [prompts[r] for r in share]),
+            [len(row) for row in rows],
+        )
+
+    @torch.inference_mode()
+    def _score(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> list[tuple[float, ...]]:
         logits = self.forward(rows, prompts)
         flat = torch.cat(logits).cpu().numpy().astype(np.float64)  # the batch's one synchronisation
         results, begin = [], 0
@@ -195,7 +207,7 @@ class Backbone:
     @torch.inference_mode()
     def encode_labels(self, descriptions: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Unit vectors [n, hidden] of label descriptions: the mean over their tokens, as `mean` pooling sees texts."""
-        manifest = bare_manifest(self.shape, max_tokens=self.max_positions)
+        manifest = family.bare_manifest(self.shape, max_tokens=self.max_positions)
         rows = self.row_encoder(manifest).encode(descriptions)
         bare = self.bind(manifest, {"verbalizer.label_embeddings": torch.zeros(2, self.shape.hidden_size)})
         vectors = F.normalize(self.features(rows, [bare] * len(rows)), dim=-1)
@@ -204,11 +216,6 @@ class Backbone:
     def token_embedding(self, ids: Sequence[int]) -> Tensor:
         """Input embeddings [n, embedding_width] of vocabulary ids, float32: what soft prompts start from."""
         return F.embedding(torch.tensor(list(ids), device=self.device), self._embedding.weight).float()
-
-    @property
-    def layers_read(self) -> int:
-        """Number of layers that attend, which is the number of prefixes a prompt needs."""
-        return self.shape.layers
 
     def _hidden(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> tuple[Tensor, PackedRows]:
         distinct = list({id(p): p for p in prompts}.values())
@@ -245,7 +252,14 @@ class Backbone:
             inputs["token_type_ids"] = packed.segments.unsqueeze(0)
         if "use_cache" in self._accepts:
             inputs["use_cache"] = False
-        return self._base(**inputs)[0][0], packed
+        hidden = self._base(**inputs)[0][0]
+        if batch.calls != self.shape.layers:
+            # A model that attends in its own way would let rows see each other: no answer is better than that one.
+            raise UnsupportedBackbone(
+                f"{self.name}: {batch.calls} of {self.shape.layers} layers attend by the registered function; "
+                "this family does not let its attention be replaced, which packed rows need"
+            )
+        return hidden, packed
 
     def _pool(self, hidden: Tensor, packed: PackedRows, prompts: Sequence[DevicePrompt]) -> Tensor:
         pooled = pool(hidden, packed)
@@ -271,15 +285,6 @@ class Backbone:
         return ids[0]
 
 
-def bare_manifest(shape: BackboneRef, *, max_tokens: int) -> Manifest:
-    """The manifest of no prompt at all: the text alone, averaged. Its head is a placeholder."""
-    return Manifest.model_validate({
-        "task_id": "bare", "labels": ("a", "b"), "method": "hard-prompt", "backbone": shape, "template": "{text}",
-        "pooling": "mean", "position_offset": 0, "max_length": {"tokens": max_tokens},
-        "head": {"type": "label_embeddings", "descriptions": ("a", "b"), "scale": 1.0},
-    })  # fmt: skip
-
-
 def _calibrate(logits: Tensor, prompt: DevicePrompt) -> Tensor:
     if prompt.calibration is None:
         return logits
@@ -298,28 +303,3 @@ def _probabilities(logits: np.ndarray[Any, Any], *, multi_label: bool) -> tuple[
         values = np.exp(logits - logits.max())
         values = values / values.sum()
     return tuple(values.tolist())
-
-
-def _refuse_unfit(model: Any) -> None:
-    config, family = model.config, model.config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedBackbone(f"{family} is an encoder-decoder: only encoders and decoders can be served")
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
-        raise UnsupportedBackbone(f"{family} takes no position ids, which rows packed in one line need")
-    if getattr(model, "_supports_attention_backend", True) is False and family in ("deberta-v2", "mpnet"):
-        raise UnsupportedBackbone(f"{family} does not let its attention be replaced, which packed rows need")
-
-
-def _position_base(base: Any) -> int:
-    """The first position of a text: RoBERTa and its kin begin after the padding index."""
-    embeddings = getattr(base, "embeddings", None)
-    if embeddings is not None and hasattr(embeddings, "create_position_ids_from_input_ids"):
-        return int(embeddings.padding_idx) + 1
-    return 0
-
-
-def _is_causal(base: Any) -> bool:
-    return any(getattr(module, "is_causal", False) for module in base.modules())
-
-
-__all__ = ["Backbone", "HeadWeights", "bare_manifest"]

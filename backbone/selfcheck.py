@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from backbone.errors import UnsupportedBackbone
-from backbone.model import Backbone, bare_manifest
+from backbone.family import bare_manifest
+from backbone.model import Backbone
 from backbone.rows import Row
 
 TESTED_FAMILIES = frozenset({
@@ -43,6 +44,8 @@ def check_packing(backbone: Backbone) -> None:
             [backbone.features([r], [p]) for r, p in zip(rows, (bare, prefixed, bare), strict=True)]
         )
         plain = backbone.features([rows[1]], [bare])
+    except UnsupportedBackbone:
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UnsupportedBackbone(f"{backbone.name} cannot run packed rows: {error}") from error
     tolerance = 1e-3 if backbone.dtype is torch.float32 else 5e-2

@@ -56,7 +56,12 @@ def main() -> None:
             r
             for r in needs
             if (r.marker is None and not extra)
-            or (extra and r.marker and not r.marker.evaluate({"extra": ""}) and r.marker.evaluate({"extra": extra}))
+            or (
+                extra
+                and r.marker
+                and not r.marker.evaluate({"extra": ""})
+                and r.marker.evaluate({"extra": extra})
+            )
         ]
 
     run = closure([*of(""), *of("server"), *of("trainer"), *map(Requirement, BUILD)])

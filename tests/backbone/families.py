@@ -18,54 +18,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from backbone import Backbone, load_backbone
 
-WORDS = [
-    "a",
-    "the",
-    "this",
-    "that",
-    "it",
-    "was",
-    "is",
-    "not",
-    "very",
-    "film",
-    "book",
-    "food",
-    "good",
-    "bad",
-    "great",
-    "terrible",
-    "fine",
-    "dull",
-    "warm",
-    "cold",
-    "who",
-    "where",
-    "when",
-    "how",
-    "many",
-    "people",
-    "city",
-    "order",
-    "late",
-    "money",
-    "back",
-    "please",
-    "thanks",
-    "never",
-    "always",
-    "maybe",
-    "red",
-    "green",
-    "blue",
-    "one",
-    "two",
-    "three",
-    ".",
-    ",",
-    "?",
-    "!",
-]
+WORDS = (
+    "a the this that it was is not very film book food good bad great terrible fine dull warm cold who where "
+    "when how many people city order late money back please thanks never always maybe red green blue one two "
+    "three . , ? !"
+).split()
 HIDDEN, HEADS, LAYERS, POSITIONS = 24, 4, 3, 96
 
 

@@ -1,0 +1,65 @@
+"""Single-threaded workers that share a batch's rows among the CPU's cores.
+
+Owns the threads and the division of rows. The usual way to use several cores, one operator on all of them at a time,
+meets at a barrier some hundred times in a forward; when anything else wants a core (the event loop, a neighbour on
+the machine), each barrier waits for a time slice. Rows are independent by the law, so that each core can run its own
+share of them from beginning to end and meet the others once. Knows nothing of models or prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+# Below this many tokens a share is not worth a thread; a lone row above _WIDE gains from several threads inside.
+_LEAST_SHARE, _WIDE = 96, 256
+
+
+class Workers:
+    """Runs a function on shares of a batch, one core each."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._threads = ThreadPoolExecutor(count, "promptmux-core", initializer=_use_one_core)
+
+    def map(self, function: Callable[[list[int]], list[T]], lengths: Sequence[int]) -> list[T]:
+        """`function` gets row numbers and returns their results in that order; so does this, for all rows.
+
+        An exception of any share is raised after all shares have ended.
+        """
+        tokens = sum(lengths)
+        if len(lengths) == 1 and tokens >= _WIDE:
+            return function([0])
+        shares = divide(lengths, max(1, min(self._count, len(lengths), tokens // _LEAST_SHARE)))
+        waiting = [self._threads.submit(function, share) for share in shares]
+        results: dict[int, T] = {}
+        errors: list[BaseException] = []
+        for share, future in zip(shares, waiting, strict=True):
+            error = future.exception()
+            if error is None:
+                results.update(zip(share, future.result(), strict=True))
+            else:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return [results[row] for row in range(len(lengths))]
+
+
+def divide(lengths: Sequence[int], shares: int) -> list[list[int]]:
+    """Deal rows to shares of nearly equal tokens: from the longest on, each to the share that has least."""
+    dealt: list[list[int]] = [[] for _ in range(shares)]
+    loads = [0] * shares
+    for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
+        least = loads.index(min(loads))
+        dealt[least].append(row)
+        loads[least] += lengths[row]
+    return [sorted(share) for share in dealt if share]
+
+
+def _use_one_core() -> None:
+    torch.set_num_threads(1)  # holds for this thread

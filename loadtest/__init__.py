@@ -1,0 +1,1 @@
+"""Load tests and benches; not installed, run from the checkout."""

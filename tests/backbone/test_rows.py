@@ -1,0 +1,137 @@
+"""Placement of tokens in a row: special tokens, soft tokens, template words, cuts, pooled places."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from backbone import Backbone, Row
+from prompt_store import IncompatiblePrompt
+from tests.backbone.families import FAMILIES, WORDS, tiny
+from tests.backbone.prompts import manifest
+
+
+def encode(family: str, template: str, text: str, pair: str | None = None, **changes: object) -> Row:
+    bone = tiny(family)
+    own = manifest(bone, template=template, **changes)
+    return bone.row_encoder(own).encode([text], [pair])[0]
+
+
+def tokens(bone: Backbone, row: Row) -> list[str]:
+    core = bone.tokenizer._core
+    return [f"<{~i}>" if i < 0 else core.id_to_token(i) for i in row.token_ids]
+
+
+def test_soft_tokens_stand_before_the_first_special_token() -> None:
+    row = encode("bert", "{soft:2} {text}", "the film", position_offset=2)
+    assert tokens(tiny("bert"), row) == ["<0>", "<1>", "[CLS]", "the", "film", "[SEP]"]
+    assert (row.lead, row.spans, row.num_prompt_tokens) == (2, ((3, 5),), 4)
+
+
+def test_start_says_where_the_special_tokens_go() -> None:
+    row = encode("bert", "{start}{soft:2} {text}", "film", pooling="cls")
+    assert tokens(tiny("bert"), row) == ["[CLS]", "<0>", "<1>", "film", "[SEP]"]
+    assert (row.lead, row.spans) == (0, ((0, 1),))
+
+
+def test_soft_tokens_between_words() -> None:
+    row = encode("bert", "{soft:1} {text} {soft:2} it was {mask} .", "good", pooling="mask")
+    assert tokens(tiny("bert"), row) == [
+        "<0>", "[CLS]", "good", "<1>", "<2>", "it", "was", "[MASK]", ".", "[SEP]",
+    ]  # fmt: skip
+    assert row.spans == ((7, 8),)
+
+
+def test_pairs_take_the_tokenizers_own_layout() -> None:
+    row = encode("bert", "{text} {text_pair}", "who", "the film", pooling="mean")
+    assert tokens(tiny("bert"), row) == ["[CLS]", "who", "[SEP]", "the", "film", "[SEP]"]
+    assert (row.second, row.spans) == (3, ((1, 2), (3, 5)))
+    row = encode("roberta", "{text} {text_pair}", "who", "the", pooling="cls")
+    assert tokens(tiny("roberta"), row)[-6:-1] != []
+    assert [t for t in tokens(tiny("roberta"), row) if t == "</s>"] == ["</s>"] * 3
+
+
+def test_a_pair_template_without_a_pair_is_a_single_text() -> None:
+    row = encode("bert", "{text} {text_pair}", "who")
+    assert tokens(tiny("bert"), row) == ["[CLS]", "who", "[SEP]"]
+
+
+def test_byte_level_pieces_keep_the_space_before_them() -> None:
+    row = encode("gpt2", "film : {text} it was {mask}", "good", pooling="mask")
+    assert tokens(tiny("gpt2"), row)[-3:] == ["Ġgood", "Ġit", "Ġwas"]
+    assert row.spans == ((len(row) - 1, len(row)),)
+
+
+def test_a_callers_special_token_is_text() -> None:
+    row = encode("bert", "{text}", "[MASK] [SEP] film")
+    ids = tiny("bert").tokenizer.special_ids
+    inner = row.token_ids[1:-1]
+    assert not any(i in ids and i != tiny("bert").tokenizer._core.token_to_id("[UNK]") for i in inner)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", ["", "\x00", "​", "  "])
+def test_a_text_without_tokens_still_makes_a_row(family: str, text: str) -> None:
+    row = encode(family, "{text}", text)
+    assert len(row) >= 1
+    assert row.spans
+
+
+def test_cut_sides_and_what_counts() -> None:
+    text = "one two three good bad"
+    for cut, kept in (("right", ["one", "two"]), ("left", ["good", "bad"])):
+        row = encode("bert", "{soft:3} {text}", text, max_length={"tokens": 7, "cut": cut}, position_offset=3)
+        assert tokens(tiny("bert"), row)[4:-1] == kept
+        assert row.truncated
+        row = encode("bert", "{soft:3} {text}", text, max_length={"tokens": 2, "counts": "text", "cut": cut})
+        assert tokens(tiny("bert"), row)[4:-1] == kept
+    assert not encode("bert", "{text}", text).truncated
+
+
+def test_the_longer_of_a_pair_is_cut_first() -> None:
+    row = encode(
+        "bert", "{text} {text_pair}", "one two three one two three", "good", max_length={"tokens": 7}
+    )
+    assert tokens(tiny("bert"), row) == ["[CLS]", "one", "two", "three", "[SEP]", "good", "[SEP]"]
+
+
+def test_max_tokens_cuts_further_and_counts_real_tokens() -> None:
+    bone = tiny("bert")
+    encoder = bone.row_encoder(manifest(bone, soft=3))
+    row = encoder.encode(["one two three good bad"], max_tokens=4)[0]
+    assert row.num_prompt_tokens == 4
+    assert row.truncated
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    words=st.lists(st.sampled_from(WORDS), max_size=150),
+    soft=st.integers(0, 30),
+    cut=st.sampled_from(("left", "right")),
+)
+def test_no_row_is_longer_than_the_model(family: str, words: list[str], soft: int, cut: str) -> None:
+    bone = tiny(family)
+    own = manifest(bone, soft=soft, max_length={"tokens": 10_000, "cut": cut})
+    row = bone.row_encoder(own).encode([" ".join(words)])[0]
+    assert len(row) - row.lead + own.position_offset <= bone.max_positions
+    assert sum(1 for i in row.token_ids if i < 0) == soft
+    assert all(0 <= a < b <= len(row) for a, b in row.spans)
+
+
+@pytest.mark.parametrize(
+    ("template", "changes", "said"),
+    [
+        ("{soft:96} {text}", {"position_offset": 96}, "none is left"),
+        ("{soft:9} {text}", {"max_length": {"tokens": 11}}, "alone take"),
+    ],
+)
+def test_templates_that_leave_no_room(template: str, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(IncompatiblePrompt, match=said):
+        encode("bert", template, "film", **changes)
+
+
+def test_a_causal_model_wants_the_mask_last() -> None:
+    with pytest.raises(IncompatiblePrompt, match="last part"):
+        encode("gpt2", "{mask} {text}", "film", pooling="mask")
