@@ -87,7 +87,7 @@ class BlobFolder:
     def remove_leftovers(self, seconds: float) -> None:
         """Remove what publishes that crashed at least `seconds` ago left half-written.
 
-        One that only is slow loses its file too, fails, and may try again.
+        One that only is slow loses its file too: FileNotFoundError from its `write`.
         """
         for entry in _files_older_than(self._temporary, seconds):
             Path(entry.path).unlink(missing_ok=True)

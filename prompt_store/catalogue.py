@@ -112,19 +112,15 @@ class Catalogue:
     # ── writes ───────────────────────────────────────────────────────────
 
     def add_version(
-        self, task_id: str, version: VersionRecord, actor: str, *, blob_is_there: Callable[[], bool]
-    ) -> tuple[bool, Revision] | None:
-        """Add a version: whether it is new, and the revision. None, and nothing done, when its blob is gone.
+        self, task_id: str, version: VersionRecord, actor: str, *, ensure_blob: Callable[[], None]
+    ) -> tuple[bool, Revision]:
+        """Add a version: whether it is new, and the revision.
 
-        `blob_is_there` is asked inside the transaction, where no collection can be: see `unless_needed`.
+        `ensure_blob` is called inside the transaction, where no collection can take the blob away any more.
         """
         with self._transaction("BEGIN IMMEDIATE"):
-            if not blob_is_there():
-                return None
-            known = self._db.execute(
-                "SELECT 1 FROM versions WHERE task_id = ? AND version = ?", (task_id, version.version)
-            ).fetchone()
-            if known:
+            ensure_blob()
+            if self._has_version(task_id, version.version):
                 return False, self.revision()
             number = self._change(
                 task_id, actor, "publish", {"version": version.version, "method": version.method}
@@ -152,9 +148,7 @@ class Catalogue:
             self._require_task(task_id)
             self._compare(task_id, alias, expected)
             for target in targets:
-                if not self._db.execute(
-                    "SELECT 1 FROM versions WHERE task_id = ? AND version = ?", (task_id, target.version)
-                ).fetchone():
+                if not self._has_version(task_id, target.version):
                     raise UnknownVersion(f"task {task_id} has no such version")
             number = self._change(task_id, actor, "alias", {"alias": alias, "targets": pairs})
             self._db.execute(
@@ -201,11 +195,16 @@ class Catalogue:
             self._db.execute("DELETE FROM versions WHERE task_id = ?", (task_id,))
 
     def unless_needed(self, versions: Collection[str], remove: Callable[[str], None]) -> None:
-        """Call `remove` for each version that no task has, while no other process can add one."""
+        """Call `remove` for each version that no task has, while no process can add one."""
         with self._transaction("BEGIN IMMEDIATE"):
             for version in versions:
                 if not self._db.execute("SELECT 1 FROM versions WHERE version = ?", (version,)).fetchone():
                     remove(version)
+
+    def while_nobody_publishes(self, job: Callable[[], None]) -> None:
+        """Call `job` while no process can be in `add_version`."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            job()
 
     # ── parts of transactions ────────────────────────────────────────────
 
@@ -252,6 +251,10 @@ class Catalogue:
         row = self._db.execute("SELECT deleted FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
         if row is None or row[0]:
             raise UnknownTask(f"unknown task {task_id}")
+
+    def _has_version(self, task_id: str, version: str) -> bool:
+        query = "SELECT 1 FROM versions WHERE task_id = ? AND version = ?"
+        return self._db.execute(query, (task_id, version)).fetchone() is not None
 
     def _compare(self, task_id: str, alias: str, expected: int | None) -> int:
         """The alias's revision, 0 when there is none; RevisionConflict unless it is the expected one."""

@@ -42,7 +42,6 @@ from prompt_store.unavailable import as_unavailable
 T = TypeVar("T")
 
 POLL_SECONDS: Final = 0.1  # for changes by other processes; our own wake a watcher at once
-PUBLISH_ATTEMPTS: Final = 5
 COLLECT_CHUNK: Final = 100  # blobs per transaction: a collection must not keep publishers waiting for long
 MAX_LIMIT: Final = 1000
 MAX_ACTOR: Final = 200
@@ -70,20 +69,14 @@ class FileStore(PromptStore):
         record = VersionRecord(
             version, len(data), time.time(), prompt.manifest.method, len(prompt.manifest.labels)
         )
-        for _ in range(PUBLISH_ATTEMPTS):
-            await self._in_files(lambda: self._try_to_write(version, data))
-            added = await self._write(
-                lambda catalogue: catalogue.add_version(
-                    task_id,
-                    record,
-                    _clean(actor),
-                    blob_is_there=lambda: self._blobs.size(version) == len(data),
-                )
+        # Written twice only if a collection comes in between: the slow write first, while others may write too.
+        await self._in_files(lambda: self._try_to_write(version, data))
+        created, revision = await self._write(
+            lambda catalogue: catalogue.add_version(
+                task_id, record, _clean(actor), ensure_blob=lambda: self._ensure(version, data)
             )
-            if added is not None:
-                created, revision = added
-                return Published(task_id, version, created, revision)
-        raise StoreUnavailable("the version's bytes were removed while it was published: try again")
+        )
+        return Published(task_id, version, created, revision)
 
     async def get(self, task_id: str, version: str) -> bytes:
         """See `PromptStore.get`."""
@@ -174,7 +167,9 @@ class FileStore(PromptStore):
     async def collect(self, *, grace: float) -> Collected:
         """See `PromptStore.collect`."""
         await self.revision()  # makes the folders of a new store
-        await self._in_files(lambda: self._blobs.remove_leftovers(grace))
+        await self._write(
+            lambda catalogue: catalogue.while_nobody_publishes(lambda: self._blobs.remove_leftovers(grace))
+        )
         old = await self._in_files(lambda: [*self._blobs.older_than(grace)])
         freed: dict[str, int] = {}
 
@@ -228,8 +223,11 @@ class FileStore(PromptStore):
         return await self._in_files(lambda: self._intact(version, size)) is not None
 
     def _try_to_write(self, version: str, data: bytes) -> None:
-        # A collection with a short grace may take the file while it is written: `add_version` asks again.
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # a collection with a short grace may take the temporary file
+            self._blobs.write(version, data)
+
+    def _ensure(self, version: str, data: bytes) -> None:
+        if self._blobs.size(version) != len(data):
             self._blobs.write(version, data)
 
     def _intact(self, version: str, size: int) -> bytes | None:

@@ -32,7 +32,7 @@ async def test_the_catalogue_is_kept_safe_from_power_cuts(folder: Path) -> None:
 async def test_a_page_takes_as_many_queries_for_fifty_tasks_as_for_two(folder: Path) -> None:
     catalogue = make_catalogue(folder)
     for i in range(50):
-        catalogue.add_version(f"task-{i}", record(f"{i:064}"), "", blob_is_there=lambda: True)
+        catalogue.add_version(f"task-{i}", record(f"{i:064}"), "", ensure_blob=lambda: None)
         catalogue.set_alias(f"task-{i}", "current", [Target(f"{i:064}")], 0, "")
     statements: list[str] = []
     catalogue._db.set_trace_callback(statements.append)
@@ -48,7 +48,7 @@ async def test_a_page_takes_as_many_queries_for_fifty_tasks_as_for_two(folder: P
 async def test_a_page_and_a_watch_are_read_by_index(folder: Path) -> None:
     """No plan scans or sorts a whole table: pages of a hundred thousand tasks depend on it."""
     catalogue = make_catalogue(folder)
-    catalogue.add_version("a", record("0" * 64), "", blob_is_there=lambda: True)
+    catalogue.add_version("a", record("0" * 64), "", ensure_blob=lambda: None)
     statements: list[str] = []
     catalogue._db.set_trace_callback(statements.append)
     catalogue.page("a", 100)
@@ -68,8 +68,8 @@ async def test_a_page_and_a_watch_are_read_by_index(folder: Path) -> None:
 async def test_history_keeps_the_latest_events_of_each_task(folder: Path) -> None:
     catalogue = make_catalogue(folder)
     catalogue._db.execute("PRAGMA synchronous = OFF")
-    catalogue.add_version("other", record("0" * 64), "", blob_is_there=lambda: True)
-    catalogue.add_version("busy", record("0" * 64), "", blob_is_there=lambda: True)
+    catalogue.add_version("other", record("0" * 64), "", ensure_blob=lambda: None)
+    catalogue.add_version("busy", record("0" * 64), "", ensure_blob=lambda: None)
     for _ in range(HISTORY_KEPT + 20):
         catalogue.set_alias("busy", "current", [Target("0" * 64)], None, "")
     history = catalogue.history("busy", HISTORY_KEPT * 2)

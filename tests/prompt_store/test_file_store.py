@@ -24,6 +24,7 @@ from prompt_store import (
     UnknownVersion,
     version_of,
 )
+from prompt_store.blobs import BlobFolder
 from prompt_store.schema import SCHEMA_VERSION
 
 Whole = Callable[[PromptStore], Awaitable[dict[str, list[str]]]]
@@ -194,14 +195,38 @@ async def test_a_collection_in_the_middle_of_a_publish_costs_it_a_retry(
     await store.aclose()
 
 
-async def test_a_publish_whose_bytes_always_vanish_gives_up_without_a_row(
+async def test_no_collection_however_busy_keeps_a_publish_from_its_end(
     folder: Path, build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A collection between any two steps of the publish, by another process as it were."""
     store = FileStore(folder)
-    monkeypatch.setattr(os, "replace", lambda source, _: os.unlink(source))
-    with pytest.raises(StoreUnavailable, match="try again"):
-        await store.publish(build.prompt())
-    assert (await store.list()).tasks == ()
+    await store.revision()
+    locked = 0
+
+    async def collect() -> None:
+        collector = FileStore(folder)
+        try:
+            await collector.collect(grace=0)
+        finally:
+            await collector.aclose()
+
+    def after(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            nonlocal locked
+            result = function(*arguments)
+            try:
+                asyncio.run(collect())
+            except StoreUnavailable:
+                locked += 1  # the publish has the lock: no collection can be here
+            return result
+
+        return call
+
+    monkeypatch.setattr("prompt_store.schema.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(BlobFolder, "write", after(BlobFolder.write))
+    assert (await store.publish(build.prompt())).created is True
+    assert locked == 1
+    assert await store.get("sentiment", version_of(build.prompt())) == build.prompt()
     await store.aclose()
 
 
