@@ -175,12 +175,10 @@ class Catalogue:
                     raise VersionInUse(
                         f"the alias {name} of task {task_id} leads to this version: move it first"
                     )
-            deleted = self._db.execute(
-                "DELETE FROM versions WHERE task_id = ? AND version = ?", (task_id, version)
-            ).rowcount
-            if not deleted:
+            if not self._has_version(task_id, version):
                 raise UnknownVersion(f"task {task_id} has no such version")
             self._change(task_id, actor, "delete_version", {"version": version})
+            self._db.execute("DELETE FROM versions WHERE task_id = ? AND version = ?", (task_id, version))
 
     def delete_task(self, task_id: str, actor: str, *, force: bool) -> None:
         """Leave a tombstone; UnknownTask, VersionInUse."""

@@ -75,9 +75,10 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 def _check(database: sqlite3.Connection) -> int:
     """The schema version, 0 for an empty file; refuses a file that this code would misread."""
-    version = int(database.execute("PRAGMA user_version").fetchone()[0])
-    application = int(database.execute("PRAGMA application_id").fetchone()[0])
+    # The tables first: another process may make the store between these reads, all of it in one commit.
     tables = int(database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    application = int(database.execute("PRAGMA application_id").fetchone()[0])
+    version = int(database.execute("PRAGMA user_version").fetchone()[0])
     if tables and application != APPLICATION_ID:
         raise PromptStoreError("the catalogue is another program's file: give the store a folder of its own")
     if version > SCHEMA_VERSION:

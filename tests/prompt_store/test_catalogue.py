@@ -1,12 +1,14 @@
-"""How the catalogue asks SQLite: few queries, by index, durably."""
+"""How the catalogue asks SQLite: few queries, by index, durably; and how it comes to be."""
 
 import re
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from prompt_store import (
-    Revision,
-    Target,
-)
+import pytest
+
+from prompt_store import Revision, Target
 from prompt_store.catalogue import HISTORY_KEPT, Catalogue
 from prompt_store.store import VersionRecord
 
@@ -77,3 +79,35 @@ async def test_history_keeps_the_latest_events_of_each_task(folder: Path) -> Non
     assert history[0].revision == catalogue.revision().number
     assert len(catalogue.history("other", 10)) == 1
     catalogue.close()
+
+
+@pytest.mark.parametrize("early", range(25))
+def test_two_may_make_the_store_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, early: int) -> None:
+    """Another process makes the store just before our `early`-th statement, or waits for us, or comes after."""
+    monkeypatch.setattr("prompt_store.schema.BUSY_SECONDS", 0.01)
+    folder.mkdir(parents=True)
+    path = folder / "catalogue.sqlite3"
+    others: list[Revision] = []
+    statements = 0
+
+    def other() -> None:
+        monkeypatch.setattr(sqlite3, "connect", connect)
+        with suppress(sqlite3.OperationalError):  # the lock is ours
+            catalogue = Catalogue(path)
+            others.append(catalogue.revision())
+            catalogue.close()
+
+    class Connection(sqlite3.Connection):
+        def execute(self, *arguments: Any) -> sqlite3.Cursor:
+            nonlocal statements
+            if statements == early:
+                other()
+            statements += 1
+            return super().execute(*arguments)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Connection, **k))
+    ours = Catalogue(path)
+    other()
+    assert {ours.revision()} == set(others)
+    ours.close()
