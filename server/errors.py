@@ -6,6 +6,9 @@ path or another library's message.
 
     ServerError                  500 internal_error
     ├── RequestError             400 bad_request
+    │   ├── InvalidHttp          400 invalid_http
+    │   ├── HeadTooLarge         431 head_too_large
+    │   ├── HeadTimeout          408 head_timeout
     │   ├── InvalidJson          400 invalid_json
     │   ├── InvalidRequest       422 invalid_request
     │   │   ├── EmptyInput       422 empty_input
@@ -70,6 +73,26 @@ class RequestError(ServerError):
 
     status = 400
     code = "bad_request"
+
+
+class InvalidHttp(RequestError):
+    """What arrived is no HTTP request."""
+
+    code = "invalid_http"
+
+
+class HeadTooLarge(RequestError):
+    """More headers than a request may have."""
+
+    status = 431
+    code = "head_too_large"
+
+
+class HeadTimeout(RequestError):
+    """The request's head did not arrive in time."""
+
+    status = 408
+    code = "head_timeout"
 
 
 class InvalidJson(RequestError):

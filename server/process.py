@@ -23,6 +23,7 @@ from prompt_store import PromptStoreError
 from server.app import Apps, create_apps
 from server.auth import Keyring, is_loopback, parse_keys
 from server.logs import configure_logs
+from server.protocol import BoundedHttpProtocol
 from server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class _HttpServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=BoundedHttpProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
