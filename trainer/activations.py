@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from backbone import Backbone, Row, attention
-from backbone.model import bare_manifest
+from backbone.family import bare_manifest
 
 
 @torch.no_grad()

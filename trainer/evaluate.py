@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from trainer.scores import Scores, Targets, decide, measure, one_hot
 from trainer.sources import Example
 
 # Rows of one forward without gradients; more gain nothing, since rows are packed without padding.
-EVALUATION_BATCH = 64
+EVALUATION_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,32 @@ def by_length(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
         yield order[begin : begin + size]
 
 
-@torch.no_grad()
 def features(backbone: Backbone, prompt: DevicePrompt, rows: Sequence[Row]) -> Tensor:
     """Pooled hidden states [rows, hidden], float32, on the host."""
     result = torch.empty(len(rows), backbone.shape.hidden_size)
-    for batch in by_length(rows, EVALUATION_BATCH):
-        result[batch] = backbone.features([rows[at] for at in batch], [prompt] * len(batch)).cpu()
+    _for_all(backbone, rows, lambda some: backbone.features(some, [prompt] * len(some)), result)
     return result
 
 
-@torch.no_grad()
 def logits(backbone: Backbone, prompt: DevicePrompt, rows: Sequence[Row]) -> Tensor:
     """Label logits [rows, labels], float32, on the host."""
     result = torch.empty(len(rows), prompt.num_labels)
-    for batch in by_length(rows, EVALUATION_BATCH):
-        scores = backbone.forward([rows[at] for at in batch], [prompt] * len(batch))
-        result[batch] = torch.stack(scores).cpu()
+    _for_all(backbone, rows, lambda some: torch.stack(backbone.forward(some, [prompt] * len(some))), result)
     return result
+
+
+def _for_all(
+    backbone: Backbone, rows: Sequence[Row], function: Callable[[list[Row]], Tensor], result: Tensor
+) -> None:
+    """Put `function` of rows → [rows, n] into `result`, batch by batch, each shared among the CPU's cores."""
+    for batch in by_length(rows, EVALUATION_BATCH):
+
+        def share(own: list[int], batch: list[int] = batch) -> Tensor:
+            with torch.no_grad():  # gradients are on in every new thread
+                return function([rows[batch[at]] for at in own]).cpu()
+
+        for own, values in backbone.share(share, [rows[at] for at in batch]):
+            result[[batch[at] for at in own]] = values
 
 
 def loss(logits: Tensor, targets: Tensor, *, multi_label: bool) -> Tensor:

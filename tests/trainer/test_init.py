@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from backbone import Backbone
-from backbone.model import bare_manifest
+from backbone.family import bare_manifest
 from prompt_store import parse_template
 from tests.backbone.families import FAMILIES, tiny
 from trainer.activations import key_values
