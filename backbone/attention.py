@@ -88,19 +88,38 @@ def packed_attention(
         k = torch.cat([*batch.prefix_keys[layer], k])
         v = torch.cat([*batch.prefix_values[layer], v])
     repeat = q.shape[1] // k.shape[1]
+    learning = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    attend = _attend if learning and q.device.type == "cpu" else _fused
     outputs = []
     for group in batch.rows.groups:
         mask = group.mask(causal=causal, window=sliding_window, dtype=q.dtype)
-        attended = F.scaled_dot_product_attention(
+        attended = attend(
             _gather(q, group.queries),
             _gather(k, group.keys, repeat),
             _gather(v, group.keys, repeat),
-            attn_mask=mask,
-            scale=scaling,
+            mask,
+            scaling,
         )
         outputs.append(attended.transpose(1, 2).reshape(-1, *q.shape[1:]))
     padded = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return padded.index_select(0, batch.rows.unpad).unsqueeze(0), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Attention as written in the paper (Vaswani et al. 2017, eq. 1), for the backward on CPUs.
+
+    The backward of torch's fused CPU kernel took nine times its forward on rows of a sentence's length; these four
+    operators together take about three times.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = (query * scale) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1) @ value
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
 def _gather(states: Tensor, index: Tensor, repeat: int = 1) -> Tensor:

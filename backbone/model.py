@@ -7,8 +7,8 @@ of stores, or of how prompts are learned.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from prompt_store import (
     check_finite_in,
 )
 
+T = TypeVar("T")
 DtypeName = Literal["float32", "bfloat16", "float16"]
 _DTYPE_NAMES: dict[torch.dtype, DtypeName] = {
     torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16",
@@ -186,12 +187,22 @@ class Backbone:
         """
         if not rows:
             return []
+        scored = self.share(lambda own: self._score([rows[r] for r in own], [prompts[r] for r in own]), rows)
+        results: list[tuple[float, ...]] = [()] * len(rows)
+        for own, values in scored:
+            for row, value in zip(own, values, strict=True):
+                results[row] = value
+        return results
+
+    def share(self, function: Callable[[list[int]], T], rows: Sequence[Row]) -> list[tuple[list[int], T]]:
+        """Divide rows among the CPU's cores: `function` gets the numbers of some rows, once on each core.
+
+        Returns each share with what `function` gave for it; on a GPU there is one share. The division depends on
+        the rows' lengths alone.
+        """
         if self._workers is None:
-            return self._score(rows, prompts)
-        return self._workers.map(
-            lambda share: self._score([rows[r] for r in share], [prompts[r] for r in share]),
-            [len(row) for row in rows],
-        )
+            return [(list(range(len(rows))), function(list(range(len(rows)))))]
+        return self._workers.map(function, [len(row) for row in rows])
 
     @torch.inference_mode()
     def _score(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> list[tuple[float, ...]]:

@@ -27,27 +27,20 @@ class Workers:
         self._count = count
         self._threads = ThreadPoolExecutor(count, "promptmux-core", initializer=_use_one_core)
 
-    def map(self, function: Callable[[list[int]], list[T]], lengths: Sequence[int]) -> list[T]:
-        """`function` gets row numbers and returns their results in that order; so does this, for all rows.
+    def map(self, function: Callable[[list[int]], T], lengths: Sequence[int]) -> list[tuple[list[int], T]]:
+        """Call `function` with the row numbers of each share; return the shares with what it gave for them.
 
-        An exception of any share is raised after all shares have ended.
+        The division depends on `lengths` alone. An exception of any share is raised after all shares have ended.
         """
         tokens = sum(lengths)
         if len(lengths) == 1 and tokens >= _WIDE:
-            return function([0])
+            return [([0], function([0]))]
         shares = divide(lengths, max(1, min(self._count, len(lengths), tokens // _LEAST_SHARE)))
         waiting = [self._threads.submit(function, share) for share in shares]
-        results: dict[int, T] = {}
-        errors: list[BaseException] = []
-        for share, future in zip(shares, waiting, strict=True):
-            error = future.exception()
-            if error is None:
-                results.update(zip(share, future.result(), strict=True))
-            else:
-                errors.append(error)
+        errors = [error for error in (future.exception() for future in waiting) if error is not None]
         if errors:
             raise errors[0]
-        return [results[row] for row in range(len(lengths))]
+        return [(share, future.result()) for share, future in zip(shares, waiting, strict=True)]
 
 
 def divide(lengths: Sequence[int], shares: int) -> list[list[int]]:

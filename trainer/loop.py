@@ -13,22 +13,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from backbone import Backbone
+from backbone import Backbone, Row
 from prompt_store import Manifest
 from trainer.config import OptimiserConfig
 from trainer.errors import TrainingFailedError
 from trainer.evaluate import Encoded, logits, loss, score
 from trainer.methods import Group, group_of
 from trainer.report import Point
+from trainer.rows import TrainingRows
+from trainer.schedule import Schedule, batches
 from trainer.scores import Scores
 from trainer.state import Checkpoint, load_checkpoint, save_checkpoint
 
-# Batches of like length are made within stretches of this many batches, so that order stays mostly random.
-STRETCH = 50
 Tensors = Mapping[str, Tensor]
 
 
@@ -51,46 +50,6 @@ class SeedResult:
     dev: Scores
     points: tuple[Point, ...]
     steps: int
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How many steps there are, when dev is scored, and the learning rate's factor at each step."""
-
-    steps_per_epoch: int
-    steps: int
-    warmup: int
-    evaluate_at: frozenset[int]
-
-    @classmethod
-    def of(cls, settings: OptimiserConfig, examples: int) -> Schedule:
-        """The schedule of resolved settings for a training set of this size."""
-        assert settings.batch_size is not None, "settings are resolved before training"
-        assert settings.epochs is not None, "settings are resolved before training"
-        per_epoch = math.ceil(examples / settings.batch_size)
-        steps = per_epoch * settings.epochs
-        count = min(settings.evaluations, steps)
-        at = frozenset(round(steps * (nth + 1) / count) for nth in range(count))
-        return cls(per_epoch, steps, round(settings.warmup * steps), at)
-
-    def factor(self, step: int) -> float:
-        """Linear warm-up, then linear decay to zero; `step` counts from 0."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        return (self.steps - step) / max(1, self.steps - self.warmup)
-
-
-def batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of one epoch: every example once, rows of like length together, order drawn from (seed,
-    epoch).
-    """
-    generator = np.random.default_rng([seed, 2, epoch])
-    order = generator.permutation(len(lengths))
-    result: list[list[int]] = []
-    for begin in range(0, len(order), size * STRETCH):
-        stretch = sorted(order[begin : begin + size * STRETCH].tolist(), key=lambda at: lengths[at])
-        result += [stretch[at : at + size] for at in range(0, len(stretch), size)]
-    return [result[at] for at in generator.permutation(len(result))]
 
 
 @contextmanager
@@ -118,7 +77,7 @@ class SeedTraining:
         manifest: Manifest,
         start: Tensors,
         settings: OptimiserConfig,
-        train: Encoded,
+        train: TrainingRows,
         dev: Encoded,
         *,
         seed: int,
@@ -131,7 +90,6 @@ class SeedTraining:
         self._train, self._dev, self._seed = train, dev, seed
         self._frozen = dict(frozen or {})
         self._targets = torch.from_numpy(train.targets).to(backbone.device)
-        self._lengths = [len(row) for row in train.rows]
         self.schedule = Schedule.of(settings, len(train))
         self._parameters = {
             name: tensor.detach().to(backbone.device, torch.float32).clone().requires_grad_()
@@ -187,18 +145,14 @@ class SeedTraining:
     def _one_step(self) -> float:
         epoch, at = divmod(self._step, self.schedule.steps_per_epoch)
         assert self._settings.batch_size is not None, "settings are resolved before training"
-        batch = batches(self._lengths, self._settings.batch_size, self._seed, epoch)[at]
-        prompt = self._backbone.bind(self._manifest, {**self._parameters, **self._frozen})
-        scores = self._backbone.forward([self._train.rows[i] for i in batch], [prompt] * len(batch))
-        value = loss(torch.stack(scores), self._targets[batch], multi_label=self._manifest.multi_label)
-        number = float(value.detach())
+        batch = batches(self._train.lengths, self._settings.batch_size, self._seed, epoch)[at]
+        rows = self._train.of_epoch(self._seed, epoch)
+        number = self._gradients([rows[at] for at in batch], self._targets[batch])
         if not math.isfinite(number):
             raise TrainingFailedError(
                 f"seed {self._seed}, step {self._step + 1}: the loss is {number}; "
                 "use a smaller optimiser.prompt_lr"
             )
-        self._optimiser.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._settings.clip_norm)
         for group in self._optimiser.param_groups:
             group["lr"] = group["base_lr"] * self.schedule.factor(self._step)
@@ -207,6 +161,31 @@ class SeedTraining:
         self._loss_sum, self._loss_count = self._loss_sum + number, self._loss_count + 1
         self._update_average()
         return number
+
+    def _gradients(self, rows: Sequence[Row], targets: Tensor) -> float:
+        """Set every parameter's gradient to that of the batch's mean loss, and return the loss.
+
+        Rows are independent, so each core takes some of them forward and back; their gradients are added in the
+        order of the shares, which depends on the rows alone.
+        """
+        multi_label = self._manifest.multi_label
+        parameters = list(self._parameters.values())
+
+        def part(own: list[int]) -> tuple[float, tuple[Tensor, ...]]:
+            prompt = self._backbone.bind(self._manifest, {**self._parameters, **self._frozen})
+            scores = torch.stack(self._backbone.forward([rows[at] for at in own], [prompt] * len(own)))
+            value = loss(scores, targets[own], multi_label=multi_label) * (len(own) / len(rows))
+            return float(value.detach()), torch.autograd.grad(value, parameters)
+
+        total = 0.0
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for _, (value, gradients) in self._backbone.share(part, rows):
+            total += value
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                assert parameter.grad is not None, "set above"
+                parameter.grad += gradient
+        return total
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -48,11 +48,12 @@ class Defaults:
     prompt_lr: float
     head_lr: float
     averaging: float
+    word_dropout: float
 
 
 DEFAULTS: Mapping[MethodName, Defaults] = {
-    "prompt-tuning": Defaults(40, ("text", "labels", "vocabulary"), 3, 32, 3e-2, 2e-3, 0.99),
-    "p-tuning-v2": Defaults(40, ("text", "labels", "vocabulary"), 3, 32, 2e-2, 2e-3, 0.99),
+    "prompt-tuning": Defaults(40, ("text", "labels", "vocabulary"), 3, 32, 3e-2, 2e-3, 0.99, 0.1),
+    "p-tuning-v2": Defaults(40, ("text", "labels", "vocabulary"), 4, 32, 2e-2, 2e-3, 0.99, 0.1),
 }
 # A small training set is gone through more often than `epochs` says, until this many steps are made.
 MIN_STEPS = 300
@@ -114,6 +115,7 @@ def _optimiser(given: OptimiserConfig, defaults: Defaults, examples: int) -> Opt
             "prompt_lr": given.prompt_lr or defaults.prompt_lr,
             "head_lr": defaults.head_lr if given.head_lr is None else given.head_lr,
             "averaging": averaging,
+            "word_dropout": defaults.word_dropout if given.word_dropout is None else given.word_dropout,
         }
     )
 

@@ -27,8 +27,12 @@ def run(
         from client import AdminClient
 
         with AdminClient(server, key=key) as admin:
-            full = _find(version, [v.version for v in admin.task(task).versions])
-            admin.rollback(task, full, alias=alias)
+            record = admin.task(task)
+            full = _find(version, [v.version for v in record.versions])
+            known = record.aliases.get(alias)
+            if known is None:
+                raise typer.BadParameter(f"{task} has no alias {alias}", param_hint="--alias")
+            admin.rollback(task, full, revision=known.revision, alias=alias)
     print(f"{task}: {alias} leads to {full}")
 
 

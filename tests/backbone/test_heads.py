@@ -163,3 +163,16 @@ def test_gradients_reach_soft_prompt_prefix_and_head() -> None:
             assert parameter.grad is not None, (family, name)
             assert torch.isfinite(parameter.grad).all(), (family, name)
             assert parameter.grad.abs().max() > 1e-4, (family, name)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
+def test_learning_takes_the_same_forward(family: str) -> None:
+    """With gradients, attention is written out operator by operator: its scores must be the fused kernel's."""
+    bone = tiny(family)
+    own = manifest(bone, soft=3)
+    parameters = {n: t.requires_grad_() for n, t in tensors(bone, soft=3, prefix=4).items()}
+    rows = bone.row_encoder(own).encode([*TEXTS, "the " * 60])
+    learning = bone.forward(rows, [bone.bind(own, parameters)] * len(rows))
+    with torch.no_grad():
+        serving = bone.forward(rows, [bone.bind(own, parameters)] * len(rows))
+    torch.testing.assert_close(torch.stack(learning), torch.stack(serving), atol=1e-5, rtol=1e-4)
