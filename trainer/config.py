@@ -69,6 +69,7 @@ class HeadConfig(Section):
     """What turns the pooled state into label scores."""
 
     type: Literal["linear", "verbalizer", "label_embeddings"] | None = None
+    start: Literal["probe", "random"] = "probe"
     words: dict[str, tuple[str, ...]] | None = None
     aggregate: Literal["mean", "max"] = "mean"
     descriptions: dict[str, str] | None = None
@@ -76,7 +77,12 @@ class HeadConfig(Section):
 
 
 class OptimiserConfig(Section):
-    """AdamW (arXiv 1711.05101) with one learning rate per group, linear warm-up and linear decay to zero."""
+    """AdamW (arXiv 1711.05101) with one learning rate per group, linear warm-up and linear decay to zero.
+
+    `averaging` is the decay of the exponential average of the weights that is scored and published; `word_dropout`
+    the share of words left out of each training text, drawn anew every epoch (Iyyer et al. 2015, section 3.2);
+    `evaluations` are spread over the run, and `patience` counts them.
+    """
 
     epochs: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -86,6 +92,7 @@ class OptimiserConfig(Section):
     warmup: Fraction = 0.06
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
     averaging: Fraction | None = None
+    word_dropout: Fraction | None = None
     evaluations: Annotated[int, Field(ge=1)] = 8
     patience: Annotated[int, Field(ge=1)] = 6
 

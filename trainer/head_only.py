@@ -9,7 +9,7 @@ then tuning: Kumar et al. 2022, arXiv 2202.10054).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,3 +89,14 @@ def fit_probe(
             best = LinearProbe(weight, bias, strength, scores)
     assert best is not None, "there is at least one strength"
     return best
+
+
+def random_head(like: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """A head of the same shapes that has learned nothing: small Gaussian weights, no bias."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.zeros_like(tensor)
+        if name.endswith("bias")
+        else torch.randn(tensor.shape, generator=generator) * 0.02
+        for name, tensor in like.items()
+    }

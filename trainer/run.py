@@ -21,7 +21,7 @@ from trainer.config import TrainConfig
 from trainer.data import load_examples
 from trainer.errors import ConfigError, RunFolderError, TrainingInterruptedError
 from trainer.evaluate import Encoded, encode, features, score
-from trainer.head_only import fit_probe
+from trainer.head_only import fit_probe, random_head
 from trainer.init import Initialiser
 from trainer.interrupt import StopRequest, stop_on_signals
 from trainer.loop import SeedTraining
@@ -33,6 +33,7 @@ from trainer.report import (
     Point,
     TableRow,
 )
+from trainer.rows import TrainingRows
 from trainer.run_folder import RunFolder
 
 
@@ -163,7 +164,11 @@ class _Run:
 
     def _start(self, seed: int, initialiser: Initialiser, reference: Reference) -> dict[str, Tensor]:
         prompt = self._config.prompt
-        start = reference.probe.tensors() if self._config.head.type == "linear" else self._untrained()
+        start = self._untrained()
+        if self._config.head.type == "linear":
+            start = reference.probe.tensors()
+            if self._config.head.start == "random":
+                start = random_head(start, seed)
         if self._config.method == "prompt-tuning":
             template = parse_template(prompt.template or "")
             return start | {"soft_prompt": initialiser.soft_prompt(template, prompt.init or (), seed)}
@@ -175,9 +180,15 @@ class _Run:
         self, reference: Reference, splits: Mapping[str, Encoded], stop: StopRequest
     ) -> tuple[dict[int | None, Mapping[str, Tensor]], dict[int, tuple[Point, ...]]]:
         config = self._config
+        train = TrainingRows(
+            self._backbone.row_encoder(self._manifest),
+            self._data.train,
+            self._data.labels,
+            word_dropout=config.optimiser.word_dropout or 0.0,
+        )
         initialiser = Initialiser(
             self._backbone,
-            splits["train"].rows,
+            train.whole,
             task_text=config.prompt.task_text,
             label_texts=label_texts(config),
         )
@@ -190,7 +201,7 @@ class _Run:
                     self._manifest,
                     self._start(seed, initialiser, reference),
                     config.optimiser,
-                    splits["train"],
+                    train,
                     splits["dev"],
                     seed=seed,
                 )
