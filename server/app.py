@@ -93,7 +93,10 @@ def create_apps(
         ),
     )
     operations = Operations(store, catalogue, cache, loader, sync, prepare)
-    upload_limits = BodyLimits(settings.max_prompt_bytes, settings.body_timeout)
+    # A whole prompt file may take as long as a megabyte a second takes.
+    upload_limits = BodyLimits(
+        settings.max_prompt_bytes, settings.body_timeout + settings.max_prompt_bytes / 2**20
+    )
     public = Boundary(
         public_app(classify, catalogue, keyring, lifecycle, VERSION),
         "public",

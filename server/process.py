@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import sys
@@ -24,7 +25,8 @@ from server.app import Apps, create_apps
 from server.auth import Keyring, is_loopback, parse_keys
 from server.logs import configure_logs
 from server.protocol import BoundedHttpProtocol
-from server.settings import Settings, SettingsError
+from server.service import BackboneUnusable
+from server.settings import Settings, SettingsError, unknown_variables
 
 if TYPE_CHECKING:
     from backbone import Backbone
@@ -40,7 +42,12 @@ def serve(settings: Settings, *, load_backbone: Callable[[], Backbone] | None = 
     `load_backbone` replaces the loading of the backbone that the settings name.
     """
     configure_logs(settings.log_level, settings.log_format)
-    structlog.get_logger("promptmux").info("settings", **settings.effective())
+    log = structlog.get_logger("promptmux")
+    log.info("settings", **settings.effective())
+    unknown = unknown_variables(os.environ)
+    if unknown:
+        # Not refused: a Kubernetes service named promptmux puts variables of this form into every pod.
+        log.warning("unknown_variables", names=unknown)
     try:
         keyring = _keyring(settings)
         with _listening(settings) as sockets:
@@ -51,6 +58,9 @@ def serve(settings: Settings, *, load_backbone: Callable[[], Backbone] | None = 
                 return runner.run(_serve(settings, keyring, sockets, load_backbone))
     except (SettingsError, PromptStoreError) as error:
         print(f"promptmux serve: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except BackboneUnusable as error:
+        print(f"promptmux serve: backbone {settings.backbone}: {error}", file=sys.stderr)
         return EXIT_USAGE
 
 
@@ -124,9 +134,6 @@ async def _serve(
             starting.cancel()
         log.info("stopping")
         drained = await apps.service.drain(settings.drain_timeout, hurry)
-    except Exception as error:
-        log.error("start_failed", detail=str(error), exc_info=not hasattr(error, "status"))
-        drained = False
     finally:
         for server in servers:
             server.should_exit = True

@@ -19,6 +19,7 @@ import structlog
 from prompt_store import (
     PromptStore,
     PromptStoreError,
+    StoreUnavailable,
     Target,
     UnknownTask,
     decode_prompt,
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from backbone import Backbone
 
 _SEEDER: Final = "seed"
+
+
+class BackboneUnusable(Exception):
+    """The backbone that the settings name cannot be loaded; the message is for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,12 @@ class Service:
         """Load the model, take in the store, warm up; then ready. Raises what keeps it from starting."""
         began = time.perf_counter()
         self.log.info("loading_backbone")
-        backbone = await self.runner.start(self.load_backbone)
+        try:
+            backbone = await self.runner.start(self.load_backbone)
+        except Exception as error:
+            if getattr(error, "code", None) is None:  # the backbone's own errors are written for people
+                self.log.exception("backbone_failed")
+            raise BackboneUnusable(str(error)) from error
         self.log.info(
             "backbone_loaded",
             backbone=backbone.name,
@@ -70,9 +80,7 @@ class Service:
             seconds=round(time.perf_counter() - began, 2),
         )
         self.loader.serve_with(backbone)
-        if self.seed_dir is not None:
-            await self._seed(self.seed_dir)
-        await self.sync.start()  # loads prompts and runs their golden examples, which warms up the model
+        await self._take_in_store()
         self._following.append(asyncio.create_task(self.sync.follow()))
         problems = sum(len(task.problems) for task in self.catalogue)
         self.log.info("store_read", tasks=len(self.catalogue), problems=problems)
@@ -107,6 +115,18 @@ class Service:
             self.log.warning("device_thread_still_busy")
         await self.store.aclose()
 
+    async def _take_in_store(self) -> None:
+        """Seed and list the store; again and again while it is away: the server stays unready, and alive."""
+        while True:
+            try:
+                if self.seed_dir is not None:
+                    await self._seed(self.seed_dir)
+                # Loads prompts and runs their golden examples, which warms up the model.
+                return await self.sync.start()
+            except StoreUnavailable as error:
+                self.log.warning("store_unavailable", detail=str(error), retry_seconds=error.retry_after)
+                await asyncio.sleep(error.retry_after)
+
     async def _seed(self, folder: Path) -> None:
         """Publish the folder's prompts, each as `current` of its task, if the store never had that task."""
         for path in await asyncio.to_thread(lambda: sorted(folder.glob("*.safetensors"))):
@@ -121,6 +141,8 @@ class Service:
                 await self.store.set_alias(
                     task_id, CURRENT, [Target(version)], expected_revision=0, actor=_SEEDER
                 )
+            except StoreUnavailable:
+                raise
             except (PromptStoreError, ServerError, OSError) as error:
                 # A demo task that does not fit this backbone must not keep the server from starting.
                 detail = "unreadable" if isinstance(error, OSError) else str(error)

@@ -7,7 +7,7 @@ know: what a setting does. Read once, by whoever starts the server, and handed o
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -158,6 +158,13 @@ class Settings(BaseSettings):
         values["api_keys"] = [f"{key.rpartition(':')[0]}:{_HIDDEN}" for key in self.api_keys]
         values["store"] = _without_password(self.store)
         return values
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """Names that look like settings of the server and are none."""
+    prefix = str(Settings.model_config["env_prefix"])
+    known = {prefix + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in environment if name.startswith(prefix) and name not in known)
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -209,3 +209,28 @@ def test_rows_of_a_caller_that_hung_up_are_dropped(serve: Serve) -> None:
     server.wait_for(lambda: "promptmux_dropped_rows_total 10.0" in httpx.get(metrics).text)
     assert "promptmux_queue_rows 0.0" in httpx.get(metrics).text
     assert server.classify().status_code == 200
+
+
+def test_a_store_that_is_away_leaves_it_alive_and_unready(serve: Serve, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the store's folder should be")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = serve("--store", f"file://{blocked / 'store'}", "--port", str(port))
+    server.wait_for(lambda: bool(server.events("store_unavailable")))
+    assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+    for answer in (
+        httpx.get(f"http://127.0.0.1:{port}/readyz"),
+        httpx.post(f"http://127.0.0.1:{port}/classify", json={"task_id": "sentiment", "input": "x"}),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+    blocked.unlink()
+    server.ready()
+    assert server.classify().status_code == 200
+
+
+def test_a_variable_that_is_no_setting_is_pointed_out(serve: Serve) -> None:
+    server = serve("--host", "0.0.0.0", PROMPTMUX_PROT="1")
+    assert server.exit_code() == 2
+    assert server.events("unknown_variables")[0]["names"] == ["PROMPTMUX_PROT"]
