@@ -10,10 +10,6 @@ EXAMPLES = [
     Example("good", None, ("b",)),
     Example("  ", None, ("a",)),
 ]
-    Example("the film is not very good", None, ("a",)),
-    Example("good", None, ("b",)),
-    Example("  ", None, ("a",)),
-]
 
 
 def _rows(backbone: Backbone, word_dropout: float) -> TrainingRows:
