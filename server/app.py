@@ -102,6 +102,7 @@ def create_apps(
         "public",
         metrics,
         access_log=settings.access_log,
+        direct={("POST", "/classify"): classify},
     )
     admin = Boundary(
         admin_app(operations, keyring, lifecycle, metrics, upload_limits, VERSION),

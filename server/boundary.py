@@ -8,16 +8,18 @@ little.
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
 import time
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prompt_store import PromptStoreError
 from server.body import header
-from server.errors import Draining, problem
+from server.errors import Draining, ServerError, problem
 from server.metrics import Metrics
 
 # What may go into a header, a log line and an answer as it came.
@@ -27,10 +29,23 @@ CLIENT_CLOSED: Final = 499
 
 
 class Boundary:
-    """Wraps one app. `name` is the label of its metrics."""
+    """Wraps one app. `name` is the label of its metrics.
 
-    def __init__(self, app: ASGIApp, name: str, metrics: Metrics, *, access_log: bool) -> None:
+    `direct` holds endpoints by method and exact path that are called without the app: its layers and its router take
+    as long as the rest of a short request. The app has them too, for other methods and for its documentation.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        name: str,
+        metrics: Metrics,
+        *,
+        access_log: bool,
+        direct: Mapping[tuple[str, str], ASGIApp] | None = None,
+    ) -> None:
         self._app, self._name, self._metrics, self._access_log = app, name, metrics, access_log
+        self._direct = dict(direct or {})
         self._log = structlog.get_logger("promptmux.http")
         self._tasks: set[asyncio.Task[object]] = set()
         self._aborting = False
@@ -53,7 +68,10 @@ class Boundary:
             return
         given = header(scope, b"x-request-id")
         text = given.decode("latin-1") if given else ""
-        request_id = scope["request_id"] = text if REQUEST_ID.fullmatch(text) else secrets.token_hex(8)
+        # Random enough to tell requests apart; nothing rests on nobody guessing it.
+        request_id = scope["request_id"] = (
+            text if REQUEST_ID.fullmatch(text) else f"{random.getrandbits(64):016x}"
+        )
         status = 0
         began = time.perf_counter()
 
@@ -68,7 +86,12 @@ class Boundary:
         assert task is not None
         self._tasks.add(task)
         try:
-            await self._app(scope, receive, send_with_id)
+            endpoint = self._direct.get((scope["method"], scope["path"]), self._app)
+            await endpoint(scope, receive, send_with_id)
+        except (ServerError, PromptStoreError) as error:  # of a direct endpoint: the app answers its own
+            if error.status == 500:
+                self._log.error("server_error", request_id=request_id, code=error.code)
+            await send_problem(error, scope, send_with_id)
         except asyncio.CancelledError:
             if not self._aborting or status:
                 raise
