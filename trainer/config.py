@@ -9,6 +9,7 @@ before anything runs, so that a saved config.toml and a prompt file's training r
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,9 +177,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if isinstance(data, dict):
         for split in ("train", "dev", "test"):
             if isinstance(data.get(split), str) and not data[split].startswith("hf:"):
-                data[split] = str(path.parent / data[split])
+                data[split] = os.path.normpath(path.parent / data[split])
     if isinstance(values.get("output"), str):
-        values["output"] = str(path.parent / values["output"])
+        values["output"] = os.path.normpath(path.parent / values["output"])
     return values
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -191,13 +192,21 @@ def test_stranger():
 
 
 def test_topic_labels():
-    text = (ROOT / "topic" / "labels.json").read_text(encoding="utf-8")
-    labels = json.loads(text)
-    assert set(labels) == TOPIC
+    config = tomllib.loads((ROOT / "topic" / "train.toml").read_text(encoding="utf-8"))
+    labels = config["head"]["descriptions"]
+    assert set(labels) == TOPIC == set(config["labels"])
     assert len(set(labels.values())) == len(TOPIC)
     for description in labels.values():
         assert 5 <= len(description.split()) <= 30
         assert description.endswith(".")
+
+
+def test_topic_examples():
+    rows = read("topic/examples.jsonl")
+    assert Counter(row["label"] for row in rows) == dict.fromkeys(TOPIC, 6)
+    texts = {row["text"].lower() for row in rows}
+    assert len(texts) == len(rows)
+    assert not texts & {row["text"].lower() for row in read("stranger.jsonl")}
 
 
 def test_readme_counts():

@@ -1,0 +1,120 @@
+"""The command line as a person uses it: real processes, what they print, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = ROOT / "examples" / "prompts"
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "promptmux", *arguments],
+        cwd=ROOT,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_help_names_every_command() -> None:
+    shown = run("--help").stdout
+    for command in ("serve", "train", "predict", "publish", "rollback", "tasks", "inspect"):
+        assert command in shown
+
+
+def test_inspect_shows_the_manifest() -> None:
+    file = str(PROMPTS / "sentiment.safetensors")
+    shown = run("inspect", file)
+    assert shown.returncode == 0, shown.stderr
+    for part in ("sentiment", "prompt-tuning", "{soft:20}", "negative, positive", "soft_prompt"):
+        assert part in shown.stdout
+    assert json.loads(run("inspect", "--json", file).stdout)["task_id"] == "sentiment"
+
+
+def test_inspect_refuses_what_is_no_prompt(tmp_path: Path) -> None:
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes((PROMPTS / "sentiment.safetensors").read_bytes()[:-5])
+    assert "promptmux: " in one_line(run("inspect", str(torn)))
+    pickled = tmp_path / "model.bin"
+    pickled.write_bytes(b"\x80\x04\x95" + b"x" * 40)
+    assert "safetensors" in one_line(run("inspect", str(pickled)))
+    assert one_line(run("inspect", str(tmp_path / "absent")))
+
+
+def test_publish_list_and_roll_back_in_a_store(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    first = run("publish", str(PROMPTS / "sentiment.safetensors"), "--store", store)
+    assert first.returncode == 0, first.stderr
+    assert "published sentiment" in first.stdout
+    assert "already there" in run("publish", str(PROMPTS / "sentiment.safetensors"), "--store", store).stdout
+    listed = run("tasks", "--store", store).stdout
+    assert "sentiment" in listed
+    version = next(word for word in first.stdout.split() if len(word.strip(",")) == 64).strip(",")
+    shown = run("tasks", "sentiment", "--store", store).stdout
+    assert version in shown.replace("\n", "")
+    assert run("rollback", "sentiment", version[:6], "--store", store).returncode == 0
+    assert "no version" in one_line(run("rollback", "sentiment", "zzz", "--store", store))
+    assert "promptmux: " in one_line(run("tasks", "nosuch", "--store", store))
+
+
+def test_predict_from_a_file_and_from_standard_input() -> None:
+    file = str(PROMPTS / "question-type.safetensors")
+    shown = run("predict", file, "--json", "Who wrote this song?", "How many legs does a spider have?")
+    assert shown.returncode == 0, shown.stderr
+    answers = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [answer["label"] for answer in answers] == ["person", "number"]
+    piped = run("predict", file, stdin="Which city hosts the fair?\n\nWhen does the shop close?\n")
+    assert "place" in piped.stdout
+    assert "time" in piped.stdout
+
+
+def test_text_with_brackets_is_shown_as_it_is() -> None:
+    shown = run("predict", str(PROMPTS / "topic.safetensors"), "[bold]the band plays[/bold] tonight")
+    assert "[bold]the band plays[/bold]" in shown.stdout
+
+
+def test_nobody_there_is_one_clear_line() -> None:
+    assert "127.0.0.1:9" in one_line(run("tasks", "--server", "http://127.0.0.1:9"))
+    assert "127.0.0.1:9" in one_line(run("predict", "sentiment", "x", "--server", "http://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("column.jsonl", '{"sentence": "a", "label": "x"}\n', "column.jsonl"),
+        ("one.jsonl", '{"text": "a b", "label": "x"}\n{"text": "c", "label": "x"}\n', "only the label"),
+        ("bytes.jsonl", b'{"text": "\xff\xfe", "label": "x"}\n', "bytes.jsonl"),
+    ],
+)
+def test_training_data_that_cannot_be_learned_from(
+    tmp_path: Path, name: str, content: str | bytes, said: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    error = one_line(run("train", "--task", "t", "--train", str(file), "--output", str(tmp_path / "run")))
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_settings_that_cannot_work() -> None:
+    assert "--set" in one_line(run("train", "--task", "t", "--train", "x.jsonl", "--set", "nonsense"))
+    assert "promptmux serve" in one_line(
+        run("serve", "--host", "0.0.0.0", "--port", "0", "--admin-port", "0")
+    )
