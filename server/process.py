@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 EXIT_USAGE: Final = 2
 EXIT_FAILED: Final = 1
-_SWITCH_INTERVAL: Final = 0.0005
 
 
 def serve(settings: Settings, *, load_backbone: Callable[[], Backbone] | None = None) -> int:
@@ -50,12 +49,8 @@ def serve(settings: Settings, *, load_backbone: Callable[[], Backbone] | None = 
         log.warning("unknown_variables", names=unknown)
     try:
         keyring = _keyring(settings)
-        with _listening(settings) as sockets:
-            # The device's thread gives up the GIL at every operation of the model and must get it back soon:
-            # a busy event loop would hold up each of them for the default of 5 ms.
-            sys.setswitchinterval(_SWITCH_INTERVAL)
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_serve(settings, keyring, sockets, load_backbone))
+        with _listening(settings) as sockets, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, keyring, sockets, load_backbone))
     except (SettingsError, PromptStoreError) as error:
         print(f"promptmux serve: {error}", file=sys.stderr)
         return EXIT_USAGE

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prompt_store import (
     InvalidPrompt,
@@ -22,15 +23,17 @@ from prompt_store import (
     check_finite_in,
     decode_prompt,
 )
-from server.errors import GoldenMismatch, NotFinite, NotReady
+from server.errors import GoldenMismatch, NotFinite, NotReady, PromptRefused
 from server.labels import chosen_labels
 from server.prompt_cache import Loaded
 from server.runner import Runner
 
 if TYPE_CHECKING:
-    from backbone import Backbone, RowEncoder
+    from backbone import Backbone, Row, RowEncoder
+    from server.batcher import Scores
 
-_CANARY_TEXT = "The quick brown fox jumps over the lazy dog."
+_REMEMBERED: Final = 100_000
+_CANARY_TEXT: Final = "The quick brown fox jumps over the lazy dog."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class PromptLoader:
     def __init__(self, store: PromptStore, runner: Runner, *, max_bytes: int) -> None:
         self._store, self._runner, self._max_bytes = store, runner, max_bytes
         self._backbone: Backbone | None = None
+        self._rehearsed: set[str] = set()  # versions that came out right
         self._trials = itertools.count(1)  # negative slots: the cache counts upwards from 0
 
     def serve_with(self, backbone: Backbone) -> None:
@@ -54,38 +58,34 @@ class PromptLoader:
         self._backbone = backbone
 
     async def load(self, task_id: str, version: str, slot: int) -> Loaded:
-        """Fetch a version from the store into a slot."""
+        """Fetch a version from the store into a slot. Its first load in this process rehearses it, too."""
         checked = await self.check(await self._store.get(task_id, version), task_id)
-        nbytes = await self._runner.load(slot, checked.prompt)
+        nbytes = await self._place(checked, slot, rehearse=version not in self._rehearsed)
+        if len(self._rehearsed) >= _REMEMBERED:
+            self._rehearsed.clear()
+        self._rehearsed.add(version)
         return Loaded(checked.prompt.manifest, checked.encoder, nbytes, checked.prompt.num_virtual_tokens)
 
     async def check(self, data: bytes, task_id: str) -> Checked:
         """Every check that needs no forward. Raises InvalidPrompt or one of its kinds."""
         return await asyncio.to_thread(self._check, data, task_id)
 
-    async def rehearse(self, manifest: Manifest, encoder: RowEncoder, slot: int) -> None:
-        """Run the golden examples, or one fixed text, in `slot`. Raises GoldenMismatch or NotFinite."""
-        texts = [golden.text for golden in manifest.golden] or [_CANARY_TEXT]
-        pairs = [golden.text_pair for golden in manifest.golden] or [None]
-        scores = await self._runner.rehearse(encoder.encode(texts, pairs), slot)
-        if not all(math.isfinite(score) for row in scores for score in row):
-            raise NotFinite("the prompt gives scores that are not numbers on this backbone and dtype")
-        for number, (golden, row) in enumerate(zip(manifest.golden, scores, strict=False), 1):
-            got = chosen_labels(manifest, row)
-            if golden.label not in got:
-                labels = ", ".join(map(repr, got)) or "none"
-                raise GoldenMismatch(f"golden example {number}: expected {golden.label!r}, got {labels}")
-
     async def try_out(self, data: bytes, task_id: str) -> Manifest:
         """Everything that must hold before an upload is stored; leaves nothing on the device."""
-        checked = await self.check(data, task_id)
-        manifest, slot = checked.prompt.manifest, -next(self._trials)
-        await self._runner.load(slot, checked.prompt)
+        checked, slot = await self.check(data, task_id), -next(self._trials)
+        await self._place(checked, slot, rehearse=True)
+        await self._runner.drop(slot)
+        return checked.prompt.manifest
+
+    async def _place(self, checked: Checked, slot: int, *, rehearse: bool) -> int:
+        rows = await asyncio.to_thread(rehearsal, checked) if rehearse else []
+        nbytes, scores = await self._runner.load(slot, checked.prompt, rows)
         try:
-            await self.rehearse(manifest, checked.encoder, slot)
-        finally:
+            judge(checked.prompt.manifest, scores)
+        except PromptRefused:
             await self._runner.drop(slot)
-        return manifest
+            raise
+        return nbytes
 
     def _check(self, data: bytes, task_id: str) -> Checked:
         if self._backbone is None:
@@ -96,3 +96,22 @@ class PromptLoader:
         check_backbone(prompt.manifest, self._backbone.shape)
         check_finite_in(prompt, self._backbone.dtype_name)
         return Checked(prompt, self._backbone.row_encoder(prompt.manifest))
+
+
+def rehearsal(checked: Checked) -> list[Row]:
+    """Rows of the golden examples, or of one fixed text."""
+    golden = checked.prompt.manifest.golden
+    if not golden:
+        return checked.encoder.encode([_CANARY_TEXT])
+    return checked.encoder.encode([one.text for one in golden], [one.text_pair for one in golden])
+
+
+def judge(manifest: Manifest, scores: Sequence[Scores]) -> None:
+    """Raise NotFinite or GoldenMismatch for scores of `rehearsal` that must not be."""
+    if not all(math.isfinite(score) for row in scores for score in row):
+        raise NotFinite("the prompt gives scores that are not numbers on this backbone and dtype")
+    for number, (golden, row) in enumerate(zip(manifest.golden, scores, strict=False), 1):
+        got = chosen_labels(manifest, row)
+        if golden.label not in got:
+            labels = ", ".join(map(repr, got)) or "none"
+            raise GoldenMismatch(f"golden example {number}: expected {golden.label!r}, got {labels}")

@@ -58,17 +58,16 @@ class Runner:
         self._backbone = backbone = await self._call(load)
         return backbone
 
-    async def load(self, slot: int, prompt: Prompt) -> int:
-        """Check `prompt`, copy it to the device and put it in `slot`; the bytes it takes there."""
-        return await self._call(lambda: self._load(slot, prompt))
+    async def load(self, slot: int, prompt: Prompt, rows: Sequence[Row] = ()) -> tuple[int, list[Scores]]:
+        """Check `prompt`, copy it to the device, put it in `slot`, and score `rows` under it.
+
+        The bytes it takes there, and the scores. In one call, so that it waits for one running batch and not for two.
+        """
+        return await self._call(lambda: self._load(slot, prompt, rows))
 
     async def drop(self, slot: int) -> None:
         """Free the slot's memory."""
         await self._call(lambda: self._prompts.pop(slot, None))
-
-    async def rehearse(self, rows: Sequence[Row], slot: int) -> list[Scores]:
-        """Scores of `rows` under the prompt in `slot`, outside the queue."""
-        return await self._call(lambda: self.run(rows, [slot] * len(rows)))
 
     async def stop(self, patience: float) -> bool:
         """End the thread after the batch that is running; False when it did not end in time."""
@@ -123,11 +122,12 @@ class Runner:
         else:
             self._loop.call_soon_threadsafe(_set_result, future, result)
 
-    def _load(self, slot: int, prompt: Prompt) -> int:
+    def _load(self, slot: int, prompt: Prompt, rows: Sequence[Row]) -> tuple[int, list[Scores]]:
         assert self._backbone is not None
         loaded = self._backbone.load_prompt(prompt)
+        scores = self._backbone.score(rows, [loaded] * len(rows)) if rows else []
         self._prompts[slot] = loaded
-        return loaded.nbytes
+        return loaded.nbytes, scores
 
 
 def _set_result(future: asyncio.Future[object], result: object) -> None:

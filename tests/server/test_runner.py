@@ -1,0 +1,93 @@
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from prompt_store import BackboneRef, IncompatiblePrompt, decode_prompt
+from server.batcher import Batcher, Limits
+from server.errors import InferenceFailed
+from server.metrics import Metrics
+from server.runner import Runner
+from tests.server.fakes import REF, FakeBackbone, FakeRow, prompt_bytes
+
+PROMPT = decode_prompt(prompt_bytes(favours=1))
+
+
+def row(text: str = "x") -> FakeRow:
+    return FakeRow(tuple(text.split()), len(text.split()), truncated=False)
+
+
+class Device:
+    def __init__(self, batcher: Batcher[Any], runner: Runner, backbone: FakeBackbone) -> None:
+        self.batcher, self.runner, self.backbone = batcher, runner, backbone
+
+
+@pytest.fixture
+async def device(metrics: Metrics) -> AsyncIterator[Device]:
+    loop = asyncio.get_running_loop()
+    batcher: Batcher[Any] = Batcher(Limits(1000, 100, 1000, 10_000), metrics, loop=loop)
+    runner, backbone = Runner(batcher, loop=loop), FakeBackbone()
+    await runner.start(lambda: backbone)  # type: ignore[arg-type, return-value]
+    yield Device(batcher, runner, backbone)
+    assert await runner.stop(patience=20)
+
+
+async def test_a_batch_is_scored_under_the_slots_it_names(device: Device) -> None:
+    await device.runner.load(7, PROMPT)
+    await device.runner.load(8, decode_prompt(prompt_bytes(favours=0)))
+    seven, eight = await asyncio.gather(device.batcher.submit([row()], 7), device.batcher.submit([row()], 8))
+    assert seven.scores[0][1] > 0.8
+    assert eight.scores[0][0] > 0.8
+
+
+async def test_a_load_scores_its_rows_at_once(device: Device) -> None:
+    nbytes, scores = await device.runner.load(1, PROMPT, [row(), row("b")])
+    assert nbytes > 0
+    assert [round(sum(row), 6) for row in scores] == [1.0, 1.0]
+
+
+async def test_a_load_does_not_wait_for_the_queue(device: Device) -> None:
+    await device.runner.load(1, PROMPT)
+    device.backbone.delay = 0.05
+    waiting = [asyncio.create_task(device.batcher.submit([row()] * 100, 1)) for _ in range(8)]
+    await asyncio.sleep(0)
+    await device.runner.load(2, PROMPT)
+    assert not all(task.done() for task in waiting)
+    await asyncio.gather(*waiting)
+
+
+async def test_a_load_that_fails_leaves_the_slot_empty(device: Device) -> None:
+    other = BackboneRef.model_validate({**REF.model_dump(), "fingerprint": "0" * 64})
+    with pytest.raises(IncompatiblePrompt):
+        await device.runner.load(1, decode_prompt(prompt_bytes(ref=other)))
+    with pytest.raises(RuntimeError):
+        await device.runner.load(1, PROMPT, [row("explode")])
+    with pytest.raises(InferenceFailed):
+        await device.batcher.submit([row()], 1)
+
+
+async def test_the_thread_outlives_a_forward_that_raises(device: Device) -> None:
+    await device.runner.load(1, PROMPT)
+    for _ in range(3):
+        with pytest.raises(InferenceFailed):
+            await device.batcher.submit([row("explode")], 1)
+    assert (await device.batcher.submit([row()], 1)).scores
+
+
+async def test_a_backbone_that_cannot_be_loaded_says_so(metrics: Metrics) -> None:
+    loop = asyncio.get_running_loop()
+    runner = Runner(Batcher(Limits(10, 10, 10, 10), metrics, loop=loop), loop=loop)
+
+    def load() -> Any:
+        raise OSError("no such model")
+
+    with pytest.raises(OSError, match="no such model"):
+        await runner.start(load)
+    assert await runner.stop(patience=20)
+
+
+async def test_dropping_a_slot_twice_is_fine(device: Device) -> None:
+    await device.runner.load(1, PROMPT)
+    await device.runner.drop(1)
+    await device.runner.drop(1)
