@@ -19,8 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prompt_store import PromptStoreError
 from server.body import header
-from server.errors import Draining, ServerError, problem
+from server.errors import Draining, ServerError
 from server.metrics import Metrics
+from server.problem import problem
 
 # What may go into a header, a log line and an answer as it came.
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}")

@@ -12,7 +12,8 @@ from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from server.errors import HeadTimeout, HeadTooLarge, InvalidHttp, RequestError, problem
+from server.errors import HeadTimeout, HeadTooLarge, InvalidHttp, RequestError
+from server.problem import problem
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 HEAD_SECONDS: Final = 10.0

@@ -20,8 +20,9 @@ from server.auth import Keyring
 from server.boundary import PROBLEM_JSON
 from server.catalogue import Catalogue
 from server.classify import ClassifyEndpoint
-from server.errors import ServerError, problem
+from server.errors import ServerError
 from server.lifecycle import Lifecycle
+from server.problem import problem
 from server.schemas import ClassifyAnswer, ClassifyBody, Model, ModelList, ProblemBody
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key; none is needed where the server has no keys.")

@@ -7,7 +7,8 @@ from starlette.exceptions import HTTPException
 import prompt_store
 import server.errors
 from prompt_store import PromptStoreError, RevisionConflict, StoreUnavailable
-from server.errors import Overloaded, ServerError, problem
+from server.errors import Overloaded, ServerError
+from server.problem import problem
 
 
 def tree(base: type[Exception]) -> list[type[Exception]]:
