@@ -14,8 +14,21 @@ def test_full_fine_tuning_learns_and_leaves_nothing_behind(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     train = write_jsonl(tmp_path / "train.jsonl", separable(96))
-    arguments = ["--train", str(train), "--dev", str(train), "--test", str(train), "--lr", "3e-4", "--epochs", "4"]
-    assert main([*arguments, "--backbone", str(checkpoint("bert")), "--seeds", "0", "--batch-size", "16"]) == 0
+    arguments = [
+        "--train",
+        str(train),
+        "--dev",
+        str(train),
+        "--test",
+        str(train),
+        "--lr",
+        "3e-4",
+        "--epochs",
+        "4",
+    ]
+    assert (
+        main([*arguments, "--backbone", str(checkpoint("bert")), "--seeds", "0", "--batch-size", "16"]) == 0
+    )
     output = capsys.readouterr().out
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in output.splitlines() if "loss " in line]
     assert losses[-1] < losses[0]
