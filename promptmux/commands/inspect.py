@@ -24,11 +24,12 @@ def run(
     if as_json:
         print(prompt.manifest.canonical_json().decode())
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console, manifest = Console(), prompt.manifest
+    from promptmux.commands.output import console
+
+    manifest = prompt.manifest
     table = Table(box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -53,4 +54,4 @@ def run(
         table.add_row(name, Text(value))
     for name, array in sorted(prompt.tensors.items()):
         table.add_row(name, Text(f"{array.dtype} {list(array.shape)}"))
-    console.print(table)
+    console().print(table)

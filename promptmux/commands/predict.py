@@ -119,9 +119,10 @@ def _remotely(
 
 
 def _show(texts: list[str], results: list[_Prediction], *, as_json: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from promptmux.commands.output import console
 
     if as_json:
         for text, r in zip(texts, results, strict=True):
@@ -136,4 +137,4 @@ def _show(texts: list[str], results: list[_Prediction], *, as_json: bool) -> Non
         shown = r.label if r.above is None else ", ".join(r.above) or "none"
         # As Text: brackets in somebody's sentence are no markup.
         table.add_row(Text(shown), f"{r.score:.3f}", Text(text))
-    Console().print(table)
+    console().print(table)

@@ -18,8 +18,9 @@ def run(
     key: AdminKey = None,
 ) -> None:
     """List the tasks with their current versions, or one task with all its versions."""
-    from rich.console import Console
     from rich.table import Table
+
+    from promptmux.commands.output import console
 
     records = asyncio.run(_from_store(store, task)) if store is not None else _from_server(server, key, task)
     table = Table(box=None, header_style="bold")
@@ -40,11 +41,9 @@ def run(
                 leading = ", ".join(a for a, v in aliases.items() if v == version)
                 when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(published))
                 table.add_row(version, leading, when, str(size), method, str(count))
-    console = Console()
-    # A pipe gets whole lines: digests cut to a terminal's width would be of no use to the next program.
-    console.print(table, width=None if console.is_terminal else 250, highlight=False)
+    console().print(table)
     if not records:
-        console.print("no tasks yet: train one with `promptmux train`, or publish a prompt file")
+        console().print("no tasks yet: train one with `promptmux train`, or publish a prompt file")
 
 
 _Version = tuple[str, int, float, str, int]
