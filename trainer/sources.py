@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,17 +244,16 @@ def _from_hub(source: str, columns: Columns) -> Iterator[Example]:
         raise DataError(f"{source}: needs the 'datasets' package: pip install 'promptmux[trainer]'") from None
     table: Any = None
     reason = ""
-    for name, config in _hub_names(body):
-        try:
-            table = datasets.load_dataset(name, config, split=split)
-            break
-        except (
-            Exception
-        ) as error:  # the library raises a dozen unrelated types for "not there" and "no network"
-            reason = (
-                reason
-                or f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-            )
+    with _quiet_hub():
+        for name, config in _hub_names(body):
+            try:
+                table = datasets.load_dataset(name, config, split=split)
+                break
+            except ConnectionError as error:  # the other reading of the name would wait for the same network
+                reason = _first_line_of(error)
+                break
+            except Exception as error:  # the library raises a dozen unrelated types for "not there"
+                reason = reason or _first_line_of(error)
     if table is None:
         raise DataError(
             f"{source}: could not be loaded ({reason[:160]}); "
@@ -266,6 +267,22 @@ def _from_hub(source: str, columns: Columns) -> Iterator[Example]:
             for key, value in row.items()
         }
         yield _example(record, f"{source}, row {number}", columns)
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub library's retries off the terminal: what matters of them is in the one line that follows."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _first_line_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _hub_names(body: str) -> list[tuple[str, str | None]]:
