@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-.venv/bin}
 mkdir -p examples/prompts
-for task in ${TASKS:-sentiment question-type support-intent urgency entailment topic}; do
+for task in ${TASKS:-sentiment question-type support-intent urgency topic}; do
   rm -rf "runs/examples/$task"
   "$bin/promptmux" train "examples/$task/train.toml"
   cp "runs/examples/$task/prompt.safetensors" "examples/prompts/$task.safetensors"

@@ -4,7 +4,6 @@ import json
 import re
 import tomllib
 from collections import Counter
-from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,6 @@ SINGLE = {
         "invoice_request",
         "product_question",
     },
-    "entailment": {"entailment", "neutral", "contradiction"},
 }
 URGENCY = {"urgent", "complaint", "question", "praise"}
 TOPIC = {
@@ -52,7 +50,6 @@ FEWEST = {
     "question-type": (55, 14),
     "support-intent": (40, 10),
     "urgency": (50, 12),
-    "entailment": (75, 20),
 }
 # The fewest lines of one file: (train, dev).
 SIZES = {
@@ -60,7 +57,6 @@ SIZES = {
     "question-type": (400, 84),
     "support-intent": (400, 100),
     "urgency": (240, 60),
-    "entailment": (240, 60),
 }
 TASKS = sorted(FEWEST)
 FILES = [f"{task}/{part}.jsonl" for task in TASKS for part in ("train", "dev")]
@@ -76,8 +72,7 @@ def read(name):
 
 def plain(row):
     """The text without case and punctuation."""
-    text = row["text"] + " / " + row.get("text_pair", "")
-    return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())
+    return " ".join(re.sub(r"[\W_]+", " ", row["text"].casefold()).split())
 
 
 def label_list(row):
@@ -88,8 +83,6 @@ def label_list(row):
 def test_fields_and_labels(name):
     task = name.split("/")[0]
     wanted = {"text", "labels"} if task == "urgency" else {"text", "label"}
-    if task == "entailment":
-        wanted.add("text_pair")
     for number, row in enumerate(read(name), 1):
         assert set(row) == wanted, f"{name}:{number}"
         labels = label_list(row)
@@ -101,15 +94,13 @@ def test_fields_and_labels(name):
 @pytest.mark.parametrize("name", [*FILES, "stranger.jsonl"])
 def test_texts_are_sane(name):
     for number, row in enumerate(read(name), 1):
-        for field in ("text", "text_pair"):
-            text = row.get(field, "some words")
-            where = f"{name}:{number} {field}"
-            assert text == " ".join(text.split()), f"{where}: odd white space"
-            assert text.isprintable(), f"{where}: control character"
-            assert "\ufffd" not in text, f"{where}: mojibake"
-            assert "â€" not in text, f"{where}: mojibake"
-            assert 1 <= len(text.split()) <= 40, f"{where}: length"
-            assert 4 <= len(text) <= 240, f"{where}: length"
+        text, where = row["text"], f"{name}:{number}"
+        assert text == " ".join(text.split()), f"{where}: odd white space"
+        assert text.isprintable(), f"{where}: control character"
+        assert "\ufffd" not in text, f"{where}: mojibake"
+        assert "â€" not in text, f"{where}: mojibake"
+        assert 1 <= len(text.split()) <= 40, f"{where}: length"
+        assert 4 <= len(text) <= 240, f"{where}: length"
 
 
 def test_sentiment_lengths():
@@ -144,34 +135,6 @@ def test_no_duplicates_anywhere():
             key, where = plain(row), f"{name}:{number}"
             assert key not in seen, f"{where} repeats {seen.get(key)}"
             seen[key] = where
-
-
-def test_entailment_premises():
-    parts = {}
-    for part in ("train", "dev"):
-        labels = {}
-        for row in read(f"entailment/{part}.jsonl"):
-            labels.setdefault(row["text"], []).append(row["label"])
-        for premise, got in labels.items():
-            assert sorted(got) == sorted(SINGLE["entailment"]), premise
-        parts[part] = set(labels)
-    assert not parts["train"] & parts["dev"]
-
-
-def test_hypotheses_are_not_repeated():
-    pairs = [
-        " ".join(re.sub(r"[\W_]+", " ", row["text_pair"].casefold()).split())
-        for part in ("train", "dev")
-        for row in read(f"entailment/{part}.jsonl")
-    ]
-    assert len(pairs) == len(set(pairs))
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_labels_are_mixed(name):
-    labels = [tuple(label_list(row)) for row in read(name)]
-    longest = max(len(list(run)) for _, run in groupby(labels))
-    assert longest <= 14, f"{name}: {longest} lines of one label in a row"
 
 
 def test_stranger():
