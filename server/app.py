@@ -75,8 +75,8 @@ def create_apps(
     cache = PromptCache(loader.load, runner.drop, capacity_bytes=settings.prompt_cache_bytes, metrics=metrics)
 
     async def prepare(task_id: str, version: str) -> None:
-        async with cache.pinned(task_id, version):
-            pass
+        async with cache.pinned(task_id, version, rehearse=True) as slot:
+            await loader.confirm(slot)  # where a request had loaded it before
 
     sync = PromptSync(store, catalogue, prepare, metrics)
     engine = Engine(catalogue, cache, batcher, metrics)

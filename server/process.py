@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -177,9 +179,20 @@ def _greet(log: Any, apps: Apps, sockets: tuple[socket.socket, socket.socket], k
         f"\npromptmux serves {len(tasks)} task{'' if len(tasks) == 1 else 's'} ({shown})\n"
         f"  public  {public}  (documentation: {public}/docs)\n  admin   {admin}\n"
         f"  curl -s {public}/classify{bearer} -H 'Content-Type: application/json' \\\n"
-        f'    -d \'{{"task_id": "{tasks[0] if tasks else "my-task"}", "input": "What a charming film!"}}\'\n',
+        f"    -d {shlex.quote(_example(apps, tasks))}\n",
         flush=True,
     )
+
+
+def _example(apps: Apps, tasks: list[str]) -> str:
+    """A body to try out: a task's own golden example where one is at hand."""
+    for task_id in tasks:
+        task = apps.service.catalogue.get(task_id)
+        slot = apps.service.cache.peek(task.current()) if task else None
+        if slot and slot.manifest.golden and not slot.takes_pair:
+            example = {"task_id": task_id, "input": slot.manifest.golden[0].text}
+            return json.dumps(example, ensure_ascii=False)
+    return json.dumps({"task_id": tasks[0] if tasks else "my-task", "input": "What a charming film!"})
 
 
 def _url(bound: socket.socket) -> str:

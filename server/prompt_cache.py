@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _RETRY_FAILED_AFTER: Final = (
     2.0  # seconds: a version that cannot be loaded must not be fetched for every request
 )
-_LOADS_AT_ONCE: Final = 4
+_LOADS_AT_ONCE: Final = 16  # the device takes all that wait between two batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +69,25 @@ class Slot:
         return self.num_virtual_tokens - self.encoder.virtual_tokens
 
 
+class Load(Protocol):
+    """How a version gets into a slot."""
+
+    def __call__(self, task_id: str, version: str, slot: int, *, rehearse: bool) -> Awaitable[Loaded]:
+        """Fetch the version into the slot; with `rehearse` only if its golden examples come out right."""
+
+
 class PromptCache:
     """Slots by version."""
 
     def __init__(
         self,
-        load: Callable[[str, str, int], Awaitable[Loaded]],
+        load: Load,
         drop: Callable[[int], Awaitable[None]],
         *,
         capacity_bytes: int,
         metrics: Metrics,
     ) -> None:
-        """`load(task_id, version, slot)` fetches a version into a slot; `drop(slot)` frees the slot."""
+        """`drop(slot)` frees the slot on the device."""
         self._load, self._drop = load, drop
         self._capacity = capacity_bytes
         self._metrics = metrics
@@ -100,6 +107,10 @@ class PromptCache:
     def __contains__(self, version: str) -> bool:
         return version in self._slots
 
+    def peek(self, version: str | None) -> Slot | None:
+        """The version's slot, not pinned: to look at, not to use."""
+        return self._slots.get(version) if version is not None else None
+
     def pin_loaded(self, version: str) -> Slot | None:
         """Pin the version if it is on the device: the hot path, with nothing to await."""
         slot = self._slots.get(version)
@@ -108,7 +119,12 @@ class PromptCache:
             self._slots.move_to_end(version)
         return slot
 
-    async def pin(self, task_id: str, version: str) -> Slot:
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for more without evicting anything soon."""
+        return self._bytes < 0.8 * self._capacity
+
+    async def pin(self, task_id: str, version: str, *, rehearse: bool = False) -> Slot:
         """Pin the version, loading it if need be. Raises what made the load fail."""
         while True:
             slot = self.pin_loaded(version)
@@ -120,7 +136,7 @@ class PromptCache:
             self._wanted[version] += 1
             try:
                 # Shielded: one caller that leaves must not take the load from the others.
-                await asyncio.shield(self._load_once(task_id, version))
+                await asyncio.shield(self._load_once(task_id, version, rehearse))
             finally:
                 self._wanted[version] -= 1
                 if not self._wanted[version]:
@@ -133,9 +149,9 @@ class PromptCache:
             self._make_room()
 
     @asynccontextmanager
-    async def pinned(self, task_id: str, version: str) -> AsyncIterator[Slot]:
+    async def pinned(self, task_id: str, version: str, *, rehearse: bool = False) -> AsyncIterator[Slot]:
         """The version's slot, pinned for the length of the block."""
-        slot = await self.pin(task_id, version)
+        slot = await self.pin(task_id, version, rehearse=rehearse)
         try:
             yield slot
         finally:
@@ -150,19 +166,19 @@ class PromptCache:
         for task in [*self._loading.values(), *self._drops]:
             task.cancel()
 
-    def _load_once(self, task_id: str, version: str) -> asyncio.Task[None]:
+    def _load_once(self, task_id: str, version: str, rehearse: bool) -> asyncio.Task[None]:
         task = self._loading.get(version)
         if task is None:
-            task = self._loading[version] = asyncio.create_task(self._fetch(task_id, version))
+            task = self._loading[version] = asyncio.create_task(self._fetch(task_id, version, rehearse))
             task.add_done_callback(_retrieve)
         return task
 
-    async def _fetch(self, task_id: str, version: str) -> None:
+    async def _fetch(self, task_id: str, version: str, rehearse: bool) -> None:
         began = time.perf_counter()
         index = next(self._indices)
         try:
             async with self._gate:
-                loaded = await self._load(task_id, version, index)
+                loaded = await self._load(task_id, version, index, rehearse=rehearse)
         except Exception as error:
             self._metrics.prompt_loads.labels("failed").inc()
             if len(self._failed) > 1000:

@@ -25,7 +25,7 @@ from prompt_store import (
 )
 from server.errors import GoldenMismatch, NotFinite, NotReady, PromptRefused
 from server.labels import chosen_labels
-from server.prompt_cache import Loaded
+from server.prompt_cache import Loaded, Slot
 from server.runner import Runner
 
 if TYPE_CHECKING:
@@ -57,14 +57,20 @@ class PromptLoader:
         """The backbone is there: prompts can be checked against it."""
         self._backbone = backbone
 
-    async def load(self, task_id: str, version: str, slot: int) -> Loaded:
-        """Fetch a version from the store into a slot. Its first load in this process rehearses it, too."""
+    async def load(self, task_id: str, version: str, slot: int, *, rehearse: bool) -> Loaded:
+        """Fetch a version from the store into a slot."""
         checked = await self.check(await self._store.get(task_id, version), task_id)
-        nbytes = await self._place(checked, slot, rehearse=version not in self._rehearsed)
-        if len(self._rehearsed) >= _REMEMBERED:
-            self._rehearsed.clear()
-        self._rehearsed.add(version)
+        nbytes = await self._place(checked, slot, rehearse=rehearse)
+        if rehearse:
+            self._remember(version)
         return Loaded(checked.prompt.manifest, checked.encoder, nbytes, checked.prompt.num_virtual_tokens)
+
+    async def confirm(self, slot: Slot) -> None:
+        """Rehearse the version in a slot, unless that was done. Raises GoldenMismatch or NotFinite."""
+        if slot.version not in self._rehearsed:
+            rows = await asyncio.to_thread(rehearsal, slot.manifest, slot.encoder)
+            judge(slot.manifest, await self._runner.rehearse(rows, slot.index))
+            self._remember(slot.version)
 
     async def check(self, data: bytes, task_id: str) -> Checked:
         """Every check that needs no forward. Raises InvalidPrompt or one of its kinds."""
@@ -78,14 +84,20 @@ class PromptLoader:
         return checked.prompt.manifest
 
     async def _place(self, checked: Checked, slot: int, *, rehearse: bool) -> int:
-        rows = await asyncio.to_thread(rehearsal, checked) if rehearse else []
+        manifest = checked.prompt.manifest
+        rows = await asyncio.to_thread(rehearsal, manifest, checked.encoder) if rehearse else []
         nbytes, scores = await self._runner.load(slot, checked.prompt, rows)
         try:
-            judge(checked.prompt.manifest, scores)
+            judge(manifest, scores)
         except PromptRefused:
             await self._runner.drop(slot)
             raise
         return nbytes
+
+    def _remember(self, version: str) -> None:
+        if len(self._rehearsed) >= _REMEMBERED:
+            self._rehearsed.clear()
+        self._rehearsed.add(version)
 
     def _check(self, data: bytes, task_id: str) -> Checked:
         if self._backbone is None:
@@ -98,12 +110,11 @@ class PromptLoader:
         return Checked(prompt, self._backbone.row_encoder(prompt.manifest))
 
 
-def rehearsal(checked: Checked) -> list[Row]:
+def rehearsal(manifest: Manifest, encoder: RowEncoder) -> list[Row]:
     """Rows of the golden examples, or of one fixed text."""
-    golden = checked.prompt.manifest.golden
-    if not golden:
-        return checked.encoder.encode([_CANARY_TEXT])
-    return checked.encoder.encode([one.text for one in golden], [one.text_pair for one in golden])
+    if not manifest.golden:
+        return encoder.encode([_CANARY_TEXT])
+    return encoder.encode([one.text for one in manifest.golden], [one.text_pair for one in manifest.golden])
 
 
 def judge(manifest: Manifest, scores: Sequence[Scores]) -> None:

@@ -69,6 +69,10 @@ class Runner:
         """Free the slot's memory."""
         await self._call(lambda: self._prompts.pop(slot, None))
 
+    async def rehearse(self, rows: Sequence[Row], slot: int) -> list[Scores]:
+        """Scores of `rows` under the prompt in `slot`, outside the queue."""
+        return await self._call(lambda: self.run(rows, [slot] * len(rows)))
+
     async def stop(self, patience: float) -> bool:
         """End the thread after the batch that is running; False when it did not end in time."""
         thread = self._thread

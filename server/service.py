@@ -59,7 +59,7 @@ class Service:
     lifecycle: Lifecycle
     boundaries: tuple[Boundary, ...]
     log: Any = field(default_factory=lambda: structlog.get_logger("promptmux"))
-    _following: list[asyncio.Task[None]] = field(default_factory=list)
+    _background: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
         """Load the model, take in the store, warm up; then ready. Raises what keeps it from starting."""
@@ -81,7 +81,7 @@ class Service:
         )
         self.loader.serve_with(backbone)
         await self._take_in_store()
-        self._following.append(asyncio.create_task(self.sync.follow()))
+        self._background.extend(asyncio.create_task(work()) for work in (self.sync.follow, self._warm))
         problems = sum(len(task.problems) for task in self.catalogue)
         self.log.info("store_read", tasks=len(self.catalogue), problems=problems)
         gc.collect()
@@ -104,16 +104,31 @@ class Service:
 
     async def stop(self) -> None:
         """Let go of everything."""
-        while self._following:
+        while self._background:
             # More than once: up to Python 3.11 a cancel is lost when it meets `wait_for` at the wrong moment.
-            for task in self._following:
+            for task in self._background:
                 task.cancel()
-            await asyncio.wait(self._following, timeout=0.2)
-            self._following[:] = [task for task in self._following if not task.done()]
+            await asyncio.wait(self._background, timeout=0.2)
+            self._background[:] = [task for task in self._background if not task.done()]
         await self.cache.aclose()
         if not await self.runner.stop(patience=5.0):
             self.log.warning("device_thread_still_busy")
         await self.store.aclose()
+
+    async def _warm(self) -> None:
+        """Load what is current, one after the other, while there is room: the first request need not wait."""
+        for task in list(self.catalogue):
+            version = task.current()
+            if version is None or version in self.cache:
+                continue
+            if not self.cache.has_room:
+                return
+            try:
+                async with self.cache.pinned(task.task_id, version):
+                    pass
+            except Exception as error:
+                # Its first request will say so to its caller.
+                self.log.warning("prompt_not_warmed", task=task.task_id, code=getattr(error, "code", ""))
 
     async def _take_in_store(self) -> None:
         """Seed and list the store; again and again while it is away: the server stays unready, and alive."""

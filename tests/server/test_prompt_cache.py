@@ -23,7 +23,7 @@ class Device:
         self.go.set()
         self.fails: set[str] = set()
 
-    async def load(self, task_id: str, version: str, slot: int) -> Loaded:
+    async def load(self, task_id: str, version: str, slot: int, *, rehearse: bool) -> Loaded:
         self.loads.append(version)
         await self.go.wait()
         if version in self.fails:

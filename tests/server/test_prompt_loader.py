@@ -1,16 +1,18 @@
+from collections.abc import Awaitable, Callable
+
+import pytest
+
 from prompt_store import Golden, version_of
 from tests.server.conftest import Start
 from tests.server.fakes import prompt_bytes
 
 
-async def test_a_version_is_rehearsed_at_its_first_load_only(start: Start) -> None:
+async def test_a_version_is_rehearsed_before_an_alias_leads_to_it_and_not_again(start: Start) -> None:
     """An evicted prompt that comes back costs no second rehearsal."""
     async with start(task=False, prompt_cache_bytes=0) as server:
         for name in ("a", "b"):
             await server.publish(prompt_bytes(name, golden=[Golden(text="x", label="negative")] * 3), name)
             await server.apps.service.sync.refresh(name)
-        forwards = len(server.backbone.batches)
-        assert forwards == 2
         assert server.backbone.batches == [3, 3]
         for _ in range(3):
             for name in ("a", "b"):
@@ -19,15 +21,17 @@ async def test_a_version_is_rehearsed_at_its_first_load_only(start: Start) -> No
         assert server.counted("prompt_cache_evictions_total") >= 4
 
 
-async def test_what_fails_its_rehearsal_at_the_first_request_is_unavailable(start: Start) -> None:
+async def test_one_that_a_request_loaded_is_rehearsed_before_an_alias_leads_to_it(start: Start) -> None:
     async with start() as server:
-        bad = prompt_bytes(golden=[Golden(text="x", label="positive")])
-        await server.apps.service.store.publish(bad)
-        await server.apps.service.sync.refresh("sentiment")
-        answer = await server.classify(version=version_of(bad))
-        assert (answer.status_code, answer.json()["code"]) == (503, "prompt_unavailable")
-        assert "golden_mismatch" in answer.json()["detail"]
-        assert (await server.classify()).status_code == 200
+        service = server.apps.service
+        bad = prompt_bytes(favours=1, golden=[Golden(text="x", label="negative")])
+        await service.store.publish(bad)
+        await service.sync.refresh("sentiment")
+        assert (await server.classify(version=version_of(bad))).status_code == 200  # by its name, on purpose
+        await server.publish(bad)
+        await service.sync.refresh("sentiment")
+        assert (await server.classify()).json()["version"] != version_of(bad)
+        assert service.catalogue.get("sentiment").problems["current"].code == "golden_mismatch"
 
 
 async def test_a_trial_leaves_nothing_on_the_device(start: Start) -> None:
@@ -36,3 +40,17 @@ async def test_a_trial_leaves_nothing_on_the_device(start: Start) -> None:
         held = set(service.runner._prompts)
         await service.loader.try_out(prompt_bytes(), "sentiment")
         assert set(service.runner._prompts) == held
+
+
+async def test_all_currents_are_warmed_in_the_background_while_there_is_room(
+    start: Start, eventually: Callable[[Callable[[], bool]], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.prompt_sync._WARM_TASKS", 1)
+    async with start(task=False) as server:
+        store = server.apps.service.store
+        for number in range(6):
+            await server.publish(prompt_bytes(f"t{number}"), f"t{number}")
+        await store.publish(prompt_bytes("unused"))
+    async with start(task=False) as server:
+        cache = server.apps.service.cache
+        await eventually(lambda: len(cache._slots) == 6)
