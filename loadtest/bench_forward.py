@@ -45,7 +45,8 @@ def side(backbone: Backbone, kind: Kind, tasks: int, texts: Sequence[str]) -> Si
         manifest, tensors = make_prompt(f"t{seed}", kind, backbone.shape, seed=seed)
         made.append(backbone.load_prompt(Prompt(manifest, tensors)))
     rows = backbone.row_encoder(manifest).encode(texts)
-    return Side(f"{kind}, {tasks:,} tasks", rows, [made[at % tasks] for at in range(len(rows))])
+    plural = "task" if tasks == 1 else "tasks"
+    return Side(f"{kind}, {tasks:,} {plural}", rows, [made[at % tasks] for at in range(len(rows))])
 
 
 def run(backbone: Backbone, measured: Side, batch: int) -> float:

@@ -158,7 +158,9 @@ class FileStore(PromptStore):
             if changes.reset or changes.revision != after or remaining <= 0:
                 return changes
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), min(POLL_SECONDS, remaining))
+                # Not wait_for: before Python 3.12 it can swallow a cancellation that meets its own time-out.
+                async with asyncio.timeout(min(POLL_SECONDS, remaining)):
+                    await changed.wait()
 
     async def revision(self) -> Revision:
         """See `PromptStore.revision`."""
