@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 from backbone.errors import BackboneError
 
@@ -50,11 +51,11 @@ def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
 
 def _files(folder: Path) -> tuple[Path, list[Path], Path]:
     config, tokenizer = folder / "config.json", folder / "tokenizer.json"
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weights = sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if index.is_file() and not whole.is_file():  # transformers, too, prefers the whole file
+        weights = sorted({folder / name for name in _json(index)["weight_map"].values()})
     else:
-        weights = [folder / "model.safetensors"]
+        weights = [whole]
     for file in (config, *weights, tokenizer):
         if not file.is_file():
             raise BackboneError(
@@ -66,7 +67,7 @@ def _files(folder: Path) -> tuple[Path, list[Path], Path]:
 
 def _hash(config: Path, weights: list[Path], tokenizer: Path) -> str:
     digest = hashlib.sha256(b"promptmux backbone 1\n")
-    keys = {k: v for k, v in json.loads(config.read_bytes()).items() if k not in _VOLATILE_KEYS}
+    keys = {k: v for k, v in _json(config).items() if k not in _VOLATILE_KEYS}
     digest.update(json.dumps(keys, sort_keys=True, separators=(",", ":")).encode())
     tensors: dict[str, bytes] = {}
     for file in weights:
@@ -77,7 +78,19 @@ def _hash(config: Path, weights: list[Path], tokenizer: Path) -> str:
     return digest.hexdigest()
 
 
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise BackboneError(f"{file} is torn or no JSON") from error
+    if not isinstance(content, dict):
+        raise BackboneError(f"{file} is no JSON object")
+    return content
+
+
 def _tensor_digests(file: Path) -> dict[str, bytes]:
+    if file.stat().st_size < 8:
+        raise BackboneError(f"{file} is torn: {file.stat().st_size} bytes")
     with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = 8 + int.from_bytes(data[:8], "little")
         if start > len(data):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from backbone.errors import BackboneError
 from backbone.fingerprint import fingerprint
@@ -66,14 +67,23 @@ def load_backbone(
                 folder, dtype=choose_dtype(dtype, chosen), output_loading_info=True, use_safetensors=True
             )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"the backbone in {folder} cannot be loaded: {error}") from error
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    # A pooler that is not in the checkpoint was made up just now: no prompt may rely on it.
+    has_pooler = not any("pooler" in key for key in report["missing_keys"])
     if missing:
         raise BackboneError(
             f"the backbone in {folder} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all)"
         )
-    backbone = Backbone(model.to(chosen), tokenizer, name=name, fingerprint=identity, device=chosen)
+    backbone = Backbone(
+        model.to(chosen),
+        tokenizer,
+        name=name,
+        fingerprint=identity,
+        device=chosen,
+        has_pooler=has_pooler,
+    )
     if config.model_type not in TESTED_FAMILIES:
         check_packing(backbone)
     return backbone

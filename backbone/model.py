@@ -27,7 +27,6 @@ from backbone.workers import Workers
 from prompt_store import (
     BackboneRef,
     IncompatiblePrompt,
-    LinearHead,
     Manifest,
     Prompt,
     VerbalizerHead,
@@ -49,9 +48,18 @@ class Backbone:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str, fingerprint: str, device: torch.device
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        fingerprint: str,
+        device: torch.device,
+        has_pooler: bool = True,
     ) -> None:
-        """`model` is a stock transformers model with its checkpoint's language-model head, if that has one."""
+        """`model` is a stock transformers model with its checkpoint's language-model head, if that has one;
+        `has_pooler` says whether the checkpoint has the weights of the model's pooler.
+        """
         attention.register()
         self.name, self.fingerprint, self.device = name, fingerprint, device
         model.eval().requires_grad_(False)
@@ -68,6 +76,8 @@ class Backbone:
         self._pooler_activation: nn.Module | None = getattr(self._base, "pooler_activation", None)
         if self._pooler_activation is not None:
             self._base.pooler_activation = None
+        if not has_pooler:
+            self._pooler = None
         self._embedding: nn.Embedding = model.get_input_embeddings()
         self._accepts = frozenset(inspect.signature(self._base.forward).parameters)
         self._has_segments = "token_type_ids" in self._accepts and getattr(config, "type_vocab_size", 0) > 0
@@ -142,13 +152,9 @@ class Backbone:
                 f"a verbalizer needs a language-model head, which {self.name} does not have: use a label_embeddings "
                 "head or a linear head"
             )
-        if (
-            isinstance(manifest.head, LinearHead)
-            and manifest.head.layers[0].in_features != self.shape.hidden_size
-        ):
+        if isinstance(manifest.head, VerbalizerHead) and manifest.pooling != "mask":
             raise IncompatiblePrompt(
-                f"the head takes {manifest.head.layers[0].in_features} features, this backbone has "
-                f"{self.shape.hidden_size}"
+                f"a verbalizer reads at the mask: expected pooling 'mask', got {manifest.pooling!r}"
             )
         if manifest.pooling == "pooler" and self._pooler is None:
             raise IncompatiblePrompt(f"{self.name} has no pooler: use pooling 'mean', 'cls' or 'last'")
@@ -289,6 +295,8 @@ class Backbone:
     def _word_id(self, word: str, manifest: Manifest) -> int:
         before = manifest.template.split("{mask}")[0]
         ids = self.tokenizer.encode_one(word.strip(), continues=before[-1:].isspace())
+        if any(i in self.tokenizer.special_ids for i in ids):
+            raise IncompatiblePrompt(f"the label word {word!r} is not in the vocabulary of {self.name}")
         if len(ids) != 1:
             raise IncompatiblePrompt(
                 f"the label word {word!r} is {len(ids)} tokens for {self.name}; a verbalizer's words must be one token"

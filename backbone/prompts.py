@@ -93,6 +93,10 @@ def bind(
         head = LinearHeadWeights(tuple(layers))
     elif isinstance(manifest.head, VerbalizerHead):
         ids = [word_id(word) for words in manifest.head.words for word in words]
+        if len(set(ids)) != len(ids):
+            raise IncompatiblePrompt(
+                "two label words are the same token for this backbone: each must be its own"
+            )
         head = VerbalizerWords(
             torch.tensor(ids, device=device), tuple(map(len, manifest.head.words)), manifest.head.aggregate
         )

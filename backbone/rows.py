@@ -74,6 +74,11 @@ class RowEncoder:
         self._pair = (
             _compile(template, tokenizer, pair=True, is_causal=is_causal) if template.has_pair else ()
         )
+        if self._pooling in ("cls", "pooler") and not any(piece.is_cls for piece in self._single):
+            raise IncompatiblePrompt(
+                f"pooling {self._pooling!r} reads the tokenizer's first special token, and this one has none: "
+                "use 'last' or 'mean'"
+            )
         fixed = max(sum(len(p.ids) for p in pieces) for pieces in (self._single, self._pair))
         # The model's own limit: virtual tokens at the front take places of their own, text starts at position_offset.
         lead = _leading_virtual(self._single)
@@ -153,8 +158,10 @@ class RowEncoder:
             ids.append(self._tokenizer.filler_id)
             real = 1
         lead = next(at for at, i in enumerate(ids) if i >= 0)
-        if isinstance(self._pooling, int):
-            spans = [(min(self._pooling, len(ids) - 1), min(self._pooling, len(ids) - 1) + 1)]
+        if isinstance(self._pooling, int):  # a place of the row, from its end if negative
+            place = self._pooling if self._pooling >= 0 else len(ids) + self._pooling
+            place = min(max(place, 0), len(ids) - 1)
+            spans = [(place, place + 1)]
         elif (
             not spans and self._pooling == "mean"
         ):  # no text token to average: the row's own special tokens stand in
@@ -225,6 +232,8 @@ def _compile(
             pieces.append(_Piece(slot="text", continues=spaced))
             joint = True
         elif isinstance(part, PairSlot):
+            if not any(piece.slot == "text" for piece in pieces):
+                raise IncompatiblePrompt("{text_pair} must come after {text}: it is the second segment")
             pieces.extend(_Piece((i,), opens_second=False) for i in layout.pair_middle)
             pieces.append(_Piece(slot="pair", continues=spaced and not layout.pair_middle, opens_second=True))
             joint = True

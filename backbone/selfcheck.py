@@ -37,7 +37,6 @@ def check_packing(backbone: Backbone) -> None:
     prefixed = backbone.bind(manifest, tensors)
     ids = [i for i in range(backbone.tokenizer.vocab_size) if i not in backbone.tokenizer.special_ids]
     rows = [_row(ids[start : start + length]) for start, length in ((0, 5), (5, 9), (2, 3))]
-    family = type(backbone).__name__
     try:
         mixed = backbone.features(rows, [bare, prefixed, bare])
         alone = torch.cat(
@@ -52,7 +51,7 @@ def check_packing(backbone: Backbone) -> None:
     scale = alone.abs().max().clamp(min=1e-6)
     if not torch.isfinite(alone).all() or ((mixed - alone).abs().max() / scale) > tolerance:
         raise UnsupportedBackbone(
-            f"{backbone.name}: rows packed together influence each other in this {family}"
+            f"{backbone.name}: rows packed together influence each other in this family"
         )
     if torch.allclose(plain, alone[1:2], atol=1e-6):
         raise UnsupportedBackbone(f"{backbone.name}: this family ignores prefixes")

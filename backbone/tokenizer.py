@@ -8,6 +8,7 @@ middle of a row begins. Knows nothing of prompts, templates or tensors. User tex
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,12 +37,7 @@ class TextTokenizer:
         """`pretrained` is a fast Hugging Face tokenizer; it is copied, never changed."""
         if not getattr(pretrained, "is_fast", False):
             raise BackboneError("the backbone needs a fast tokenizer (tokenizer.json)")
-        core = Tokenizer.from_str(pretrained.backend_tokenizer.to_str())
-        # Published tokenizer files may carry a training run's truncation and padding: both are ours to decide.
-        core.no_truncation()
-        core.no_padding()
-        core.encode_special_tokens = True
-        self._core = core
+        self._core = Tokenizer.from_str(_text_only(pretrained))
         self.mask_id: int | None = pretrained.mask_token_id
         self.filler_id: int = next(
             (
@@ -52,7 +48,7 @@ class TextTokenizer:
             0,
         )
         self.special_ids = frozenset(pretrained.all_special_ids)
-        self.vocab_size: int = core.get_vocab_size()
+        self.vocab_size: int = len(pretrained)
         self.layout = _probe_layout(pretrained)
         self._lead = self._probe_lead()
 
@@ -74,6 +70,27 @@ class TextTokenizer:
         # Metaspace and WordPiece start a word by themselves; byte-level BPE wants the space in the piece.
         joined, first = self.encode(["a b"])[0], self.encode(["a"])[0]
         return "" if joined == first + self.encode(["b"])[0] else " "
+
+
+def _text_only(pretrained: Any) -> str:
+    """The tokenizer's JSON in which no text can match a special token, and nothing is cut, padded or put around.
+
+    Taking special tokens off the list of added tokens is not enough: a Unigram model has them among its ordinary
+    pieces, and a word that is one is found in a WordPiece vocabulary. They are renamed to characters of private use;
+    all ids stay as they are. Published files may also carry a training run's truncation and padding.
+    """
+    parts = json.loads(pretrained.backend_tokenizer.to_str())
+    special = {token["content"] for token in parts["added_tokens"] if token["special"]}
+    special = (special | set(pretrained.all_special_tokens)) - {pretrained.unk_token}
+    hidden = {token: f"\U000f0000{at}\U000f0000" for at, token in enumerate(sorted(special))}
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if not token["special"]]
+    parts["truncation"] = parts["padding"] = parts["post_processor"] = None
+    vocabulary = parts["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        parts["model"]["vocab"] = {hidden.get(token, token): i for token, i in vocabulary.items()}
+    else:
+        parts["model"]["vocab"] = [[hidden.get(token, token), score] for token, score in vocabulary]
+    return json.dumps(parts)
 
 
 def _probe_layout(pretrained: Any) -> SpecialLayout:

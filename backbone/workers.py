@@ -55,4 +55,5 @@ def divide(lengths: Sequence[int], shares: int) -> list[list[int]]:
 
 
 def _use_one_core() -> None:
-    torch.set_num_threads(1)  # holds for this thread
+    # Holds for this thread and for threads that have not used torch yet; those that have keep their number.
+    torch.set_num_threads(1)

@@ -102,6 +102,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("loadtest/results"))
     options = parser.parse_args()
+    if options.rows < 1000:
+        parser.error("--rows: at least 1000, or no round meets 1,000 different tasks")
 
     console = Console()
     backbone = load_backbone(options.backbone, dtype=options.dtype)

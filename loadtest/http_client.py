@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class Load:
 
     def percentile(self, share: float) -> float:
         """Latency in seconds that `share` of the requests stayed under."""
+        if not self.latencies:
+            return math.inf
         return self.latencies[min(len(self.latencies) - 1, int(share * len(self.latencies)))]
 
 

@@ -138,7 +138,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if not options.write:
-        train(options.data)
+        train(options.data.resolve())
     found = measured()
     if not found:
         sys.exit("results: no finished runs; run without --write first")

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar
 
-from server.errors import InferenceFailed, NumericalError, Overloaded
+from server.errors import InferenceFailed, NumericalError, Overloaded, TooManyInputs
 from server.metrics import Metrics
 
 Scores = tuple[float, ...]
@@ -130,6 +130,8 @@ class Batcher(Generic[R]):
         Raises what ended the job. A cancelled caller's rows leave the queue without reaching the device.
         """
         tokens = sum(map(len, rows)) + extra_tokens * len(rows)
+        if tokens > self._limits.queue_tokens:
+            raise TooManyInputs("these texts are more tokens than the server ever queues; send fewer at once")
         if self._tokens + tokens > self._limits.queue_tokens:
             self._refuse("tokens")
         job = _Job(rows, slot, extra_tokens, self._loop.create_future())

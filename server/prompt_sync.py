@@ -135,7 +135,14 @@ class PromptSync:
         aliases: dict[str, tuple[Target, ...]] = {}
         problems: dict[str, Problem] = {}
         # The one that most requests use goes first, so that it is not behind a slow sibling.
-        for alias in sorted(record.aliases.values(), key=lambda alias: alias.name != CURRENT):
+        ordered = sorted(record.aliases.values(), key=lambda alias: alias.name != CURRENT)
+        for at, alias in enumerate(ordered):
+            if at:
+                # What is ready serves now; the aliases that are still to come stay where they were.
+                now = served.aliases if served else {}
+                later = {a.name: now[a.name] for a in ordered[at:] if a.name in now}
+                later = {n: ts for n, ts in later.items() if all(t.version in known for t in ts)}
+                self._catalogue.put(_served(record, {**later, **aliases}, dict(problems)))
             before = served.aliases.get(alias.name) if served else None
             if before == alias.targets:
                 aliases[alias.name] = before

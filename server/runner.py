@@ -67,7 +67,7 @@ class Runner:
 
     async def drop(self, slot: int) -> None:
         """Free the slot's memory."""
-        await self._call(lambda: self._prompts.pop(slot, None))
+        await self._call(lambda: self._forget(slot))
 
     async def rehearse(self, rows: Sequence[Row], slot: int) -> list[Scores]:
         """Scores of `rows` under the prompt in `slot`, outside the queue."""
@@ -88,6 +88,9 @@ class Runner:
         assert self._backbone is not None
         prompts = self._prompts
         return self._backbone.score(rows, [prompts[slot] for slot in slots])
+
+    def _forget(self, slot: int) -> None:
+        self._prompts.pop(slot, None)  # nothing is returned: the tensors are let go on this thread
 
     async def _call(self, function: Callable[[], T]) -> T:
         future: asyncio.Future[object] = self._loop.create_future()

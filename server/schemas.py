@@ -46,7 +46,8 @@ class ClassifyBody(Body):
     truncate_prompt_tokens: int | None = Field(
         None,
         ge=-1,
-        description="At most this many tokens of each row, virtual tokens not counted; -1 or absent: as many "
+        description="At most this many tokens of each row (virtual tokens not counted; the template's own tokens "
+        "always stay); -1 or absent: as many "
         "as the task and the model take. Longer texts are cut and marked `truncated`.",
     )
     request_id: str | None = Field(

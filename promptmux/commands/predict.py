@@ -48,32 +48,43 @@ def run(
         raise typer.BadParameter(
             "give sentences as arguments, or one a line on standard input", param_hint="TEXTS"
         )
+    for text in (*sentences, *(pair or ())):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise typer.BadParameter(
+                "the text is no valid UTF-8: save or type it as UTF-8", param_hint="TEXTS"
+            )
     if pair is not None and len(pair) != len(sentences):
         raise typer.BadParameter(f"{len(sentences)} sentences, but {len(pair)} pairs", param_hint="--pair")
     is_file = Path(prompt).is_file()
     if not is_file and prompt.endswith(".safetensors"):
         raise typer.BadParameter(f"no file {prompt}", param_hint="PROMPT")
     if is_file or store is not None:
-        data = Path(prompt).read_bytes() if is_file else asyncio.run(_fetch(str(store), prompt, version))
+        data = _read(Path(prompt)) if is_file else asyncio.run(_fetch(str(store), prompt, version))
         results = _locally(data, backbone, sentences, pair)
     else:
         results = _remotely(server, key, prompt, None if version == "current" else version, sentences, pair)
     _show(sentences, results, as_json=as_json)
 
 
-async def _fetch(url: str, task: str, version: str) -> bytes:
-    from prompt_store import UnknownAlias, open_store
-
-    opened = open_store(url)
+def _read(file: Path) -> bytes:
     try:
+        return file.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="PROMPT") from None
+
+
+async def _fetch(url: str, task: str, version: str) -> bytes:
+    from prompt_store import UnknownAlias
+    from promptmux.commands.stores import existing_store
+
+    async with existing_store(url) as opened:
         record = await opened.task(task)
         if any(v.version == version for v in record.versions):
             return await opened.get(task, version)
         if version not in record.aliases:
             raise UnknownAlias(f"task {task} has no alias or version {version}")
-        return await opened.get(task, record.aliases[version].targets[0].version)
-    finally:
-        await opened.aclose()
+        heaviest = max(record.aliases[version].targets, key=lambda target: target.weight)
+        return await opened.get(task, heaviest.version)
 
 
 def _locally(data: bytes, name: str, texts: list[str], pairs: list[str] | None) -> list[_Prediction]:

@@ -31,21 +31,27 @@ def run(
             full = _find(version, [v.version for v in record.versions])
             known = record.aliases.get(alias)
             if known is None:
-                raise typer.BadParameter(f"{task} has no alias {alias}", param_hint="--alias")
+                raise _no_alias(task, alias)
             admin.rollback(task, full, revision=known.revision, alias=alias)
     print(f"{task}: {alias} leads to {full}")
 
 
 async def _in_store(url: str, task: str, version: str, alias: str) -> str:
-    from prompt_store import Target, open_store
+    from prompt_store import Target
+    from promptmux.commands.stores import existing_store
 
-    store = open_store(url)
-    try:
-        full = _find(version, [v.version for v in (await store.task(task)).versions])
-        await store.set_alias(task, alias, [Target(full)], expected_revision=None, actor="rollback")
+    async with existing_store(url) as store:
+        record = await store.task(task)
+        full = _find(version, [v.version for v in record.versions])
+        known = record.aliases.get(alias)
+        if known is None:
+            raise _no_alias(task, alias)
+        await store.set_alias(task, alias, [Target(full)], expected_revision=known.revision, actor="rollback")
         return full
-    finally:
-        await store.aclose()
+
+
+def _no_alias(task: str, alias: str) -> typer.BadParameter:
+    return typer.BadParameter(f"{task} has no alias {alias}", param_hint="--alias")
 
 
 def _find(prefix: str, versions: list[str]) -> str:

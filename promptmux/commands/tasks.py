@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol
 
 import typer
 
@@ -27,27 +29,62 @@ def run(
     if task is None:
         for column in ("task", "current", "other aliases", "versions", "method", "labels"):
             table.add_column(column)
-        for name, aliases, versions in records:
-            current = aliases.get("current", "")
-            info = next((v for v in versions if v[0] == current), None)
-            others = ", ".join(f"{a} → {v[:12]}" for a, v in aliases.items() if a != "current")
-            method, labels = (info[3], str(info[4])) if info else ("", "")
-            table.add_row(name, current[:12] or "none", others, str(len(versions)), method, labels)
+        for record in records:
+            current = record.aliases.get("current", ())
+            info = next((v for v in record.versions if current and v.version == current[0][0]), None)
+            others = ", ".join(f"{a} → {_led(t)}" for a, t in record.aliases.items() if a != "current")
+            method, labels = (info.method, str(info.labels)) if info else ("", "")
+            table.add_row(
+                record.task_id, _led(current) or "none", others, str(len(record.versions)), method, labels
+            )
     else:
         for column in ("version", "aliases", "published", "bytes", "method", "labels"):
             table.add_column(column, overflow="fold")
-        for _, aliases, versions in records:
-            for version, size, published, method, count in versions:
-                leading = ", ".join(a for a, v in aliases.items() if v == version)
-                when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(published))
-                table.add_row(version, leading, when, str(size), method, str(count))
+        for record in records:
+            for v in record.versions:
+                leading = ", ".join(
+                    name if len(targets) == 1 else f"{name} ({weight})"
+                    for name, targets in record.aliases.items()
+                    for version, weight in targets
+                    if version == v.version
+                )
+                when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(v.published_at))
+                table.add_row(v.version, leading, when, str(v.size), v.method, str(v.labels))
     console().print(table)
     if not records:
         console().print("no tasks yet: train one with `promptmux train`, or publish a prompt file")
 
 
-_Version = tuple[str, int, float, str, int]
-_Record = tuple[str, dict[str, str], list[_Version]]
+class _Version(Protocol):
+    """What a store and a server both say of a version."""
+
+    @property
+    def version(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def published_at(self) -> float: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def labels(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class _Record:
+    task_id: str
+    aliases: Mapping[str, Sequence[tuple[str, int]]]  # name → (version, weight), the heaviest first
+    versions: Sequence[_Version]
+
+
+def _led(targets: Sequence[tuple[str, int]]) -> str:
+    if len(targets) == 1:
+        return targets[0][0][:12]
+    return " + ".join(f"{version[:12]} ({weight})" for version, weight in targets)
+
+
+def _by_weight(targets: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    return sorted(targets, key=lambda target: -target[1])
 
 
 def _from_server(url: str, key: str | None, task: str | None) -> list[_Record]:
@@ -56,21 +93,17 @@ def _from_server(url: str, key: str | None, task: str | None) -> list[_Record]:
     with AdminClient(url, key=key) as admin:
         found = list(admin.tasks()) if task is None else [admin.task(task)]
     return [
-        (
-            t.task_id,
-            {name: "+".join(version for version, _ in a.targets) for name, a in t.aliases.items()},
-            [(v.version, v.size, v.published_at, v.method, v.labels) for v in t.versions],
-        )
+        _Record(t.task_id, {name: _by_weight(a.targets) for name, a in t.aliases.items()}, t.versions)
         for t in found
     ]
 
 
 async def _from_store(url: str, task: str | None) -> list[_Record]:
-    from prompt_store import TaskRecord, open_store
+    from prompt_store import TaskRecord
+    from promptmux.commands.stores import existing_store
 
-    store = open_store(url)
-    try:
-        found: list[TaskRecord] = []
+    found: list[TaskRecord] = []
+    async with existing_store(url) as store:
         if task is not None:
             found.append(await store.task(task))
         else:
@@ -81,13 +114,11 @@ async def _from_store(url: str, task: str | None) -> list[_Record]:
                 after = page.next
                 if after is None:
                     break
-    finally:
-        await store.aclose()
     return [
-        (
+        _Record(
             t.task_id,
-            {name: "+".join(target.version for target in a.targets) for name, a in t.aliases.items()},
-            [(v.version, v.size, v.published_at, v.method, v.labels) for v in t.versions],
+            {name: _by_weight((x.version, x.weight) for x in a.targets) for name, a in t.aliases.items()},
+            t.versions,
         )
         for t in found
     ]

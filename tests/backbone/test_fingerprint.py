@@ -56,6 +56,8 @@ def test_one_weight_matters_and_the_files_do_not(folder: Path) -> None:
         save_file({name: weights[name] for name in own}, folder / file, metadata={"format": "pt", "by": file})
     index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert fingerprint(folder) == before  # the whole file is what is loaded
+    (folder / "model.safetensors").unlink()
     assert fingerprint(folder) == before
     weights[names[0]].view(-1)[0] += 1e-3
     save_file({name: weights[name] for name in parts["a.safetensors"]}, folder / "a.safetensors")
@@ -79,6 +81,13 @@ def test_cache_is_used_and_survives_damage(folder: Path, tmp_path: Path) -> None
     assert fingerprint(folder, cache=cache) == before
     _edit(folder, layer_norm_eps=0.5)
     assert fingerprint(folder, cache=cache) != before
+
+
+@pytest.mark.parametrize("content", ["", '{"torn', "[1]"])
+def test_a_torn_configuration_is_one_clear_error(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(BackboneError, match=r"config\.json"):
+        fingerprint(folder)
 
 
 def test_missing_and_torn_files_are_named(folder: Path) -> None:

@@ -127,6 +127,7 @@ def test_values_must_stay_finite_in_the_serving_dtype() -> None:
             "bert",
             {
                 "template": "{text} {mask}",
+                "pooling": "mask",
                 "head": {"type": "verbalizer", "words": (("good",), ("unseenword",))},
             },
             "one token",
@@ -149,6 +150,19 @@ def test_a_verbalizer_needs_a_language_model_head() -> None:
     )
     with pytest.raises(IncompatiblePrompt, match="language-model head"):
         bone.bind(own, {})
+
+
+def test_label_words_must_differ_and_be_read_at_the_mask() -> None:
+    bone = tiny("bert")
+    head = {"type": "verbalizer", "words": (("good",), ("bad",))}
+    with pytest.raises(IncompatiblePrompt, match="'mask'"):
+        bone.bind(manifest(bone, template="{text} {mask}", head=head), {})
+    same = {"type": "verbalizer", "words": (("good",), ("good",))}
+    with pytest.raises(IncompatiblePrompt, match="same token"):
+        bone.bind(manifest(bone, template="{text} {mask}", head=same, pooling="mask"), {})
+    unknown = {"type": "verbalizer", "words": (("good",), ("☃",))}
+    with pytest.raises(IncompatiblePrompt, match="not in the vocabulary"):
+        bone.bind(manifest(bone, template="{text} {mask}", head=unknown, pooling="mask"), {})
 
 
 def test_gradients_reach_soft_prompt_prefix_and_head() -> None:

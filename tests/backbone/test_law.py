@@ -53,7 +53,9 @@ def tasks(family: str, dtype: str = "float32") -> list[Task]:
     made = []
     for at, (soft, prefix) in enumerate(KINDS + KINDS):
         labels = 2 + at % 4
-        own = manifest(bone, soft=soft, labels=labels)
+        # The second of each kind pools a single place: the row's last, or counted from one of its ends.
+        pooling = {} if at < len(KINDS) else {"pooling": ("last", -1, 1)[at % 3]}
+        own = manifest(bone, soft=soft, labels=labels, **pooling)
         made.append(
             Task(own, bone.bind(own, tensors(bone, soft=soft, prefix=prefix, labels=labels, seed=at)))
         )

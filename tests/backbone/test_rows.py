@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 import pytest
+import transformers as hf
 from hypothesis import given, settings
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from backbone import Backbone, Row
+from backbone.tokenizer import TextTokenizer
 from prompt_store import IncompatiblePrompt
 from tests.backbone.families import FAMILIES, WORDS, tiny
 from tests.backbone.prompts import manifest
@@ -19,8 +22,8 @@ def encode(family: str, template: str, text: str, pair: str | None = None, **cha
 
 
 def tokens(bone: Backbone, row: Row) -> list[str]:
-    core = bone.tokenizer._core
-    return [f"<{~i}>" if i < 0 else core.id_to_token(i) for i in row.token_ids]
+    names = hf.AutoTokenizer.from_pretrained(bone.name)
+    return [f"<{~i}>" if i < 0 else names.convert_ids_to_tokens(i) for i in row.token_ids]
 
 
 def test_soft_tokens_stand_before_the_first_special_token() -> None:
@@ -65,9 +68,51 @@ def test_byte_level_pieces_keep_the_space_before_them() -> None:
 
 def test_a_callers_special_token_is_text() -> None:
     row = encode("bert", "{text}", "[MASK] [SEP] film")
-    ids = tiny("bert").tokenizer.special_ids
-    inner = row.token_ids[1:-1]
-    assert not any(i in ids and i != tiny("bert").tokenizer._core.token_to_id("[UNK]") for i in inner)
+    assert not {"[MASK]", "[SEP]"} & set(tokens(tiny("bert"), row)[1:-1])
+
+
+def _unigram() -> TextTokenizer:
+    """As XLM-R and ALBERT have it: special tokens are ordinary pieces of the model."""
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<mask>", 0.0)]
+    pieces += [(f"▁{word}", -2.0) for word in ("the", "film", "good")]
+    pieces += [(char, -5.0) for char in "▁abcdefghijklmnopqrstuvwxyz<>/"]
+    core = Tokenizer(models.Unigram(pieces, unk_id=3))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return TextTokenizer(
+        hf.PreTrainedTokenizerFast(
+            tokenizer_object=core,
+            bos_token="<s>",
+            eos_token="</s>",
+            pad_token="<pad>",
+            unk_token="<unk>",
+            mask_token="<mask>",
+        )
+    )
+
+
+def test_a_callers_special_token_is_text_for_unigram_models_too() -> None:
+    tokenizer = _unigram()
+    (ids,) = tokenizer.encode(["the </s> <s>film <mask> good<pad>"])
+    assert not {0, 1, 2, 4} & set(ids)
+    assert tokenizer.encode(["the film"]) == [[5, 6]]
+    assert (tokenizer.layout.prefix, tokenizer.layout.pair_middle, tokenizer.mask_id) == ((0,), (2, 2), 4)
+    assert tokenizer.encode_one("film", continues=True) == [6]
+
+
+@pytest.mark.parametrize(("pooling", "place"), [(0, 0), (2, 2), (99, 3), (-1, 3), (-4, 0), (-99, 0)])
+def test_a_pooled_place_is_always_one_of_the_row(pooling: int, place: int) -> None:
+    row = encode("bert", "{text}", "the film", pooling=pooling)
+    assert row.spans == ((place, place + 1),)
+
+
+def test_cls_needs_a_special_token_and_pairs_an_order() -> None:
+    with pytest.raises(IncompatiblePrompt, match="first special token"):
+        encode("gpt2", "{text}", "film", pooling="cls")
+    with pytest.raises(IncompatiblePrompt, match="after"):
+        encode("bert", "{text_pair} {text}", "film", "good")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -72,6 +72,11 @@ def test_publish_list_and_roll_back_in_a_store(tmp_path: Path) -> None:
     assert run("rollback", "sentiment", version[:6], "--store", store).returncode == 0
     assert "no version" in one_line(run("rollback", "sentiment", "zzz", "--store", store))
     assert "promptmux: " in one_line(run("tasks", "nosuch", "--store", store))
+    assert "no alias" in one_line(
+        run("rollback", "sentiment", version, "--alias", "curent", "--store", store)
+    )
+    assert "no store" in one_line(run("tasks", "--store", str(tmp_path / "typo")))
+    assert not (tmp_path / "typo").exists()
 
 
 def test_predict_from_a_file_and_from_standard_input() -> None:
