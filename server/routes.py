@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
@@ -36,9 +37,8 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 def new_app(title: str, version: str) -> FastAPI:
     """An app whose every error is problem+json."""
-    app = FastAPI(
-        title=title, version=version, redoc_url=None, swagger_ui_oauth2_redirect_url=None, responses=_PROBLEMS
-    )
+    # Its documentation page brings Swagger UI along: a server without the internet shows it, too.
+    app = FastAPIOffline(redoc_url=None, title=title, version=version, responses=_PROBLEMS)
     app.router.redirect_slashes = False
     for kind in (ServerError, PromptStoreError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer_problem)

@@ -1,4 +1,5 @@
 import asyncio
+import re
 from typing import Any
 
 import httpx
@@ -269,3 +270,13 @@ async def test_the_documentation_is_true(start: Start) -> None:
             text = str(document)
             for reference in {part.split("'")[0] for part in text.split("#/components/schemas/")[1:]}:
                 assert reference.rstrip("'}") in document["components"]["schemas"], reference
+
+
+async def test_the_documentation_page_needs_no_internet(start: Start) -> None:
+    async with start() as server:
+        for app in (server.public, server.admin):
+            page = (await app.get("/docs")).text
+            assert "https://" not in page
+            script = re.search(r'src="([^"]+swagger-ui-bundle\.js)"', page)
+            assert script is not None
+            assert (await app.get(script[1])).status_code == 200

@@ -9,7 +9,7 @@ from server.auth import SCOPES, Keyring, is_loopback, new_key, parse_keys
 from server.errors import Forbidden, Unauthenticated
 from tests.server.conftest import Start
 
-OPEN = {"/healthz", "/readyz", "/docs", "/openapi.json"}
+OPEN = {"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 
 
 def test_a_new_key_opens_what_its_line_admits() -> None:
