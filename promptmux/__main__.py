@@ -18,6 +18,7 @@ _COMMANDS = {
     "publish": "promptmux.commands.publish",
     "rollback": "promptmux.commands.rollback",
     "tasks": "promptmux.commands.tasks",
+    "collect": "promptmux.commands.collect",
     "inspect": "promptmux.commands.inspect",
 }
 

@@ -72,6 +72,7 @@ def test_publish_list_and_roll_back_in_a_store(tmp_path: Path) -> None:
     assert run("rollback", "sentiment", version[:6], "--store", store).returncode == 0
     assert "no version" in one_line(run("rollback", "sentiment", "zzz", "--store", store))
     assert "promptmux: " in one_line(run("tasks", "nosuch", "--store", store))
+    assert "deleted 0 files" in run("collect", "--grace", "0", "--store", store).stdout
     assert "no alias" in one_line(
         run("rollback", "sentiment", version, "--alias", "curent", "--store", store)
     )
