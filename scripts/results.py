@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "results"
+KEPT = ROOT / "docs" / "results"  # each run's metrics.json, so that the page can be written without the runs
 PAGE = ROOT / "docs" / "results.md"
 SETS = ("rt-polarity", "trec6", "clinc150")
 METHODS = ("p-tuning-v2", "prompt-tuning")
@@ -45,6 +47,11 @@ def command(data: Path, name: str, method: str) -> list[str]:
     ]
 
 
+def kept(name: str, method: str) -> Path:
+    """Where a run's figures are kept."""
+    return KEPT / f"accuracy-{name}-{method}.json"
+
+
 def train(data: Path) -> None:
     """Run what is missing; an interrupted run is resumed."""
     for name in SETS:
@@ -52,13 +59,14 @@ def train(data: Path) -> None:
             sys.exit(f"results: no folder {data / name}; give the folder of the data sets with --data")
         for method in METHODS:
             folder = RUNS / f"{name}-{method}"
-            if (folder / "metrics.json").is_file():
+            if kept(name, method).is_file():
                 continue
             line = command(data, name, method)
             if (folder / "config.toml").is_file():
                 line = ["promptmux", "train", "--resume", str(folder.relative_to(ROOT))]
             print("$", " ".join(line), flush=True)
             subprocess.run([sys.executable, "-m", *line], cwd=ROOT, check=True)
+            shutil.copy(folder / "metrics.json", kept(name, method))
 
 
 def measured() -> dict[str, dict[str, dict[str, Any]]]:
@@ -66,7 +74,7 @@ def measured() -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in SETS:
         for method in METHODS:
-            file = RUNS / f"{name}-{method}" / "metrics.json"
+            file = kept(name, method)
             if file.is_file():
                 metrics = json.loads(file.read_text())
                 for row, scores in metrics["summary"].items():
