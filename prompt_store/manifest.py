@@ -6,6 +6,7 @@ Must not know: bytes, stores, tokenizers.
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -24,6 +25,7 @@ from prompt_store.strict_json import strict_json
 from prompt_store.template import Template, parse_template
 
 FORMAT: Final = 1
+_THRESHOLD: Final = 0.5
 RESERVED_KINDS: Final = ("tag", "generate")
 
 _Dim = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -198,6 +200,17 @@ class Manifest(_Strict):
                 _expect(f"head.layers[{i}].in_features", width, layer.in_features)
                 width = layer.out_features
             _expect("the last head layer's out_features", count, width)
+
+    def chosen_labels(self, scores: Sequence[float]) -> list[str]:
+        """The label of a row's scores, or for a multi-label prompt every label at its threshold or above."""
+        if not self.multi_label:
+            return [self.labels[max(range(len(scores)), key=scores.__getitem__)]]
+        thresholds = self.thresholds or (_THRESHOLD,) * len(scores)
+        return [
+            label
+            for label, score, least in zip(self.labels, scores, thresholds, strict=True)
+            if score >= least
+        ]
 
     def canonical_json(self) -> bytes:
         """The one spelling of this manifest: sorted keys, no spaces, UTF-8."""

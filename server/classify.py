@@ -21,7 +21,6 @@ from server.body import BodyLimits, check_media, header, read_body
 from server.boundary import REQUEST_ID, send_bytes
 from server.engine import Answer, Call, Engine
 from server.errors import EmptyInput, InvalidRequest, NotOffered, RequestTimeout, TextTooLong, TooManyInputs
-from server.labels import chosen_labels
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.schemas import ClassifyBody, TextPair, parse_body
@@ -193,7 +192,7 @@ def to_bytes(call: Call, answer: Answer) -> bytes:
             "num_classes": classes,
         }
         if manifest.multi_label:
-            item["labels"] = chosen_labels(manifest, scores)
+            item["labels"] = manifest.chosen_labels(scores)
         if answer.truncated[index]:
             item["truncated"] = True
         data.append(item)

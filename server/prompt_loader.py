@@ -24,7 +24,6 @@ from prompt_store import (
     decode_prompt,
 )
 from server.errors import GoldenMismatch, NotFinite, NotReady, PromptRefused
-from server.labels import chosen_labels
 from server.prompt_cache import Loaded, Slot
 from server.runner import Runner
 
@@ -122,7 +121,7 @@ def judge(manifest: Manifest, scores: Sequence[Scores]) -> None:
     if not all(math.isfinite(score) for row in scores for score in row):
         raise NotFinite("the prompt gives scores that are not numbers on this backbone and dtype")
     for number, (golden, row) in enumerate(zip(manifest.golden, scores, strict=False), 1):
-        got = chosen_labels(manifest, row)
+        got = manifest.chosen_labels(row)
         if golden.label not in got:
             labels = ", ".join(map(repr, got)) or "none"
             raise GoldenMismatch(f"golden example {number}: expected {golden.label!r}, got {labels}")

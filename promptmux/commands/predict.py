@@ -95,22 +95,13 @@ def _locally(data: bytes, name: str, texts: list[str], pairs: list[str] | None) 
     manifest = prompt.manifest
     frozen = load_backbone(name)
     loaded, encoder = frozen.load_prompt(prompt), frozen.row_encoder(manifest)
-    thresholds = manifest.thresholds or (0.5,) * len(manifest.labels)
     results = []
     for begin in range(0, len(texts), _BATCH):
         rows = encoder.encode(texts[begin : begin + _BATCH], pairs[begin : begin + _BATCH] if pairs else None)
         for probabilities in frozen.score(rows, [loaded] * len(rows)):
             best = max(range(len(probabilities)), key=probabilities.__getitem__)
-            above = tuple(
-                label
-                for label, p, least in zip(manifest.labels, probabilities, thresholds, strict=True)
-                if p >= least
-            )
-            results.append(
-                _Prediction(
-                    manifest.labels[best], probabilities[best], above if manifest.multi_label else None
-                )
-            )
+            above = tuple(manifest.chosen_labels(probabilities)) if manifest.multi_label else None
+            results.append(_Prediction(manifest.labels[best], probabilities[best], above))
     return results
 
 
