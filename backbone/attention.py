@@ -35,12 +35,14 @@ class PackedBatch:
     """What the attention function must know of a batch, passed through the model as one keyword argument.
 
     `prefix_keys[layer]` and `prefix_values[layer]` hold the prefixes of the batch's prompts, each
-    [num_virtual_tokens, kv_heads, head_dim], in the order in which `PackedRows` numbers their tokens.
+    [num_virtual_tokens, kv_heads, head_dim], in the order in which `PackedRows` numbers their tokens. Where `record` is
+    a list, each layer adds the tokens' own keys and values to it, each [T, kv_heads, head_dim].
     """
 
     rows: PackedRows
     prefix_keys: Sequence[Sequence[Tensor]]
     prefix_values: Sequence[Sequence[Tensor]]
+    record: list[tuple[Tensor, Tensor]] | None = None
     calls: int = 0
 
     def next_layer(self, module: nn.Module) -> int:
@@ -84,6 +86,8 @@ def packed_attention(
     layer = batch.next_layer(module)
     causal = bool(getattr(module, "is_causal", False))
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, head_dim]
+    if batch.record is not None:
+        batch.record.append((k, v))
     if batch.prefix_keys:
         k = torch.cat([*batch.prefix_keys[layer], k])
         v = torch.cat([*batch.prefix_values[layer], v])

@@ -1,8 +1,9 @@
-"""From hidden states to label scores: the heads that prompts bring along.
+"""From pooled states to label scores: the heads that prompts bring along.
 
-Owns pooling and the three kinds of head: layers of the prompt file, a verbalizer on the model's language-model head,
-and label embeddings. Rows of one batch may have different heads with different numbers of labels; no row's score
-depends on another row's. Heads compute in float32 whatever the backbone's dtype. Knows nothing of rows' texts.
+Owns the three kinds of head (layers of the prompt file, a verbalizer on the model's language-model head, label
+embeddings) and how logits become probabilities. Rows of one batch may have different heads with different numbers of
+labels; no row's score depends on another row's. Heads compute in float32 whatever the backbone's dtype. Knows nothing
+of rows' texts.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from backbone.packing import PackedRows
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}
 # A prompt with more rows than this in a batch gets a matrix product of its own; the others share one.
@@ -76,13 +76,6 @@ class LanguageModelHead:
     bias: Tensor | None
 
 
-def pool(hidden: Tensor, rows: PackedRows) -> Tensor:
-    """Average the pooled places of each row: [T, hidden] → [R, hidden] float32."""
-    picked = hidden.index_select(0, rows.pool_at).float()
-    total = picked.new_zeros(rows.num_rows, hidden.shape[1]).index_add(0, rows.pool_row, picked)
-    return total / rows.pool_count.unsqueeze(1)
-
-
 def score_rows(
     pooled: Tensor,
     heads: Sequence[HeadWeights],
@@ -111,6 +104,20 @@ def score_rows(
         for member, value in zip(members, logits, strict=True):
             results[member] = value
     return [value for value in results if value is not None]
+
+
+def probabilities(logits: np.ndarray[Any, Any], *, multi_label: bool) -> tuple[float, ...]:
+    """Softmax of one row's logits, or each label's sigmoid; all NaN when a logit is not finite."""
+    if not np.isfinite(logits).all():
+        return (float("nan"),) * len(logits)
+    if multi_label:
+        # Split by sign, so that no exponential overflows.
+        small = np.exp(-np.abs(logits))
+        values = np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
+    else:
+        values = np.exp(logits - logits.max())
+        values = values / values.sum()
+    return tuple(values.tolist())
 
 
 def _as_linear(head: HeadWeights) -> LinearHeadWeights:

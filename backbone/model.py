@@ -18,18 +18,17 @@ from torch import Tensor, nn
 from backbone import attention, family
 from backbone.attention import PackedBatch
 from backbone.errors import UnsupportedBackbone
-from backbone.heads import pool, score_rows, split_lm_head
-from backbone.packing import PackedRows, PrefixSpan, pack
-from backbone.prompts import DevicePrompt, bind
+from backbone.heads import probabilities, score_rows, split_lm_head
+from backbone.packing import PackedRows, pack
+from backbone.pooling import pool, split_pooler
+from backbone.prompts import DevicePrompt, bind, gather, label_word_id, refuse_misfit
 from backbone.rows import Row, RowEncoder
 from backbone.tokenizer import TextTokenizer
 from backbone.workers import Workers
 from prompt_store import (
     BackboneRef,
-    IncompatiblePrompt,
     Manifest,
     Prompt,
-    VerbalizerHead,
     check_backbone,
     check_finite_in,
 )
@@ -68,16 +67,7 @@ class Backbone:
         model.set_attn_implementation(attention.NAME)
         self._base: Any = model.base_model
         self._lm_head = split_lm_head(model, self._base)
-        # The stock pooler would run on the packed line's first token: it is kept aside for the rows that ask for it.
-        self._pooler: nn.Module | None = getattr(self._base, "pooler", None)
-        if self._pooler is not None:
-            self._base.pooler = None
-        # ALBERT's pooler is two modules, a Linear and its activation.
-        self._pooler_activation: nn.Module | None = getattr(self._base, "pooler_activation", None)
-        if self._pooler_activation is not None:
-            self._base.pooler_activation = None
-        if not has_pooler:
-            self._pooler = None
+        self._pooler = split_pooler(self._base, trained=has_pooler)
         self._embedding: nn.Embedding = model.get_input_embeddings()
         self._accepts = frozenset(inspect.signature(self._base.forward).parameters)
         self._has_segments = "token_type_ids" in self._accepts and getattr(config, "type_vocab_size", 0) > 0
@@ -113,6 +103,11 @@ class Backbone:
         """Whether the checkpoint came with a language-model head, which verbalizers need."""
         return self._lm_head is not None
 
+    @property
+    def has_pooler(self) -> bool:
+        """Whether the checkpoint came with a pooler, which `pooling = "pooler"` needs."""
+        return self._pooler is not None
+
     def row_encoder(self, manifest: Manifest) -> RowEncoder:
         """Return the encoder that turns texts into rows for this prompt.
 
@@ -147,24 +142,14 @@ class Backbone:
             IncompatiblePrompt: a part of the prompt has no place in this backbone.
 
         """
-        if isinstance(manifest.head, VerbalizerHead) and not self.has_lm_head:
-            raise IncompatiblePrompt(
-                f"a verbalizer needs a language-model head, which {self.name} does not have: use a label_embeddings "
-                "head or a linear head"
-            )
-        if isinstance(manifest.head, VerbalizerHead) and manifest.pooling != "mask":
-            raise IncompatiblePrompt(
-                f"a verbalizer reads at the mask: expected pooling 'mask', got {manifest.pooling!r}"
-            )
-        if manifest.pooling == "pooler" and self._pooler is None:
-            raise IncompatiblePrompt(f"{self.name} has no pooler: use pooling 'mean', 'cls' or 'last'")
+        refuse_misfit(manifest, name=self.name, lm_head=self.has_lm_head, pooler=self.has_pooler)
         return bind(
             manifest,
             tensors,
             prefix_stack=self.prefix_stack,
             dtype=self.dtype,
             device=self.device,
-            word_id=lambda word: self._word_id(word, manifest),
+            word_id=lambda word: label_word_id(self.tokenizer, word, manifest.template, self.name),
         )
 
     def forward(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> list[Tensor]:
@@ -178,7 +163,7 @@ class Backbone:
         hidden, packed = self._hidden(rows, prompts)
         pooled = self._pool(hidden, packed, prompts)
         logits = score_rows(pooled, [p.head for p in prompts], lm_head=self._lm_head, dtype=self.dtype)
-        return [_calibrate(value, prompt) for value, prompt in zip(logits, prompts, strict=True)]
+        return [prompt.calibrated(value) for value, prompt in zip(logits, prompts, strict=True)]
 
     def features(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> Tensor:
         """Pooled hidden states [rows, hidden], float32: what a head sees. For training heads on frozen features."""
@@ -218,7 +203,7 @@ class Backbone:
         for prompt in prompts:
             own = flat[begin : begin + prompt.num_labels]
             begin += prompt.num_labels
-            results.append(_probabilities(own, multi_label=prompt.multi_label))
+            results.append(probabilities(own, multi_label=prompt.multi_label))
         return results
 
     @torch.inference_mode()
@@ -226,40 +211,61 @@ class Backbone:
         """Unit vectors [n, hidden] of label descriptions: the mean over their tokens, as `mean` pooling sees texts."""
         manifest = family.bare_manifest(self.shape, max_tokens=self.max_positions)
         rows = self.row_encoder(manifest).encode(descriptions)
-        bare = self.bind(manifest, {"verbalizer.label_embeddings": torch.zeros(2, self.shape.hidden_size)})
-        vectors = F.normalize(self.features(rows, [bare] * len(rows)), dim=-1)
+        vectors = F.normalize(self.features(rows, [self._bare(self.max_positions)] * len(rows)), dim=-1)
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
     def token_embedding(self, ids: Sequence[int]) -> Tensor:
         """Input embeddings [n, embedding_width] of vocabulary ids, float32: what soft prompts start from."""
         return F.embedding(torch.tensor(list(ids), device=self.device), self._embedding.weight).float()
 
-    def _hidden(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> tuple[Tensor, PackedRows]:
-        distinct = list({id(p): p for p in prompts}.values())
-        soft_starts, prefixes, soft_at, prefix_at = {}, {}, 0, 0
-        for p in distinct:
-            soft_starts[id(p)], prefixes[id(p)] = soft_at, PrefixSpan(prefix_at, p.num_prefix_tokens)
-            soft_at += p.num_soft_tokens
-            prefix_at += p.num_prefix_tokens
+    @torch.no_grad()
+    def key_values(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values of a text of these tokens in every layer: each [layers, tokens, kv_heads, head_dim].
+
+        float32, on the host. Keys are as attention sees them, after any rotation by position: as a prefix stores them.
+        """
+        count = len(token_ids)
+        row = Row(tuple(token_ids), lead=0, second=count, spans=((0, count),), num_prompt_tokens=count)
+        recorded: list[tuple[Tensor, Tensor]] = []
+        self._hidden([row], [self._bare(count)], record=recorded)
+        keys, values = zip(*recorded, strict=True)
+        return torch.stack(keys).float().cpu(), torch.stack(values).float().cpu()
+
+    def weights(self) -> list[nn.Parameter]:
+        """The frozen model's own weights, without its heads.
+
+        Training them changes every prompt's model: only the comparison with full fine-tuning does, on its own backbone.
+        """
+        return list(self._base.parameters())
+
+    def _bare(self, max_tokens: int) -> DevicePrompt:
+        labels = torch.zeros(2, self.shape.hidden_size)
+        return self.bind(
+            family.bare_manifest(self.shape, max_tokens=max_tokens), {"verbalizer.label_embeddings": labels}
+        )
+
+    def _hidden(
+        self,
+        rows: Sequence[Row],
+        prompts: Sequence[DevicePrompt],
+        record: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[Tensor, PackedRows]:
+        shared = gather(prompts)
         packed = pack(
             rows,
-            [soft_starts[id(p)] for p in prompts],
-            [prefixes[id(p)] for p in prompts],
+            shared.soft_starts,
+            shared.prefixes,
             [p.position_offset for p in prompts],
             position_base=self._position_base,
             second_segment=self._second_segment,
             device=self.device,
         )
         embedded = self._embedding(packed.token_ids)
-        if soft_at:
-            soft = torch.cat([p.soft_prompt for p in distinct if p.soft_prompt is not None])
-            embedded = embedded.index_copy(0, packed.virtual_at, soft.index_select(0, packed.virtual_from))
-        with_prefix = [p for p in distinct if p.prefix_keys]
-        batch = PackedBatch(
-            rows=packed,
-            prefix_keys=list(zip(*(p.prefix_keys for p in with_prefix), strict=True)),
-            prefix_values=list(zip(*(p.prefix_values for p in with_prefix), strict=True)),
-        )
+        if shared.soft is not None:
+            embedded = embedded.index_copy(
+                0, packed.virtual_at, shared.soft.index_select(0, packed.virtual_from)
+            )
+        batch = PackedBatch(packed, shared.prefix_keys, shared.prefix_values, record)
         inputs: dict[str, Any] = {
             "inputs_embeds": embedded.unsqueeze(0),
             "position_ids": packed.positions.unsqueeze(0),
@@ -285,40 +291,5 @@ class Backbone:
             return pooled
         assert self._pooler is not None, "bind() refuses pooler prompts on a backbone without one"
         index = torch.tensor(asking, device=self.device)
-        states = pooled.index_select(0, index).to(self.dtype)
-        if self._pooler_activation is not None:
-            states = self._pooler_activation(self._pooler(states))
-        else:
-            states = self._pooler(states.unsqueeze(1))
+        states = self._pooler(pooled.index_select(0, index).to(self.dtype))
         return pooled.index_copy(0, index, states.float())
-
-    def _word_id(self, word: str, manifest: Manifest) -> int:
-        before = manifest.template.split("{mask}")[0]
-        ids = self.tokenizer.encode_one(word.strip(), continues=before[-1:].isspace())
-        if any(i in self.tokenizer.special_ids for i in ids):
-            raise IncompatiblePrompt(f"the label word {word!r} is not in the vocabulary of {self.name}")
-        if len(ids) != 1:
-            raise IncompatiblePrompt(
-                f"the label word {word!r} is {len(ids)} tokens for {self.name}; a verbalizer's words must be one token"
-            )
-        return ids[0]
-
-
-def _calibrate(logits: Tensor, prompt: DevicePrompt) -> Tensor:
-    if prompt.calibration is None:
-        return logits
-    temperature, bias = prompt.calibration
-    return (logits if bias is None else logits + bias) / temperature
-
-
-def _probabilities(logits: np.ndarray[Any, Any], *, multi_label: bool) -> tuple[float, ...]:
-    if not np.isfinite(logits).all():
-        return (float("nan"),) * len(logits)
-    if multi_label:
-        # Split by sign, so that no exponential overflows.
-        small = np.exp(-np.abs(logits))
-        values = np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
-    else:
-        values = np.exp(logits - logits.max())
-        values = values / values.sum()
-    return tuple(values.tolist())

@@ -6,7 +6,7 @@ where prompt files come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbone.heads import HeadWeights, LabelEmbeddings, Layer, LinearHeadWeights, VerbalizerWords
+from backbone.packing import PrefixSpan
+from backbone.tokenizer import TextTokenizer
 from prompt_store import IncompatiblePrompt, LabelEmbeddingHead, LinearHead, Manifest, VerbalizerHead
 
 
@@ -50,6 +52,86 @@ class DevicePrompt:
     def num_prefix_tokens(self) -> int:
         """Keys (and values) of the prefix in each layer."""
         return self.prefix_keys[0].shape[0] if self.prefix_keys else 0
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits [labels] with the bias added and divided by the temperature."""
+        if self.calibration is None:
+            return logits
+        temperature, bias = self.calibration
+        return (logits if bias is None else logits + bias) / temperature
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GatheredPrompts:
+    """The prompts of a batch's rows, each distinct one once.
+
+    For each row: `soft_starts`, the place of its prompt's first soft token in `soft` [S, embedding_width] (None when no
+    prompt has any), and `prefixes`, where its prefix begins among `prefix_keys[layer]` and `prefix_values[layer]` laid
+    one after another, and how long it is.
+    """
+
+    soft_starts: Sequence[int]
+    prefixes: Sequence[PrefixSpan]
+    soft: Tensor | None
+    prefix_keys: Sequence[Sequence[Tensor]]
+    prefix_values: Sequence[Sequence[Tensor]]
+
+
+def gather(prompts: Sequence[DevicePrompt]) -> GatheredPrompts:
+    """Lay the distinct prompts of a batch side by side: rows of one task share its soft prompt and prefix."""
+    distinct = list({id(p): p for p in prompts}.values())
+    soft_starts, prefixes, soft_at, prefix_at = {}, {}, 0, 0
+    for p in distinct:
+        soft_starts[id(p)], prefixes[id(p)] = soft_at, PrefixSpan(prefix_at, p.num_prefix_tokens)
+        soft_at += p.num_soft_tokens
+        prefix_at += p.num_prefix_tokens
+    softs = [p.soft_prompt for p in distinct if p.soft_prompt is not None]
+    with_prefix = [p for p in distinct if p.prefix_keys]
+    return GatheredPrompts(
+        soft_starts=[soft_starts[id(p)] for p in prompts],
+        prefixes=[prefixes[id(p)] for p in prompts],
+        soft=torch.cat(softs) if softs else None,
+        prefix_keys=list(zip(*(p.prefix_keys for p in with_prefix), strict=True)),
+        prefix_values=list(zip(*(p.prefix_values for p in with_prefix), strict=True)),
+    )
+
+
+def refuse_misfit(manifest: Manifest, *, name: str, lm_head: bool, pooler: bool) -> None:
+    """Refuse a prompt that reads from parts which the backbone `name` does not have.
+
+    Raises:
+        IncompatiblePrompt: with what to use instead.
+
+    """
+    if isinstance(manifest.head, VerbalizerHead) and not lm_head:
+        raise IncompatiblePrompt(
+            f"a verbalizer needs a language-model head, which {name} does not have: use a label_embeddings "
+            "head or a linear head"
+        )
+    if isinstance(manifest.head, VerbalizerHead) and manifest.pooling != "mask":
+        raise IncompatiblePrompt(
+            f"a verbalizer reads at the mask: expected pooling 'mask', got {manifest.pooling!r}"
+        )
+    if manifest.pooling == "pooler" and not pooler:
+        raise IncompatiblePrompt(f"{name} has no pooler: use pooling 'mean', 'cls' or 'last'")
+
+
+def label_word_id(tokenizer: TextTokenizer, word: str, template: str, name: str) -> int:
+    """The vocabulary id of a verbalizer's word, as it stands at the template's mask.
+
+    Raises:
+        IncompatiblePrompt: the word is not one token of the backbone `name`.
+
+    """
+    before = template.split("{mask}")[0]
+    ids = tokenizer.encode_one(word.strip(), continues=before[-1:].isspace())
+    if any(i in tokenizer.special_ids for i in ids):
+        raise IncompatiblePrompt(f"the label word {word!r} is not in the vocabulary of {name}")
+    if len(ids) != 1:
+        raise IncompatiblePrompt(
+            f"the label word {word!r} is {len(ids)} tokens for {name}; a verbalizer's words must be one token"
+        )
+    return ids[0]
 
 
 def bind(

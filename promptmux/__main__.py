@@ -30,6 +30,8 @@ def build() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        # Help texts are plain text: as markup, an example such as hf:NAME[/config] would be a closing tag.
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for name, module in _COMMANDS.items():

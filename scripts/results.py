@@ -3,19 +3,20 @@
     python scripts/results.py --data ../shared/data            (hours on two cores; goes on where it stopped)
     python scripts/results.py --data ../shared/data --write    (only the page, from the runs that are there)
 
-Each run is one `promptmux train` with default settings and three seeds; dev chooses, test is reported. A data set's
-folder holds train.jsonl, dev.jsonl and test.jsonl.
+Each run is one `promptmux train` with default settings and three seeds, or `python -m trainer.reference`, which trains
+every weight; dev chooses, test is reported. A data set's folder holds train.jsonl, dev.jsonl and test.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from loadtest.bench_forward import machine
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "results"
@@ -23,33 +24,22 @@ KEPT = ROOT / "docs" / "results"  # each run's metrics.json, so that the page ca
 PAGE = ROOT / "docs" / "results.md"
 SETS = ("rt-polarity", "trec6", "clinc150")
 METHODS = ("p-tuning-v2", "prompt-tuning")
+FULL = "full fine-tuning"
 BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 
 
-def command(data: Path, name: str, method: str) -> list[str]:
-    """The training's command line."""
-    files = [
+def files_of(data: Path, name: str) -> list[str]:
+    """The flags that name a data set's files."""
+    return [
         part
         for split in ("train", "dev", "test")
         for part in (f"--{split}", str(data / name / f"{split}.jsonl"))
     ]
-    output = RUNS / f"{name}-{method}"
-    return [
-        "promptmux",
-        "train",
-        "--task",
-        name,
-        "--method",
-        method,
-        *files,
-        "--output",
-        str(output.relative_to(ROOT)),
-    ]
 
 
-def kept(name: str, method: str) -> Path:
+def kept(name: str, row: str) -> Path:
     """Where a run's figures are kept."""
-    return KEPT / f"accuracy-{name}-{method}.json"
+    return KEPT / f"accuracy-{name}-{row.replace(' ', '-')}.json"
 
 
 def train(data: Path) -> None:
@@ -57,45 +47,76 @@ def train(data: Path) -> None:
     for name in SETS:
         if not (data / name).is_dir():
             sys.exit(f"results: no folder {data / name}; give the folder of the data sets with --data")
-        for method in METHODS:
-            folder = RUNS / f"{name}-{method}"
+        for method in (*METHODS, FULL):
             if kept(name, method).is_file():
                 continue
-            line = command(data, name, method)
-            if (folder / "config.toml").is_file():
+            folder = RUNS / f"{name}-{method.replace(' ', '-')}"
+            metrics = folder / "metrics.json"
+            line = ["promptmux", "train", "--task", name, "--method", method, *files_of(data, name)]
+            line += ["--output", str(folder.relative_to(ROOT))]
+            if method == FULL:
+                folder.mkdir(parents=True, exist_ok=True)
+                line = [
+                    "trainer.reference",
+                    *files_of(data, name),
+                    "--output",
+                    str(metrics.relative_to(ROOT)),
+                ]
+            elif (folder / "config.toml").is_file():
                 line = ["promptmux", "train", "--resume", str(folder.relative_to(ROOT))]
-            print("$", " ".join(line), flush=True)
+            print("$ python -m", " ".join(line), flush=True)
             subprocess.run([sys.executable, "-m", *line], cwd=ROOT, check=True)
-            shutil.copy(folder / "metrics.json", kept(name, method))
+            figures = json.loads(metrics.read_text(encoding="utf-8"))
+            write(kept(name, method), {"machine": machine(), "resumed": "--resume" in line, **figures})
+
+
+def write(file: Path, figures: dict[str, Any]) -> None:
+    """One run's figures, with where and with which code they were made."""
+    file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def measured() -> dict[str, dict[str, dict[str, Any]]]:
     """Data set → row → accuracy and macro-F1, of all finished runs."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in SETS:
-        for method in METHODS:
+        for method in (*METHODS, FULL):
             file = kept(name, method)
             if file.is_file():
                 metrics = json.loads(file.read_text())
                 for row, scores in metrics["summary"].items():
-                    found.setdefault(name, {})[row] = {**scores, "seeds": len(metrics["seeds"])}
+                    seeded = {"seeds": len(metrics["seeds"]), "minutes": None}
+                    if row == method and not metrics["resumed"]:
+                        seeded["minutes"] = metrics["seconds"] / 60 / len(metrics["seeds"])
+                    found.setdefault(name, {})[row] = {**scores, **seeded}
     return found
+
+
+def recovered(rows: dict[str, dict[str, Any]], row: str) -> str:
+    """Which part of the way from the linear head to full fine-tuning a row goes, in percent."""
+    if row not in METHODS or FULL not in rows:
+        return "–"
+    low, here, high = (rows[name]["accuracy"]["mean"] for name in ("head only", row, FULL))
+    return f"{100 * (here - low) / (high - low):.0f}"
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A Markdown table of test accuracy and macro-F1."""
-    lines = ["| data set | row | accuracy % | macro-F1 % | seeds |", "|---|---|---:|---:|---:|"]
+    lines = [
+        "| data set | row | accuracy % | macro-F1 % | recovered % | minutes a seed | seeds |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
     for name, rows in found.items():
         for row, scores in rows.items():
-            seeded = row in METHODS
+            seeded = row in (*METHODS, FULL)
 
             def show(score: dict[str, float], seeded: bool = seeded) -> str:
                 spread = f" ± {100 * score['spread']:.1f}" if seeded else ""
                 return f"{100 * score['mean']:.1f}{spread}"
 
-            count = str(scores["seeds"]) if seeded else "–"
+            minutes = f"{scores['minutes']:.1f}" if scores["minutes"] else "–"
             lines.append(
-                f"| {name} | {row} | {show(scores['accuracy'])} | {show(scores['macro_f1'])} | {count} |"
+                f"| {name} | {row} | {show(scores['accuracy'])} | {show(scores['macro_f1'])} "
+                f"| {recovered(rows, row)} | {minutes} | {scores['seeds'] if seeded else '–'} |"
             )
     return "\n".join(lines)
 
@@ -112,14 +133,15 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
         "head only": "#8a8f98",
         "prompt-tuning": "#d08a2e",
         "p-tuning-v2": "#2f6fb2",
+        FULL: "#4c4f55",
     }
-    figure, axes = pyplot.subplots(figsize=(7.5, 3.6), layout="constrained")
-    width = 0.2
+    figure, axes = pyplot.subplots(figsize=(8.5, 3.8), layout="constrained")
+    width = 0.17
     for nth, (row, colour) in enumerate(colours.items()):
         places, heights, spreads = [], [], []
         for at, rows in enumerate(found.values()):
             if row in rows:
-                places.append(at + (nth - 1.5) * width)
+                places.append(at + (nth - 2) * width)
                 heights.append(100 * rows[row]["accuracy"]["mean"])
                 spreads.append(100 * rows[row]["accuracy"]["spread"])
         bars = axes.bar(places, heights, width, yerr=spreads, color=colour, label=row, capsize=2)
@@ -129,7 +151,7 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
     axes.set_ylim(0, 108)
     axes.set_title("One frozen minilm: what prompts add to a linear head", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    axes.legend(frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     pyplot.close(figure)

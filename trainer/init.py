@@ -19,7 +19,6 @@ from torch import Tensor
 
 from backbone import Backbone, Row
 from prompt_store import Template
-from trainer.activations import key_values
 from trainer.config import Initialisation
 
 # As in Lester et al.: a vocabulary sample is drawn from the commonest tokens only.
@@ -90,7 +89,7 @@ class Initialiser:
         "random" as a source, small Gaussian ones as P-Tuning v2's reference code has them.
         """
         if "random" not in sources:
-            return key_values(self._backbone, self._tokens(sources, count, seed))
+            return self._backbone.key_values(self._tokens(sources, count, seed))
         shape = self._backbone.shape
         size = (shape.layers, count, shape.kv_heads, shape.head_dim)
         generator = torch.Generator().manual_seed(seed)

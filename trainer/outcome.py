@@ -20,7 +20,6 @@ from trainer.prompt_file import PromptFile
 from trainer.report import (
     Point,
     TableRow,
-    mean_and_spread,
     plain_text,
     results_table,
     write_curves,
@@ -107,7 +106,7 @@ class Outcome:
             "task_id": self.config.task_id,
             "method": self.config.method,
             "reported_split": self.split,
-            "summary": {row.name: _summary(row) for row in self.rows},
+            "summary": {row.name: row.summary() for row in self.rows},
             "best_seed": self.best_seed,
             "version": self.version,
             "head_only": {
@@ -131,11 +130,3 @@ class Outcome:
                 "notes": list(self.data.notes),
             },
         }
-
-
-def _summary(row: TableRow) -> dict[str, dict[str, float]]:
-    summary = {}
-    for measure in ("accuracy", "macro_f1"):
-        mean, spread = mean_and_spread([getattr(scores, measure) for scores in row.scores])
-        summary[measure] = {"mean": mean, "spread": spread}
-    return summary

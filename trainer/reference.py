@@ -1,6 +1,6 @@
 """Owns the comparison with full fine-tuning: every weight of the backbone is trained, and nothing is published.
 
-    python -m trainer.reference --train train.jsonl --dev dev.jsonl --test test.jsonl
+    python -m trainer.reference --train train.jsonl --dev dev.jsonl --test test.jsonl [--output metrics.json]
 
 It says how much of the distance from a linear head to a model of one's own a prompt recovers. Rows, pooling and
 decisions are those of prompts, so that the weights are the only difference.
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -24,7 +26,7 @@ from trainer.evaluate import Encoded, encode, features, logits, loss, score
 from trainer.head_only import fit_probe
 from trainer.loop import deterministic
 from trainer.methods import build_manifest, resolve
-from trainer.report import TableRow, results_table
+from trainer.report import TableRow, results_table, write_metrics
 from trainer.schedule import Schedule, batches
 from trainer.scores import Scores
 
@@ -45,8 +47,7 @@ class FineTuning:
             for examples in (data.train, data.dev, data.test or data.dev)
         )
         self._head = {name: tensor.requires_grad_() for name, tensor in self._probe().items()}
-        # The one place that reaches for the weights: a Backbone is frozen, and offers no way to train it on purpose.
-        self._weights = list(self._backbone._base.parameters())
+        self._weights = self._backbone.weights()
         for weight in self._weights:
             weight.requires_grad_()
 
@@ -128,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, help="a JSON file for the scores")
     given = parser.parse_args(arguments)
     console = Console()
     try:
@@ -136,18 +138,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             {
                 "task_id": "reference", "method": "head-only", "output": "unused", "backbone": given.backbone,
                 "data.train": given.train, "data.dev": given.dev, "data.test": given.test,
-                "optimiser.epochs": given.epochs, "optimiser.batch_size": given.batch_size,
+                "optimiser.epochs": given.epochs, "optimiser.batch_size": given.batch_size, "optimiser.evaluations": 4,
             },
         )  # fmt: skip
+        began = time.monotonic()
         data = load_examples(config)
         runs = [FineTuning(config, data, lr=given.lr, seed=seed).run(console) for seed in given.seeds]
     except TrainerError as error:
         console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         return error.exit_code
-    rows = [TableRow("dev, all weights", tuple(dev for dev, _ in runs))]
-    console.print(results_table("full fine-tuning", "dev", rows))
-    rows = [TableRow("test, all weights", tuple(test for _, test in runs))]
-    console.print(results_table("full fine-tuning", "test" if data.test else "dev", rows))
+    for split, at in (("dev", 0), ("test" if data.test else "dev", 1)):
+        row = TableRow("all weights", tuple(run[at] for run in runs))
+        console.print(results_table("full fine-tuning", split, [row]))
+    if given.output is not None:
+        metrics = {
+            "reported_split": split,
+            "summary": {"full fine-tuning": row.summary()},
+            "seeds": [
+                {"seed": seed, "dev": dev.as_dict(), split: test.as_dict()}
+                for seed, (dev, test) in zip(given.seeds, runs, strict=True)
+            ],
+            "settings": {"lr": given.lr, "epochs": given.epochs, "batch_size": given.batch_size},
+            "data": {"sizes": data.sizes(), "digests": data.digests()},
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        write_metrics(given.output, metrics)
     return 0
 
 

@@ -34,6 +34,18 @@ class TableRow:
     name: str
     scores: tuple[Scores, ...]
 
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Mean and spread of each measure, as metrics.json has them."""
+        return {
+            "accuracy": _mean_and_spread([scores.accuracy for scores in self.scores]),
+            "macro_f1": _mean_and_spread([scores.macro_f1 for scores in self.scores]),
+        }
+
+
+def _mean_and_spread(values: Sequence[float]) -> dict[str, float]:
+    mean, spread = mean_and_spread(values)
+    return {"mean": mean, "spread": spread}
+
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (0 for a single value)."""

@@ -165,10 +165,16 @@ def byte_level(*, around: bool) -> hf.PreTrainedTokenizerFast:
 
 
 @functools.cache
+def _checkpoints() -> tempfile.TemporaryDirectory[str]:
+    """Kept alive by the cache, removed when the interpreter ends."""
+    return tempfile.TemporaryDirectory(prefix="promptmux-tiny-")
+
+
+@functools.cache
 def checkpoint(name: str) -> Path:
     """The folder of a tiny checkpoint; made once in a test run."""
     family = FAMILIES[name]
-    folder = Path(tempfile.mkdtemp(prefix=f"promptmux-{name}-"))
+    folder = Path(_checkpoints().name) / name
     tokenizer = wordpiece() if family.tokens == "wordpiece" else byte_level(around=name not in CAUSAL)
     special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     special["eos_token_id"] = tokenizer.eos_token_id

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -17,63 +17,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import backbone.model
-from backbone import Backbone, DevicePrompt, Row
+from backbone import Row
 from backbone.packing import Group
-from prompt_store import Manifest
-from tests.backbone.families import FAMILIES, WORDS, tiny
-from tests.backbone.prompts import manifest, tensors
+from tests.backbone.families import FAMILIES, tiny
+from tests.backbone.law_tasks import KINDS, MAXIMAL, TASKS, TEXTS, poisoned, tasks
 
 EXAMPLES = 210  # for each of the ten families: over 2,000 mixed batches in all
 # The stated bounds (docs/decisions): float32 as DESIGN has it; bfloat16 relative to the batch's largest logit.
 FP32 = {"atol": 1e-5, "rtol": 1e-4}
 BF16_BOUND = 0.06
-TEXTS = (
-    "",
-    *(" ".join(WORDS[(3 * n + i) % len(WORDS)] for i in range(n)) for n in (1, 2, 3, 5, 8, 13, 21, 34)),
-)
-MAXIMAL = " ".join(WORDS[i % len(WORDS)] for i in range(200))  # cut to the model's last place
-KINDS = ((0, 0), (3, 0), (7, 0), (0, 2), (0, 6), (4, 5))  # (soft tokens, prefix tokens)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A prompt with what turns texts into its rows."""
-
-    manifest: Manifest
-    prompt: DevicePrompt
-
-    def row(self, bone: Backbone, text: str) -> Row:
-        return bone.row_encoder(self.manifest).encode([text])[0]
-
-
-@functools.cache
-def tasks(family: str, dtype: str = "float32") -> list[Task]:
-    """Prompts of all kinds, two of each, with different numbers of labels and depths of head."""
-    bone = tiny(family, dtype)
-    made = []
-    for at, (soft, prefix) in enumerate(KINDS + KINDS):
-        labels = 2 + at % 4
-        # The second of each kind pools a single place: the row's last, or counted from one of its ends.
-        pooling = {} if at < len(KINDS) else {"pooling": ("last", -1, 1)[at % 3]}
-        own = manifest(bone, soft=soft, labels=labels, **pooling)
-        made.append(
-            Task(own, bone.bind(own, tensors(bone, soft=soft, prefix=prefix, labels=labels, seed=at)))
-        )
-    return made
-
-
-@functools.cache
-def poisoned(family: str, dtype: str = "float32") -> list[Task]:
-    """Prompts whose soft prompt, prefix or head is NaN or infinite."""
-    bone = tiny(family, dtype)
-    made = []
-    for soft, prefix, value in ((3, 0, float("nan")), (0, 4, float("nan")), (2, 2, float("inf"))):
-        own = manifest(bone, soft=soft)
-        broken = {
-            name: torch.full_like(t, value) for name, t in tensors(bone, soft=soft, prefix=prefix).items()
-        }
-        made.append(Task(own, bone.bind(own, broken)))
-    return made
 
 
 @functools.cache
@@ -111,7 +63,7 @@ def check(
 
 def mixes() -> st.SearchStrategy[list[int]]:
     """Task choices: identical, distinct, uniform and Zipf."""
-    count = len(KINDS) * 2
+    count = TASKS
     identical = st.builds(lambda t, n: [t] * n, st.integers(0, count - 1), st.integers(1, 12))
     distinct = st.permutations(range(count)).flatmap(
         lambda p: st.integers(1, count).map(lambda n: list(p[:n]))
@@ -158,7 +110,7 @@ def test_mixed_equals_alone_in_bfloat16(family: str) -> None:
 
 # --- teeth ----------------------------------------------------------------------------------------------------------
 
-EVERYTHING = [(task, TEXTS[(task * 5 + 3) % len(TEXTS)]) for task in range(len(KINDS) * 2)] + [
+EVERYTHING = [(task, TEXTS[(task * 5 + 3) % len(TEXTS)]) for task in range(TASKS)] + [
     (0, TEXTS[8]),
     (4, TEXTS[8]),
 ]

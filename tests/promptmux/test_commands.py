@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from promptmux.__main__ import _COMMANDS
+
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "examples" / "prompts"
 
@@ -37,6 +39,14 @@ def test_help_names_every_command() -> None:
     shown = run("--help").stdout
     for command in ("serve", "train", "predict", "publish", "rollback", "tasks", "inspect"):
         assert command in shown
+
+
+@pytest.mark.parametrize("command", sorted(_COMMANDS))
+def test_every_command_explains_itself(command: str) -> None:
+    shown = run(command, "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert f"promptmux {command}" in shown.stdout
+    assert "Traceback" not in shown.stderr
 
 
 def test_inspect_shows_the_manifest() -> None:

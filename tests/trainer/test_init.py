@@ -8,7 +8,6 @@ from backbone import Backbone
 from backbone.family import bare_manifest
 from prompt_store import parse_template
 from tests.backbone.families import FAMILIES, tiny
-from trainer.activations import key_values
 from trainer.init import Initialiser
 
 TEXTS = ["the film is good", "the book is bad", "this is not great"]
@@ -82,12 +81,12 @@ def test_recorded_keys_and_values_are_those_of_the_model(family: str) -> None:
     """A prefix of the real activations of some text, before the same kind of text, is what the model itself sees."""
     backbone = tiny(family)
     ids = backbone.tokenizer.encode_one("the film is good")
-    keys, values = key_values(backbone, ids)
+    keys, values = backbone.key_values(ids)
     shape = backbone.shape
     assert keys.shape == values.shape == (shape.layers, len(ids), shape.kv_heads, shape.head_dim)
     assert torch.isfinite(keys).all()
     assert keys.std() > 0.01
-    again, _ = key_values(backbone, ids)
+    again, _ = backbone.key_values(ids)
     assert torch.equal(keys, again)
 
 
@@ -98,7 +97,7 @@ def test_a_causal_prefix_of_real_activations_scores_as_the_text_itself() -> None
     zeros = torch.zeros(2, backbone.shape.hidden_size)
     whole_row = backbone.row_encoder(manifest).encode(["the film is good"])[0]
     front, rest = whole_row.token_ids[:2], whole_row.token_ids[2:]
-    keys, values = key_values(backbone, front)
+    keys, values = backbone.key_values(front)
     bare = backbone.bind(manifest, {"verbalizer.label_embeddings": zeros})
     shifted = manifest.model_copy(update={"position_offset": 2})
     prefixed = backbone.bind(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,26 +15,19 @@ def test_full_fine_tuning_learns_and_leaves_nothing_behind(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     train = write_jsonl(tmp_path / "train.jsonl", separable(96))
-    arguments = [
-        "--train",
-        str(train),
-        "--dev",
-        str(train),
-        "--test",
-        str(train),
-        "--lr",
-        "3e-4",
-        "--epochs",
-        "4",
-    ]
-    assert (
-        main([*arguments, "--backbone", str(checkpoint("bert")), "--seeds", "0", "--batch-size", "16"]) == 0
-    )
+    arguments = (
+        f"--train {train} --dev {train} --test {train} --lr 3e-4 --epochs 4 --seeds 0 --batch-size 16 --output m.json"
+    ).split()
+    assert main([*arguments, "--backbone", str(checkpoint("bert"))]) == 0
     output = capsys.readouterr().out
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in output.splitlines() if "loss " in line]
     assert losses[-1] < losses[0]
-    assert "test, all weights" in output
-    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+    assert "full fine-tuning: test set" in output
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert (
+        metrics["summary"]["full fine-tuning"]["accuracy"]["mean"] == metrics["seeds"][0]["test"]["accuracy"]
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "train.jsonl"]
 
 
 def test_bad_data_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
