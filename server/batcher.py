@@ -182,10 +182,13 @@ class Batcher(Generic[R]):
         if job.pending:
             return
         # One sum is enough to see a NaN or an infinity anywhere in a row.
-        broken = [not math.isfinite(sum(row)) for row in job.scores].count(True)
+        broken = [at for at, row in enumerate(job.scores) if not math.isfinite(sum(row))]
         if broken:
-            self._metrics.numerical_errors.inc(broken)
-            job.future.set_exception(NumericalError("this task's prompt gave scores that are not numbers"))
+            self._metrics.numerical_errors.inc(len(broken))
+            which = ", ".join(map(str, broken[:8])) + (" and more" if len(broken) > 8 else "")
+            job.future.set_exception(
+                NumericalError(f"this task's prompt gave scores that are not numbers, for input {which}")
+            )
             return
         queued = job.first_taken - job.submitted
         self._metrics.queue_wait.observe(queued)

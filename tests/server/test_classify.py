@@ -154,6 +154,9 @@ async def test_a_row_without_numbers_fails_alone(start: Start) -> None:
         answers = await asyncio.gather(*map(server.classify, texts))
         assert [answer.status_code for answer in answers] == [200, 200, 500, 200]
         assert answers[2].json()["code"] == "numerical_error"
+        together = await server.public.post("/classify", json={"task_id": "sentiment", "input": texts})
+        assert together.status_code == 500
+        assert together.json()["detail"].endswith("for input 2")  # the caller can leave it out
 
 
 async def test_a_full_queue_says_when_to_come_back(start: Start) -> None:
