@@ -79,7 +79,8 @@ def load_backbone(
     backbone = Backbone(
         model.to(chosen),
         tokenizer,
-        name=name,
+        # A folder's place says nothing to others, and would give the same training another digest elsewhere.
+        name=folder.resolve().name if Path(name).is_dir() else name,
         fingerprint=identity,
         device=chosen,
         has_pooler=has_pooler,

@@ -20,6 +20,7 @@ _COMMANDS = {
     "tasks": "promptmux.commands.tasks",
     "collect": "promptmux.commands.collect",
     "inspect": "promptmux.commands.inspect",
+    "key": "promptmux.commands.key",
 }
 
 

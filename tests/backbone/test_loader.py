@@ -102,3 +102,14 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": LAYERS + 1}))
     with pytest.raises(BackboneError, match="lacks weights"):
         load_backbone(str(folder), device="cpu", dtype="float32", cache_dir=tmp_path)
+
+
+def test_a_folder_is_named_by_its_last_part_wherever_it_lies(tmp_path: Path) -> None:
+    """The name stands in prompt files, whose digest must not depend on the machine that trained them."""
+    shutil.copytree(checkpoint("bert"), tmp_path / "elsewhere" / "bert")
+    there = load_backbone(
+        str(tmp_path / "elsewhere" / "bert"), device="cpu", dtype="float32", cache_dir=tmp_path
+    )
+    here = load_backbone(str(checkpoint("bert")), device="cpu", dtype="float32", cache_dir=tmp_path)
+    assert there.shape == here.shape
+    assert there.name == "bert"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from promptmux.__main__ import _COMMANDS
+from server.auth import Keyring, parse_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "examples" / "prompts"
@@ -134,3 +135,18 @@ def test_settings_that_cannot_work() -> None:
     assert "promptmux serve" in one_line(
         run("serve", "--host", "0.0.0.0", "--port", "0", "--admin-port", "0")
     )
+
+
+def test_a_key_is_made_and_its_line_is_added(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours")  # no newline at its end
+    made = run("key", "web", "--scope", "infer", "--scope", "admin", "--file", str(file))
+    assert made.returncode == 0, made.stderr
+    token = made.stdout.strip()
+    (key,) = parse_keys(file.read_text().splitlines())
+    assert (key.name, key.scopes) == ("web", {"infer", "admin"})
+    assert Keyring([key]).authorize(f"Bearer {token}", "admin") == key
+    assert token not in file.read_text()
+    assert "repeats a name" in one_line(run("key", "web", "--file", str(file)))
+    assert "scopes" in one_line(run("key", "web", "--scope", "root"))
+    assert run("key", "app").stdout.startswith("key:  pmx_")
