@@ -26,8 +26,8 @@ format: $(VENV)/.ready-dev  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.ready-dev  ## Forward throughput in process: kinds of prompts, numbers of tasks.
-	$(BIN)/python -m loadtest.bench_forward $(ARGS)
+bench: $(VENV)/.ready-dev  ## Measure against the machine's own rate and the peers (ARGS="--only forward --peers none").
+	$(BIN)/python -m loadtest.bench $(ARGS)
 
 loadtest: $(VENV)/.ready-dev  ## Load over HTTP with locust, against a server it starts itself.
 	$(BIN)/python -m loadtest.run $(ARGS)

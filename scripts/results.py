@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench_forward import machine
+from loadtest.bench.machine import machine
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "results"
