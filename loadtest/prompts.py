@@ -37,7 +37,7 @@ def make_prompt(
             "template": f"{{soft:{TOKENS}}} {{text}}" if kind == "soft" else "{text}",
             "pooling": "mean",
             "position_offset": TOKENS if kind == "soft" else 0,
-            "max_length": {"tokens": 256},
+            "max_length": {"tokens": 512},
             "head": {"type": "linear", "layers": ({"in_features": shape.hidden_size, "out_features": 2},)},
         }
     )

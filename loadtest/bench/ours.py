@@ -1,0 +1,111 @@
+"""Our own forward as a side of the bench: modes, prompts of many tasks made cheaply, rows that walk through them.
+
+Owns what a mode's name means. Knows nothing of peers or of HTTP.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backbone import Backbone, DevicePrompt, Row, load_backbone, loader
+from loadtest.prompts import Kind, make_prompt
+
+MODES: Mapping[str, Callable[[str, str], Backbone]] = {
+    "eager": lambda name, dtype: load_backbone(name, dtype=dtype),
+}
+_NOISE = 1 << 22  # numbers of which prompts are cut, each from a place of its own
+
+
+class UnknownMode(ValueError):
+    """There is no such way to run the forward."""
+
+
+def load(mode: str, name: str = "minilm", dtype: str = "auto") -> Backbone:
+    """Load the backbone so that it runs in `mode`.
+
+    Raises:
+        UnknownMode: with the names there are.
+
+    """
+    if mode not in MODES:
+        raise UnknownMode(f"mode {mode!r} is unknown; there are: {', '.join(MODES)}")
+    return MODES[mode](name, dtype)
+
+
+def folder(name: str) -> Path:
+    """Where a backbone's files lie: peers load the very same ones."""
+    return loader._locate(name, None)
+
+
+def prompts(backbone: Backbone, kind: Kind, count: int) -> list[DevicePrompt]:
+    """Prompts of `count` different tasks: the tensors that `load_prompt` would give, without files and checks.
+
+    10,000 prefixes of minilm are 1.8 GB in bfloat16. Their values are cut from one line of noise, for random numbers
+    would take longer to draw than the bench to run.
+    """
+    manifest, named = make_prompt("bench", kind, backbone.shape, seed=0)
+    noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)) * 0.1
+
+    def cut(number: int, nth: int, like: tuple[int, ...]) -> Tensor:
+        size = torch.Size(like).numel()
+        at = (number * 7919 + nth * 104729) % (_NOISE - size)
+        return noise[at : at + size].view(like).clone()
+
+    with torch.no_grad():
+        return [
+            backbone.bind(
+                manifest,
+                {name: cut(number, nth, array.shape) for nth, (name, array) in enumerate(named.items())},
+            )
+            for number in range(count)
+        ]
+
+
+def encode(backbone: Backbone, kind: Kind, texts: Sequence[str]) -> list[Row]:
+    """Texts as rows under a prompt of this kind."""
+    manifest, _ = make_prompt("bench", kind, backbone.shape, seed=0)
+    return backbone.row_encoder(manifest).encode(texts)
+
+
+@dataclass
+class Side:
+    """Rows of one kind, each under the next of `tasks` prompts.
+
+    Each run goes on where the last one ended, so that 10,000 tasks are all met in a few runs of some thousand rows,
+    and no run meets a prompt that is still warm from the one before. `order` replaces this walk by fixed numbers of
+    prompts, one for each row.
+    """
+
+    backbone: Backbone
+    rows: Sequence[Row]
+    prompts: Sequence[DevicePrompt]
+    batch: int
+    order: Sequence[int] | None = None
+    met: set[int] = field(default_factory=set)
+    _next: int = 0
+
+    def run(self) -> float:
+        """Seconds for one row: all rows in batches, in the order in which they came."""
+        numbers = self._numbers()
+        own = [self.prompts[number] for number in numbers]
+        self.met.update(numbers)
+        began = time.perf_counter()
+        for at in range(0, len(self.rows), self.batch):
+            self.backbone.score(self.rows[at : at + self.batch], own[at : at + self.batch])
+        return (time.perf_counter() - began) / len(self.rows)
+
+    def _numbers(self) -> list[int]:
+        if self.order is not None:
+            return list(self.order)
+        first = self._next
+        self._next = (first + len(self.rows)) % len(self.prompts)
+        return list(
+            itertools.islice(itertools.cycle(range(len(self.prompts))), first, first + len(self.rows))
+        )
