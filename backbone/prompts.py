@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbone.heads import HeadWeights, LabelEmbeddings, Layer, LinearHeadWeights, VerbalizerWords
+from backbone.native import PrefixAddresses
 from backbone.packing import PrefixSpan
 from backbone.tokenizer import TextTokenizer
 from prompt_store import IncompatiblePrompt, LabelEmbeddingHead, LinearHead, Manifest, VerbalizerHead
@@ -24,12 +25,13 @@ class DevicePrompt:
     """Everything the forward needs of one prompt.
 
     `soft_prompt` [P, embedding_width]; `prefix_keys` and `prefix_values`: one [P, kv_heads, head_dim] for each layer.
-    `calibration` is (temperature, bias [labels] or None).
+    `prefix_addresses` says where they lie on a CPU. `calibration` is (temperature, bias [labels] or None).
     """
 
     soft_prompt: Tensor | None
     prefix_keys: tuple[Tensor, ...]
     prefix_values: tuple[Tensor, ...]
+    prefix_addresses: PrefixAddresses
     head: HeadWeights
     pooler: bool
     position_offset: int
@@ -164,6 +166,8 @@ def bind(
 
     soft = ready("soft_prompt", dtype)
     keys, values = ready(f"prefix.{prefix_stack}.key", dtype), ready(f"prefix.{prefix_stack}.value", dtype)
+    key_layers = () if keys is None else keys.contiguous().unbind()
+    value_layers = () if values is None else values.contiguous().unbind()
     head: HeadWeights
     if isinstance(manifest.head, LinearHead):
         layers = []
@@ -197,8 +201,9 @@ def bind(
         )
     return DevicePrompt(
         soft_prompt=soft,
-        prefix_keys=() if keys is None else keys.unbind(),
-        prefix_values=() if values is None else values.unbind(),
+        prefix_keys=key_layers,
+        prefix_values=value_layers,
+        prefix_addresses=PrefixAddresses.of(key_layers, value_layers),
         head=head,
         pooler=manifest.pooling == "pooler",
         position_offset=manifest.position_offset,

@@ -143,6 +143,7 @@ def _backbone_of(settings: Settings) -> Callable[[], Backbone]:
             device=settings.device,
             dtype=settings.dtype,
             revision=settings.backbone_revision,
+            kernels=settings.kernels,
         )
 
     return load

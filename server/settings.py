@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     backbone_revision: str | None = Field(None, description="revision of a Hugging Face id")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="serving dtype")
+    kernels: Literal["auto", "off", "required"] = Field(
+        "auto", description="compiled attention on CPUs: auto where there is a C++ compiler"
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads of the model; default: torch's choice"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from backbone import Backbone, load_backbone
+from backbone.native import NativeUnavailable
 
 WORDS = (
     "a the this that it was is not very film book food good bad great terrible fine dull warm cold who where "
@@ -190,6 +192,19 @@ def checkpoint(name: str) -> Path:
 
 
 @functools.cache
-def tiny(name: str, dtype: str = "float32") -> Backbone:
-    """A tiny backbone of a family, on the CPU."""
-    return load_backbone(str(checkpoint(name)), device="cpu", dtype=dtype, cache_dir=checkpoint(name))
+def tiny(name: str, dtype: str = "float32", attention: str = "auto") -> Backbone:
+    """A tiny backbone of a family, on the CPU; `attention` is "compiled", "eager", or compiled where it can be."""
+    kernels = {"auto": "auto", "compiled": "required", "eager": "off"}[attention]
+    cache = Path(_checkpoints().name) / "cache"  # one compilation serves a whole test run
+    return load_backbone(str(checkpoint(name)), device="cpu", dtype=dtype, cache_dir=cache, kernels=kernels)
+
+
+@functools.cache
+def attentions() -> tuple[str, ...]:
+    """Which attentions this machine can run; a missing compiler is said aloud, not skipped in silence."""
+    try:
+        tiny("bert", attention="compiled")
+    except NativeUnavailable as error:
+        warnings.warn(f"the compiled attention is not tested here: {error}", stacklevel=2)
+        return ("eager",)
+    return ("compiled", "eager")

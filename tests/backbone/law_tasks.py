@@ -38,9 +38,9 @@ class Task:
 
 
 @functools.cache
-def tasks(family: str, dtype: str = "float32") -> list[Task]:
+def tasks(family: str, dtype: str = "float32", attention: str = "auto") -> list[Task]:
     """Prompts of all kinds, two of each, with different numbers of labels and depths of head."""
-    bone = tiny(family, dtype)
+    bone = tiny(family, dtype, attention)
     made = []
     for at, (soft, prefix) in enumerate(KINDS + KINDS):
         labels = 2 + at % 4
@@ -109,9 +109,9 @@ def _shaped(bone: Backbone, shape: str, seed: int) -> Task:
 
 
 @functools.cache
-def poisoned(family: str, dtype: str = "float32") -> list[Task]:
+def poisoned(family: str, dtype: str = "float32", attention: str = "auto") -> list[Task]:
     """Prompts whose soft prompt, prefix or head is NaN or infinite."""
-    bone = tiny(family, dtype)
+    bone = tiny(family, dtype, attention)
     made = []
     for soft, prefix, value in ((3, 0, float("nan")), (0, 4, float("nan")), (2, 2, float("inf"))):
         own = manifest(bone, soft=soft)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -17,10 +17,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import backbone.model
-from backbone import Row
+from backbone import Backbone, Row
+from backbone.native import NativeAttention, NativeRows, PrefixAddresses
 from backbone.packing import Group
-from tests.backbone.families import FAMILIES, tiny
-from tests.backbone.law_tasks import KINDS, MAXIMAL, TASKS, TEXTS, poisoned, tasks
+from tests.backbone.families import FAMILIES, attentions, tiny
+from tests.backbone.law_tasks import KINDS, MAXIMAL, TASKS, TEXTS, Task, poisoned, tasks
 
 EXAMPLES = 210  # for each of the ten families: over 2,000 mixed batches in all
 # The stated bounds (docs/decisions): float32 as DESIGN has it; bfloat16 relative to the batch's largest logit.
@@ -28,19 +29,39 @@ FP32 = {"atol": 1e-5, "rtol": 1e-4}
 BF16_BOUND = 0.06
 
 
+@dataclass(frozen=True)
+class Under:
+    """What is tested: a family's tiny model in a dtype, with one of the two attentions."""
+
+    family: str
+    attention: str = "eager"
+    dtype: str = "float32"
+
+    @property
+    def bone(self) -> Backbone:
+        return tiny(self.family, self.dtype, self.attention)
+
+    @property
+    def tasks(self) -> list[Task]:
+        return tasks(self.family, self.dtype, self.attention)
+
+    @property
+    def poisoned(self) -> list[Task]:
+        return poisoned(self.family, self.dtype, self.attention)
+
+
 @functools.cache
-def alone(family: str, dtype: str, task: int, text: str) -> torch.Tensor:
+def alone(under: Under, task: int, text: str) -> torch.Tensor:
     """The row's logits when nothing else is in the batch."""
-    bone, own = tiny(family, dtype), tasks(family, dtype)[task]
-    return bone.forward([own.row(bone, text)], [own.prompt])[0]
+    own = under.tasks[task]
+    with torch.no_grad():
+        return under.bone.forward([own.row(under.bone, text)], [own.prompt])[0]
 
 
-def check(
-    family: str, picks: list[tuple[int, str]], poison: list[tuple[int, str]] = (), dtype: str = "float32"
-) -> None:
+def check(under: Under, picks: list[tuple[int, str]], poison: list[tuple[int, str]] = ()) -> None:
     """Assert that every picked (task, text) scores in the batch as it does alone."""
-    bone = tiny(family, dtype)
-    members = [tasks(family, dtype)[t] for t, _ in picks] + [poisoned(family, dtype)[t] for t, _ in poison]
+    bone = under.bone
+    members = [under.tasks[t] for t, _ in picks] + [under.poisoned[t] for t, _ in poison]
     texts = [text for _, text in [*picks, *poison]]
     rows = [task.row(bone, text) for task, text in zip(members, texts, strict=True)]
     # Poisoned rows stand among the others, not behind them.
@@ -49,9 +70,10 @@ def check(
         mixed = bone.forward([rows[at] for at in order], [members[at].prompt for at in order])
     for got, at in zip(mixed, order, strict=True):
         if at >= len(picks):
+            assert not torch.isfinite(got).all(), "a poisoned prompt's row must show it"
             continue
-        want = alone(family, dtype, *picks[at])
-        if dtype == "float32":
+        want = alone(under, *picks[at])
+        if under.dtype == "float32":
             torch.testing.assert_close(got, want, **FP32)
         else:
             bound = BF16_BOUND * want.abs().max().clamp(min=1.0)
@@ -88,22 +110,24 @@ _settings = settings(
 )
 
 
+@pytest.mark.parametrize("attention", attentions())
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mixed_equals_alone(family: str) -> None:
+def test_mixed_equals_alone(family: str, attention: str) -> None:
     @_settings
     @given(batches, poison)
     def law(picks: list[tuple[int, str]], bad: list[tuple[int, str]]) -> None:
-        check(family, picks, bad)
+        check(Under(family, attention), picks, bad)
 
     law()
 
 
+@pytest.mark.parametrize("attention", attentions())
 @pytest.mark.parametrize("family", ["bert", "modernbert", "llama"])
-def test_mixed_equals_alone_in_bfloat16(family: str) -> None:
+def test_mixed_equals_alone_in_bfloat16(family: str, attention: str) -> None:
     @settings(_settings, max_examples=60)
     @given(batches, poison)
     def law(picks: list[tuple[int, str]], bad: list[tuple[int, str]]) -> None:
-        check(family, picks, bad, "bfloat16")
+        check(Under(family, attention, "bfloat16"), picks, bad)
 
     law()
 
@@ -119,9 +143,9 @@ EVERYTHING = [(task, TEXTS[(task * 5 + 3) % len(TEXTS)]) for task in range(TASKS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_swapping_two_prompts_moves_logits(family: str) -> None:
     """Small movements would hide mistakes from a comparison with tolerances."""
-    bone, text = tiny(family), TEXTS[6]
+    bone, text = tiny(family, attention="eager"), TEXTS[6]
     for first in range(1, len(KINDS)):
-        one, two = tasks(family)[first], tasks(family)[first + len(KINDS)]
+        one, two = Under(family).tasks[first], Under(family).tasks[first + len(KINDS)]
         # The same head under both prompts, so that only the soft prompt or prefix can move the logits.
         swapped = replace(two.prompt, head=one.prompt.head, num_labels=one.prompt.num_labels)
         got = bone.forward([one.row(bone, text)] * 2, [one.prompt, swapped])
@@ -183,33 +207,96 @@ def _no_padding_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Group, "mask", lambda self, **kwargs: None)
 
 
-@pytest.mark.parametrize(
-    "mistake", [_shifted_spans, _swapped_slots, _swapped_soft_prompts, _dropped_prefix, _no_padding_mask]
+def _shifted_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shifted(NativeRows):
+        def __init__(self, lengths: list[int], prefixes: list[PrefixAddresses]) -> None:
+            super().__init__(lengths, prefixes)
+            self.starts[1:-1] += 1
+
+    monkeypatch.setattr(backbone.model, "NativeRows", Shifted)
+
+
+def _swapped_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swapped(lengths: list[int], prefixes: list[PrefixAddresses]) -> NativeRows:
+        at, other = (i for i, p in enumerate(prefixes) if p.length == 6)
+        changed = list(prefixes)
+        changed[at], changed[other] = changed[other], changed[at]
+        return NativeRows(lengths, changed)
+
+    monkeypatch.setattr(backbone.model, "NativeRows", swapped)
+
+
+def _wrong_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = NativeRows.of_layer
+    monkeypatch.setattr(NativeRows, "of_layer", lambda self, layer: real(self, layer // 2))
+
+
+def _forgotten_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        backbone.model,
+        "NativeRows",
+        lambda lengths, prefixes: NativeRows(lengths, [PrefixAddresses()] * len(prefixes)),
+    )
+
+
+EAGER_MISTAKES = (_shifted_spans, _swapped_slots, _swapped_soft_prompts, _dropped_prefix, _no_padding_mask)
+COMPILED_MISTAKES = (
+    _shifted_rows,
+    _swapped_addresses,
+    _swapped_soft_prompts,
+    _wrong_layer,
+    _forgotten_prefix,
 )
+MISTAKES = [("eager", mistake) for mistake in EAGER_MISTAKES] + [
+    ("compiled", mistake) for mistake in COMPILED_MISTAKES if "compiled" in attentions()
+]
+
+
+@pytest.mark.parametrize(("attention", "mistake"), MISTAKES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_teeth(
-    family: str, mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    family: str,
+    attention: str,
+    mistake: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     picks = [pick for pick in EVERYTHING if pick[0] != 4 or pick[1] == TEXTS[8]]
-    check(family, picks)  # also fills the cache of rows alone, before the mistake is made
+    under = Under(family, attention)
+    check(under, picks)  # also fills the cache of rows alone, before the mistake is made
     mistake(monkeypatch)
     with pytest.raises(AssertionError):
-        check(family, picks)
+        check(under, picks)
 
 
+def _ignore(monkeypatch: pytest.MonkeyPatch, attention: str, **ignored: object) -> None:
+    """Let the attention take one argument for another."""
+    if attention == "eager":
+        mask = Group.mask
+        monkeypatch.setattr(Group, "mask", lambda self, **given: mask(self, **{**given, **ignored}))
+    else:
+        call = NativeAttention.__call__
+        monkeypatch.setattr(
+            NativeAttention,
+            "__call__",
+            lambda self, *states, **given: call(self, *states, **{**given, **ignored}),
+        )
+
+
+@pytest.mark.parametrize("attention", attentions())
 @pytest.mark.parametrize("family", ["modernbert", "qwen3"])
-def test_teeth_ignored_window(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(family, EVERYTHING)
-    real = Group.mask
-    monkeypatch.setattr(Group, "mask", lambda self, **kwargs: real(self, **{**kwargs, "window": None}))
-    with pytest.raises(AssertionError):
-        check(family, EVERYTHING)
+def test_teeth_ignored_window(family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _teeth_ignored(family, attention, monkeypatch, window=None)
 
 
+@pytest.mark.parametrize("attention", attentions())
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "opt"])
-def test_teeth_ignored_causality(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(family, EVERYTHING)
-    real = Group.mask
-    monkeypatch.setattr(Group, "mask", lambda self, **kwargs: real(self, **{**kwargs, "causal": False}))
+def test_teeth_ignored_causality(family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _teeth_ignored(family, attention, monkeypatch, causal=False)
+
+
+def _teeth_ignored(family: str, attention: str, monkeypatch: pytest.MonkeyPatch, **ignored: object) -> None:
+    under = Under(family, attention)
+    check(under, EVERYTHING)  # fills the cache of rows alone
+    _ignore(monkeypatch, attention, **ignored)
     with pytest.raises(AssertionError):
-        check(family, EVERYTHING)
+        check(under, EVERYTHING)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from backbone import Backbone, Row
 from backbone.tokenizer import TextTokenizer
 from prompt_store import IncompatiblePrompt
-from tests.backbone.families import FAMILIES, WORDS, tiny
+from tests.backbone.families import FAMILIES, WORDS, checkpoint, tiny
 from tests.backbone.prompts import manifest
 
 
@@ -22,7 +22,7 @@ def encode(family: str, template: str, text: str, pair: str | None = None, **cha
 
 
 def tokens(bone: Backbone, row: Row) -> list[str]:
-    names = hf.AutoTokenizer.from_pretrained(bone.name)
+    names = hf.AutoTokenizer.from_pretrained(checkpoint(bone.name))
     return [f"<{~i}>" if i < 0 else names.convert_ids_to_tokens(i) for i in row.token_ids]
 
 

@@ -53,7 +53,13 @@ def test_every_setting_is_a_flag_a_variable_and_a_key(
 
 
 def _another(name: str, default: object) -> str:
-    special = {"dtype": "float32", "log_level": "debug", "log_format": "json", "max_queue_rows": "9999"}
+    special = {
+        "dtype": "float32",
+        "kernels": "off",
+        "log_level": "debug",
+        "log_format": "json",
+        "max_queue_rows": "9999",
+    }
     if name in special:
         return special[name]
     if isinstance(default, bool):

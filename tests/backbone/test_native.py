@@ -1,0 +1,214 @@
+"""The compiled attention against attention written out in float64, what it must not hide, and how it is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from backbone import native
+from backbone.native import NativeAttention, NativeRows, NativeUnavailable, PrefixAddresses, load_native
+from tests.backbone.families import attentions, checkpoint
+
+LENGTHS = (1, 2, 5, 16, 17, 33, 64, 3)
+
+needs_compiler = pytest.mark.skipif("compiled" not in attentions(), reason="no C++ compiler on this machine")
+
+
+@pytest.fixture(scope="module")
+def attend(tmp_path_factory: pytest.TempPathFactory) -> NativeAttention:
+    return load_native(tmp_path_factory.mktemp("kernels"))
+
+
+def states(heads: int, tokens: int, width: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """[1, heads, tokens, width] as models hand it over: a transposed view."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, tokens, heads, width, generator=generator).to(dtype).transpose(1, 2)
+
+
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None, *, causal: bool, window: int | None
+) -> Tensor:
+    """One row: q [heads, L, width], k and v [kv_heads, L, width], prefix [P, kv_heads, width] → [L, heads, width]."""
+    q, k, v = q.double(), k.double(), v.double()
+    length = q.shape[1]
+    front = 0
+    if prefix is not None:
+        front = len(prefix[0])
+        k = torch.cat([prefix[0].double().transpose(0, 1), k], dim=1)
+        v = torch.cat([prefix[1].double().transpose(0, 1), v], dim=1)
+    k, v = (x.repeat_interleave(len(q) // len(k), dim=0) for x in (k, v))
+    scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window is not None:
+        seen &= distance.abs() < window
+    seen = torch.cat([torch.ones(length, front, dtype=torch.bool), seen], dim=1)
+    return (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 4), (True, 7)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width"), [(3, 3, 6), (4, 2, 16), (2, 2, 32), (6, 1, 40), (2, 1, 128)]
+)
+def test_it_equals_attention_written_out(
+    attend: NativeAttention,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    causal: bool,
+    window: int | None,
+    dtype: torch.dtype,
+) -> None:
+    tokens = sum(LENGTHS)
+    q = states(heads, tokens, width, dtype, 0)
+    k, v = (states(kv_heads, tokens, width, dtype, seed) for seed in (1, 2))
+    generator = torch.Generator().manual_seed(3)
+    # Two layers, of which the second is asked for; every other row has a prefix, all of different lengths.
+    prefixes = [
+        torch.randn(2, 2, 3 + 5 * row, kv_heads, width, generator=generator).to(dtype) if row % 2 else None
+        for row in range(len(LENGTHS))
+    ]
+    addresses = [
+        PrefixAddresses() if p is None else PrefixAddresses.of(p[0].unbind(), p[1].unbind()) for p in prefixes
+    ]
+    rows = NativeRows(LENGTHS, addresses)
+    got = attend(q, k, v, rows, 1, causal=causal, window=window, scaling=None)[0]
+    assert got.dtype == dtype
+    for row, prefix in enumerate(prefixes):
+        own = slice(int(rows.starts[row]), int(rows.starts[row + 1]))
+        layer = None if prefix is None else (prefix[0, 1], prefix[1, 1])
+        want = reference(q[0, :, own], k[0, :, own], v[0, :, own], layer, causal=causal, window=window)
+        tolerance = {"atol": 2e-6, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 4e-3, "rtol": 8e-3}
+        torch.testing.assert_close(got[own].double(), want, **tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["query", "key", "value", "prefix"])
+def test_what_is_not_finite_stays_in_its_row_and_shows(
+    attend: NativeAttention, where: str, poison: float, dtype: torch.dtype
+) -> None:
+    lengths = (9, 9, 9)
+    q, k, v = (states(2, 27, 32, dtype, seed) for seed in range(3))
+    prefix = torch.randn(2, 1, 4, 2, 32, generator=torch.Generator().manual_seed(4)).to(dtype)
+    clean = attend(
+        q, k, v, NativeRows(lengths, [PrefixAddresses()] * 3), 0, causal=False, window=None, scaling=None
+    )
+    broken = {"query": q, "key": k, "value": v}
+    addresses = [PrefixAddresses()] * 3
+    if where == "prefix":
+        prefix[:] = poison
+        addresses[1] = PrefixAddresses.of(prefix[0].unbind(), prefix[1].unbind())
+    else:
+        broken[where] = broken[where].clone()
+        broken[where][:, :, 12] = poison
+    rows = NativeRows(lengths, addresses)
+    got = attend(
+        **{"query": q, "key": k, "value": v, **broken},
+        rows=rows,
+        layer=0,
+        causal=False,
+        window=None,
+        scaling=None,
+    )
+    for own in (slice(0, 9), slice(18, 27)):
+        assert torch.equal(got[:, own], clean[:, own])
+    if not (
+        where == "key" and poison == -float("inf")
+    ):  # q·(-inf) may be -inf or +inf: some queries never look there
+        assert not torch.isfinite(got[:, 9:18]).all()
+
+
+@needs_compiler
+def test_threads_and_strides_change_nothing(attend: NativeAttention) -> None:
+    lengths = (300, 200)
+    q, k, v = (states(4, 500, 32, torch.float32, seed) for seed in range(3))
+    rows = NativeRows(lengths, [PrefixAddresses()] * 2)
+    flags = {"causal": True, "window": None, "scaling": 0.2}
+    one = attend(q, k, v, rows, 0, **flags)
+    rows.products = 1 << 40  # worth threads
+    assert torch.equal(one, attend(q, k, v, rows, 0, **flags))
+    packed = [x.contiguous() for x in (q, k, v)]  # [heads, T] in memory, as rotary models hand it over
+    assert torch.equal(one, attend(*packed, rows, 0, **flags))
+    spread = [torch.stack([x, x], dim=-1)[..., 0] for x in (q, k, v)]  # a last dimension with gaps is copied
+    assert torch.equal(one, attend(*spread, rows, 0, **flags))
+
+
+@needs_compiler
+def test_misfits_are_refused(attend: NativeAttention) -> None:
+    assert attend.takes(torch.bfloat16, 128)
+    assert not attend.takes(torch.float16, 64)
+    assert not attend.takes(torch.float32, 129)
+    wide = states(1, 4, 160, torch.float32, 0)
+    flags = {"causal": False, "window": None, "scaling": None}
+    with pytest.raises(ValueError, match="160"):
+        attend(wide, wide, wide, NativeRows([4], [PrefixAddresses()]), 0, **flags)
+    with pytest.raises(ValueError, match="rows of 5"):
+        attend(wide, wide, wide, NativeRows([5], [PrefixAddresses()]), 0, **flags)
+
+
+def test_a_prefix_in_pieces_has_no_addresses() -> None:
+    whole = torch.zeros(3, 4, 2, 8)
+    assert PrefixAddresses.of(whole.unbind(), whole.unbind()).length == 4
+    assert PrefixAddresses.of((), ()) == PrefixAddresses()
+    with pytest.raises(ValueError, match="contiguous"):
+        PrefixAddresses.of([torch.zeros(4, 2, 8), torch.zeros(4, 2, 8)], whole.unbind())
+
+
+def test_rows_find_their_layer() -> None:
+    rows = NativeRows([2, 3], [PrefixAddresses(4, 1000, 10, 2000, 20), PrefixAddresses()])
+    keys, values = rows.of_layer(3)
+    assert keys.tolist() == [1030, 0]
+    assert values.tolist() == [2060, 0]
+    assert rows.starts.tolist() == [0, 2, 5]
+    assert rows.products == 2 * 6 + 3 * 3
+    assert rows.prefix_lengths.dtype == np.int64
+
+
+def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(NativeUnavailable, match=r"no C\+\+ compiler"):
+        load_native(tmp_path)
+    from backbone import load_backbone
+
+    bone = load_backbone(str(checkpoint("bert")), device="cpu", dtype="float32", cache_dir=tmp_path)
+    assert bone.attention_name == "eager"
+    with pytest.raises(NativeUnavailable):
+        load_backbone(str(checkpoint("bert")), device="cpu", cache_dir=tmp_path, kernels="required")
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_names_the_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("this is no program")
+    monkeypatch.setattr(native, "SOURCE", broken)
+    with pytest.raises(NativeUnavailable, match="failed"):
+        load_native(tmp_path / "kernels")
+    assert [path.name for path in (tmp_path / "kernels").iterdir()] == []
+
+
+@needs_compiler
+def test_a_torn_library_in_the_cache_is_made_anew(tmp_path: Path) -> None:
+    load_native(tmp_path / "one")
+    (library,) = (tmp_path / "one").glob("*.so")
+    torn = tmp_path / "two" / library.name
+    torn.parent.mkdir()
+    torn.write_bytes(b"torn")
+    load_native(tmp_path / "two")
+    assert torn.stat().st_size == library.stat().st_size
+
+
+def test_a_cache_that_cannot_be_written_is_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(NativeUnavailable):
+        load_native(tmp_path / "file")
