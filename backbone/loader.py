@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from backbone.errors import BackboneError
 from backbone.fingerprint import fingerprint
+from backbone.linear import can_pack, pack_linears
 from backbone.model import Backbone
 from backbone.native import NativeAttention, NativeUnavailable, load_native
 from backbone.selfcheck import TESTED_FAMILIES, check_packing
@@ -49,8 +50,8 @@ def load_backbone(
     `name` is "minilm" (all-MiniLM-L6-v2, carried by an installed package), a folder, or a Hugging Face id.
     `device` is "auto", "cpu", "cuda" or "cuda:N"; `dtype` is "auto" (bfloat16 on CUDA and on CPUs with AMX or
     AVX512-BF16, else float32) or a dtype's name. `cache_dir` remembers fingerprints and compiled kernels (default: the
-    user's cache). `kernels` says whether a CPU attends by the compiled function: "auto" does where there is a C++
-    compiler, "required" raises where there is none.
+    user's cache). `kernels` says whether a CPU attends by the compiled function and packs its linear layers: "auto"
+    does what it can, "required" raises where there is no C++ compiler, "off" leaves all to the stock model.
 
     Raises:
         BackboneError: not found, not readable, or not the published weights.
@@ -88,8 +89,11 @@ def load_backbone(
         raise BackboneError(
             f"the backbone in {folder} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all)"
         )
+    model = model.to(chosen)
+    if kernels != "off" and can_pack(model.dtype, chosen):
+        pack_linears(model.base_model)
     backbone = Backbone(
-        model.to(chosen),
+        model,
         tokenizer,
         # A folder's place says nothing to others, and would give the same training another digest elsewhere.
         name=folder.resolve().name if Path(name).is_dir() else name,

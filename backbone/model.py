@@ -19,6 +19,7 @@ from backbone import attention, family
 from backbone.attention import PackedBatch
 from backbone.errors import UnsupportedBackbone
 from backbone.heads import probabilities, score_rows, split_lm_head
+from backbone.linear import PackedLinear
 from backbone.native import NativeAttention, NativeRows
 from backbone.packing import PackedRows, pack
 from backbone.pooling import pool, split_pooler
@@ -103,9 +104,10 @@ class Backbone:
         return _DTYPE_NAMES[self.dtype]
 
     @property
-    def attention_name(self) -> Literal["compiled", "eager"]:
-        """What attends where no gradient is asked for: the machine's compiled function, or torch's operators."""
-        return "eager" if self._native is None else "compiled"
+    def kernels(self) -> tuple[str, ...]:
+        """What is not left to the stock model where no gradient is asked for: "attention", "linear", or nothing."""
+        packed = any(isinstance(module, PackedLinear) for module in self._base.modules())
+        return ("attention",) * (self._native is not None) + ("linear",) * packed
 
     @property
     def has_lm_head(self) -> bool:
@@ -241,10 +243,15 @@ class Backbone:
         return torch.stack(keys).float().cpu(), torch.stack(values).float().cpu()
 
     def weights(self) -> list[nn.Parameter]:
-        """The frozen model's own weights, without its heads.
+        """The frozen model's own weights, without its heads: for the comparison with full fine-tuning.
 
-        Training them changes every prompt's model: only the comparison with full fine-tuning does, on its own backbone.
+        Training them changes every prompt's model, so do that with a backbone of one's own, loaded with kernels="off":
+        packed layers would go on with the old weights.
         """
+        if "linear" in self.kernels:
+            raise UnsupportedBackbone(
+                f'{self.name} has packed weights: load it with kernels="off" to train them'
+            )
         return list(self._base.parameters())
 
     def _bare(self, max_tokens: int) -> DevicePrompt:

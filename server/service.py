@@ -77,7 +77,7 @@ class Service:
             fingerprint=backbone.fingerprint,
             device=str(backbone.device),
             dtype=backbone.dtype_name,
-            attention=backbone.attention_name,
+            kernels=backbone.kernels,
             seconds=round(time.perf_counter() - began, 2),
         )
         self.loader.serve_with(backbone)

@@ -37,7 +37,7 @@ class FineTuning:
     """One seed: a fresh backbone in float32, a linear head that starts as the linear probe, and all weights free."""
 
     def __init__(self, config: TrainConfig, data: TaskData, *, lr: float, seed: int) -> None:
-        self._backbone = load_backbone(config.backbone, device=config.device, dtype="float32")
+        self._backbone = load_backbone(config.backbone, device=config.device, dtype="float32", kernels="off")
         self._config = resolve(config, data, self._backbone)
         self._data, self._seed, self._lr = data, seed, lr
         self._manifest = build_manifest(self._config, data, self._backbone)

@@ -180,7 +180,7 @@ def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     from backbone import load_backbone
 
     bone = load_backbone(str(checkpoint("bert")), device="cpu", dtype="float32", cache_dir=tmp_path)
-    assert bone.attention_name == "eager"
+    assert "attention" not in bone.kernels
     with pytest.raises(NativeUnavailable):
         load_backbone(str(checkpoint("bert")), device="cpu", cache_dir=tmp_path, kernels="required")
 

@@ -78,7 +78,7 @@ class FakeBackbone:
     fingerprint = REF.fingerprint
     device = "cpu"
     dtype_name = "float32"
-    attention_name = "eager"
+    kernels = ()
     shape = REF
 
     def __init__(self, delay: float = 0.0) -> None:

@@ -1,0 +1,104 @@
+"""Packed linear layers against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+
+from backbone import UnsupportedBackbone
+from backbone.linear import PackedLinear, can_pack, pack_linears
+from tests.backbone.families import FAMILIES, tiny
+from tests.backbone.prompts import manifest, tensors
+
+CPU = torch.device("cpu")
+needs_bf16 = pytest.mark.skipif(
+    not can_pack(torch.bfloat16, CPU), reason="this CPU does not multiply bfloat16 natively"
+)
+
+
+def layer(bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(48, 80, bias=bias).bfloat16().requires_grad_(False)
+
+
+@needs_bf16
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 48), (7, 48), (1, 300, 48), (2, 3, 48)])
+def test_it_equals_the_stock_layer(bias: bool, shape: tuple[int, ...]) -> None:
+    stock = layer(bias)
+    states = torch.randn(shape).bfloat16()
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(stock)(states), stock(states), atol=8e-3, rtol=8e-3)
+        # In float32 from the same weights; rounded once, where the stock layer and GELU round twice.
+        exact = F.gelu(F.linear(states.float(), stock.weight.float(), stock.bias.float() if bias else None))
+        fused = PackedLinear(stock, gelu=True)(states)
+        torch.testing.assert_close(fused.float(), exact, atol=4e-3, rtol=8e-3)
+
+
+@needs_bf16
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_row_and_shows(poison: float) -> None:
+    states = torch.randn(5, 48).bfloat16()
+    clean = PackedLinear(layer(), gelu=True)(states)
+    states[2] = poison
+    broken = PackedLinear(layer(), gelu=True)(states)
+    assert torch.equal(clean[[0, 1, 3, 4]], broken[[0, 1, 3, 4]])
+    assert not torch.isfinite(broken[2]).all()
+
+
+@needs_bf16
+@pytest.mark.parametrize("gelu", [True, False])
+def test_gradients_are_the_stock_layers(gelu: bool) -> None:
+    stock = layer()
+    states = torch.randn(6, 48).bfloat16().requires_grad_()
+    packed = PackedLinear(stock, gelu=gelu)(states)
+    want = F.gelu(stock(states)) if gelu else stock(states)
+    assert torch.equal(packed, want)
+    (got,) = torch.autograd.grad(packed.sum(), states)
+    (expected,) = torch.autograd.grad(want.sum(), states)
+    assert torch.equal(got, expected)
+
+
+@needs_bf16
+def test_gelu_moves_in_only_where_it_is_the_exact_one() -> None:
+    class Block(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.dense, self.intermediate_act_fn = layer(), ACT2FN[name]
+
+    for name, moved in (("gelu", True), ("gelu_new", False), ("relu", False)):
+        block = Block(name)
+        assert pack_linears(block) == 1
+        assert block.dense.gelu is moved
+        assert isinstance(block.intermediate_act_fn, nn.Identity) is moved
+
+
+@needs_bf16
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_scores_as_with_its_own_layers(family: str) -> None:
+    fast = tiny(family, "bfloat16")
+    plain = tiny(family, "bfloat16", "eager")
+    own = manifest(plain, soft=2)
+    texts = ["the film was not very good", "a great warm book", "who"]
+    results = []
+    for bone in (fast, plain):
+        prompt = bone.bind(own, tensors(bone, soft=2, prefix=3))
+        with torch.no_grad():
+            results.append(torch.stack(bone.forward(bone.row_encoder(own).encode(texts), [prompt] * 3)))
+    bound = 0.06 * results[1].abs().max()  # docs/decisions/0006: what bfloat16 moves
+    assert (results[0] - results[1]).abs().max() <= bound
+
+
+@needs_bf16
+def test_packed_weights_are_not_given_out_for_training() -> None:
+    with pytest.raises(UnsupportedBackbone, match='kernels="off"'):
+        tiny("bert", "bfloat16").weights()
+    assert tiny("bert", "bfloat16", "eager").weights()
+
+
+def test_float32_keeps_its_layers() -> None:
+    assert not can_pack(torch.float32, CPU)
+    assert "linear" not in tiny("bert").kernels
