@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from backbone.errors import UnsupportedBackbone
-from backbone.native import NativeAttention, NativeRows
+from backbone.native import NativeAttention, NativeRows, Reach
 from backbone.packing import PackedRows
 
 NAME = "packed"
@@ -38,7 +38,7 @@ class PackedBatch:
 
     `prefix_keys[layer]` and `prefix_values[layer]` hold the prefixes of the batch's prompts, each
     [num_virtual_tokens, kv_heads, head_dim], in the order in which `PackedRows` numbers their tokens. `native` attends
-    whatever needs no gradient. To `record`, each layer adds the tokens' own keys and values, [T, kv_heads, head_dim].
+    where it is there. To `record`, each layer adds the tokens' own keys and values, [T, kv_heads, head_dim].
     """
 
     rows: PackedRows
@@ -54,6 +54,13 @@ class PackedBatch:
         layer = self.calls if layer is None else int(layer)
         self.calls += 1
         return layer
+
+    def prefixes_of(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all prefixes in a layer, [prefix tokens, kv_heads, head_dim]; none are `like` a key."""
+        if not self.prefix_keys:
+            nothing = like.new_empty(0, like.shape[1], like.shape[3])
+            return nothing, nothing
+        return torch.cat(tuple(self.prefix_keys[layer])), torch.cat(tuple(self.prefix_values[layer]))
 
     def learns(self, layer: int, *states: Tensor) -> bool:
         """Whether a gradient is asked of this layer's attention."""
@@ -99,11 +106,12 @@ def packed_attention(
     if batch.record is not None:
         # [1, kv_heads, T, head_dim] → [T, kv_heads, head_dim]
         batch.record.append((key[0].transpose(0, 1), value[0].transpose(0, 1)))
-    if batch.native is not None and not learning:
-        attend_natively, rows = batch.native
-        return attend_natively(
-            query, key, value, rows, layer, causal=causal, window=sliding_window, scaling=scaling
-        ), None
+    if batch.native is not None:
+        native, rows = batch.native
+        reach = Reach(causal, sliding_window, scaling)
+        if not learning:
+            return native(query, key, value, rows, layer, reach), None
+        return native.learn(query, key, value, *batch.prefixes_of(layer, key), rows, reach), None
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, head_dim]
     if batch.prefix_keys:
         k = torch.cat([*batch.prefix_keys[layer], k])

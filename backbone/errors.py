@@ -20,3 +20,7 @@ class UnsupportedBackbone(BackboneError):
     """The model's family cannot run packed rows, or lacks the part that was asked for."""
 
     code = "unsupported_backbone"
+
+
+class NativeUnavailable(BackboneError):
+    """The compiled attention cannot be had here; the message says why."""

@@ -19,11 +19,12 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from backbone.errors import BackboneError
+from backbone.compiler import load_native
+from backbone.errors import BackboneError, NativeUnavailable
 from backbone.fingerprint import fingerprint
 from backbone.linear import can_pack, pack_linears
 from backbone.model import Backbone
-from backbone.native import NativeAttention, NativeUnavailable, load_native
+from backbone.native import NativeAttention
 from backbone.selfcheck import TESTED_FAMILIES, check_packing
 
 _log = logging.getLogger(__name__)

@@ -283,7 +283,9 @@ class Backbone:
             )
         native = None
         if self._native is not None:
-            native = (self._native, NativeRows(list(map(len, rows)), [p.prefix_addresses for p in prompts]))
+            addresses = [p.prefix_addresses for p in prompts]
+            starts = [span.start for span in shared.prefixes]
+            native = (self._native, NativeRows(list(map(len, rows)), addresses, starts))
         batch = PackedBatch(packed, shared.prefix_keys, shared.prefix_values, native, record)
         inputs: dict[str, Any] = {
             "inputs_embeds": embedded.unsqueeze(0),

@@ -10,6 +10,7 @@ every weight; dev chooses, test is reported. A data set's folder holds train.jso
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -44,10 +45,12 @@ def kept(name: str, row: str) -> Path:
 
 def train(data: Path) -> None:
     """Run what is missing; an interrupted run is resumed."""
-    for name in SETS:
-        if not (data / name).is_dir():
-            sys.exit(f"results: no folder {data / name}; give the folder of the data sets with --data")
-        for method in (*METHODS, FULL):
+    missing = [str(data / name) for name in SETS if not (data / name).is_dir()]
+    if missing:
+        sys.exit(f"results: no folder {missing[0]}; give the folder of the data sets with --data")
+    # Prompts first: training all weights takes longest.
+    for methods in (METHODS, (FULL,)):
+        for name, method in itertools.product(SETS, methods):
             if kept(name, method).is_file():
                 continue
             folder = RUNS / f"{name}-{method.replace(' ', '-')}"

@@ -18,7 +18,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from backbone import Backbone, load_backbone
-from backbone.native import NativeUnavailable
+from backbone.errors import NativeUnavailable
 
 WORDS = (
     "a the this that it was is not very film book food good bad great terrible fine dull warm cold who where "

@@ -16,9 +16,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+import backbone.attention
 import backbone.model
 from backbone import Backbone, Row
-from backbone.native import NativeAttention, NativeRows, PrefixAddresses
+from backbone.native import NativeRows, PrefixAddresses, Reach
 from backbone.packing import Group
 from tests.backbone.families import FAMILIES, attentions, tiny
 from tests.backbone.law_tasks import KINDS, MAXIMAL, TASKS, TEXTS, Task, poisoned, tasks
@@ -209,19 +210,19 @@ def _no_padding_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _shifted_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     class Shifted(NativeRows):
-        def __init__(self, lengths: list[int], prefixes: list[PrefixAddresses]) -> None:
-            super().__init__(lengths, prefixes)
+        def __init__(self, lengths: list[int], prefixes: list[PrefixAddresses], starts: list[int]) -> None:
+            super().__init__(lengths, prefixes, starts)
             self.starts[1:-1] += 1
 
     monkeypatch.setattr(backbone.model, "NativeRows", Shifted)
 
 
 def _swapped_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    def swapped(lengths: list[int], prefixes: list[PrefixAddresses]) -> NativeRows:
+    def swapped(lengths: list[int], prefixes: list[PrefixAddresses], starts: list[int]) -> NativeRows:
         at, other = (i for i, p in enumerate(prefixes) if p.length == 6)
         changed = list(prefixes)
         changed[at], changed[other] = changed[other], changed[at]
-        return NativeRows(lengths, changed)
+        return NativeRows(lengths, changed, starts)
 
     monkeypatch.setattr(backbone.model, "NativeRows", swapped)
 
@@ -232,11 +233,10 @@ def _wrong_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _forgotten_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        backbone.model,
-        "NativeRows",
-        lambda lengths, prefixes: NativeRows(lengths, [PrefixAddresses()] * len(prefixes)),
-    )
+    def without(lengths: list[int], prefixes: list[PrefixAddresses], starts: list[int]) -> NativeRows:
+        return NativeRows(lengths, [PrefixAddresses()] * len(prefixes), starts)
+
+    monkeypatch.setattr(backbone.model, "NativeRows", without)
 
 
 EAGER_MISTAKES = (_shifted_spans, _swapped_slots, _swapped_soft_prompts, _dropped_prefix, _no_padding_mask)
@@ -274,12 +274,7 @@ def _ignore(monkeypatch: pytest.MonkeyPatch, attention: str, **ignored: object) 
         mask = Group.mask
         monkeypatch.setattr(Group, "mask", lambda self, **given: mask(self, **{**given, **ignored}))
     else:
-        call = NativeAttention.__call__
-        monkeypatch.setattr(
-            NativeAttention,
-            "__call__",
-            lambda self, *states, **given: call(self, *states, **{**given, **ignored}),
-        )
+        monkeypatch.setattr(backbone.attention, "Reach", lambda *given: replace(Reach(*given), **ignored))
 
 
 @pytest.mark.parametrize("attention", attentions())

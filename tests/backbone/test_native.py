@@ -1,19 +1,18 @@
-"""The compiled attention against attention written out in float64, what it must not hide, and how it is built."""
+"""The compiled attention and its gradients against attention written out in float64, and what it must not hide."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from backbone import native
-from backbone.native import NativeAttention, NativeRows, NativeUnavailable, PrefixAddresses, load_native
-from tests.backbone.families import attentions, checkpoint
+from backbone.compiler import load_native
+from backbone.native import NativeAttention, NativeRows, PrefixAddresses, Reach
+from tests.backbone.families import attentions
 
 LENGTHS = (1, 2, 5, 16, 17, 33, 64, 3)
+ALL = Reach(causal=False, window=None, scaling=None)
 
 needs_compiler = pytest.mark.skipif("compiled" not in attentions(), reason="no C++ compiler on this machine")
 
@@ -77,8 +76,8 @@ def test_it_equals_attention_written_out(
     addresses = [
         PrefixAddresses() if p is None else PrefixAddresses.of(p[0].unbind(), p[1].unbind()) for p in prefixes
     ]
-    rows = NativeRows(LENGTHS, addresses)
-    got = attend(q, k, v, rows, 1, causal=causal, window=window, scaling=None)[0]
+    rows = NativeRows(LENGTHS, addresses, [0] * len(LENGTHS))
+    got = attend(q, k, v, rows, 1, Reach(causal, window, None))[0]
     assert got.dtype == dtype
     for row, prefix in enumerate(prefixes):
         own = slice(int(rows.starts[row]), int(rows.starts[row + 1]))
@@ -98,9 +97,7 @@ def test_what_is_not_finite_stays_in_its_row_and_shows(
     lengths = (9, 9, 9)
     q, k, v = (states(2, 27, 32, dtype, seed) for seed in range(3))
     prefix = torch.randn(2, 1, 4, 2, 32, generator=torch.Generator().manual_seed(4)).to(dtype)
-    clean = attend(
-        q, k, v, NativeRows(lengths, [PrefixAddresses()] * 3), 0, causal=False, window=None, scaling=None
-    )
+    clean = attend(q, k, v, NativeRows(lengths, [PrefixAddresses()] * 3, [0] * 3), 0, ALL)
     broken = {"query": q, "key": k, "value": v}
     addresses = [PrefixAddresses()] * 3
     if where == "prefix":
@@ -109,15 +106,8 @@ def test_what_is_not_finite_stays_in_its_row_and_shows(
     else:
         broken[where] = broken[where].clone()
         broken[where][:, :, 12] = poison
-    rows = NativeRows(lengths, addresses)
-    got = attend(
-        **{"query": q, "key": k, "value": v, **broken},
-        rows=rows,
-        layer=0,
-        causal=False,
-        window=None,
-        scaling=None,
-    )
+    rows = NativeRows(lengths, addresses, [0] * 3)
+    got = attend(*broken.values(), rows, 0, ALL)
     for own in (slice(0, 9), slice(18, 27)):
         assert torch.equal(got[:, own], clean[:, own])
     if not (
@@ -130,15 +120,15 @@ def test_what_is_not_finite_stays_in_its_row_and_shows(
 def test_threads_and_strides_change_nothing(attend: NativeAttention) -> None:
     lengths = (300, 200)
     q, k, v = (states(4, 500, 32, torch.float32, seed) for seed in range(3))
-    rows = NativeRows(lengths, [PrefixAddresses()] * 2)
-    flags = {"causal": True, "window": None, "scaling": 0.2}
-    one = attend(q, k, v, rows, 0, **flags)
+    rows = NativeRows(lengths, [PrefixAddresses()] * 2, [0] * 2)
+    reach = Reach(True, None, 0.2)
+    one = attend(q, k, v, rows, 0, reach)
     rows.products = 1 << 40  # worth threads
-    assert torch.equal(one, attend(q, k, v, rows, 0, **flags))
+    assert torch.equal(one, attend(q, k, v, rows, 0, reach))
     packed = [x.contiguous() for x in (q, k, v)]  # [heads, T] in memory, as rotary models hand it over
-    assert torch.equal(one, attend(*packed, rows, 0, **flags))
+    assert torch.equal(one, attend(*packed, rows, 0, reach))
     spread = [torch.stack([x, x], dim=-1)[..., 0] for x in (q, k, v)]  # a last dimension with gaps is copied
-    assert torch.equal(one, attend(*spread, rows, 0, **flags))
+    assert torch.equal(one, attend(*spread, rows, 0, reach))
 
 
 @needs_compiler
@@ -147,11 +137,10 @@ def test_misfits_are_refused(attend: NativeAttention) -> None:
     assert not attend.takes(torch.float16, 64)
     assert not attend.takes(torch.float32, 129)
     wide = states(1, 4, 160, torch.float32, 0)
-    flags = {"causal": False, "window": None, "scaling": None}
     with pytest.raises(ValueError, match="160"):
-        attend(wide, wide, wide, NativeRows([4], [PrefixAddresses()]), 0, **flags)
+        attend(wide, wide, wide, NativeRows([4], [PrefixAddresses()], [0]), 0, ALL)
     with pytest.raises(ValueError, match="rows of 5"):
-        attend(wide, wide, wide, NativeRows([5], [PrefixAddresses()]), 0, **flags)
+        attend(wide, wide, wide, NativeRows([5], [PrefixAddresses()], [0]), 0, ALL)
 
 
 def test_a_prefix_in_pieces_has_no_addresses() -> None:
@@ -163,7 +152,7 @@ def test_a_prefix_in_pieces_has_no_addresses() -> None:
 
 
 def test_rows_find_their_layer() -> None:
-    rows = NativeRows([2, 3], [PrefixAddresses(4, 1000, 10, 2000, 20), PrefixAddresses()])
+    rows = NativeRows([2, 3], [PrefixAddresses(4, 1000, 10, 2000, 20), PrefixAddresses()], [0, 4])
     keys, values = rows.of_layer(3)
     assert keys.tolist() == [1030, 0]
     assert values.tolist() == [2060, 0]
@@ -172,43 +161,63 @@ def test_rows_find_their_layer() -> None:
     assert rows.prefix_lengths.dtype == np.int64
 
 
-def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(NativeUnavailable, match=r"no C\+\+ compiler"):
-        load_native(tmp_path)
-    from backbone import load_backbone
-
-    bone = load_backbone(str(checkpoint("bert")), device="cpu", dtype="float32", cache_dir=tmp_path)
-    assert "attention" not in bone.kernels
-    with pytest.raises(NativeUnavailable):
-        load_backbone(str(checkpoint("bert")), device="cpu", cache_dir=tmp_path, kernels="required")
-
-
 @needs_compiler
-def test_a_source_that_does_not_compile_names_the_first_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 4), (True, 7)])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(3, 3, 6), (4, 2, 16), (6, 1, 40), (2, 1, 128)])
+def test_its_gradients_are_those_of_attention_written_out(
+    attend: NativeAttention,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    causal: bool,
+    window: int | None,
+    dtype: torch.dtype,
 ) -> None:
-    broken = tmp_path / "broken.cpp"
-    broken.write_text("this is no program")
-    monkeypatch.setattr(native, "SOURCE", broken)
-    with pytest.raises(NativeUnavailable, match="failed"):
-        load_native(tmp_path / "kernels")
-    assert [path.name for path in (tmp_path / "kernels").iterdir()] == []
-
-
-@needs_compiler
-def test_a_torn_library_in_the_cache_is_made_anew(tmp_path: Path) -> None:
-    load_native(tmp_path / "one")
-    (library,) = (tmp_path / "one").glob("*.so")
-    torn = tmp_path / "two" / library.name
-    torn.parent.mkdir()
-    torn.write_bytes(b"torn")
-    load_native(tmp_path / "two")
-    assert torn.stat().st_size == library.stat().st_size
-
-
-def test_a_cache_that_cannot_be_written_is_no_crash(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(NativeUnavailable):
-        load_native(tmp_path / "file")
+    tokens = sum(LENGTHS)
+    q = states(heads, tokens, width, dtype, 0).requires_grad_()
+    k, v = (states(kv_heads, tokens, width, dtype, seed).requires_grad_() for seed in (1, 2))
+    generator = torch.Generator().manual_seed(3)
+    # Three tasks with prefixes of 4, 0 and 9 tokens; rows of one task share, and their gradients add up.
+    spans = [((0, 4), (4, 0), (4, 9))[row % 3] for row in range(len(LENGTHS))]
+    pk, pv = (
+        torch.randn(13, kv_heads, width, generator=generator).to(dtype).requires_grad_() for _ in range(2)
+    )
+    rows = NativeRows(
+        LENGTHS, [PrefixAddresses(length) for _, length in spans], [start for start, _ in spans]
+    )
+    leaves = (q, k, v, pk, pv)
+    got = attend.learn(*leaves, rows, Reach(causal, window, None))
+    want = torch.cat(
+        [
+            reference(
+                q[0, :, own],
+                k[0, :, own],
+                v[0, :, own],
+                (pk[start : start + length], pv[start : start + length]),
+                causal=causal,
+                window=window,
+            )
+            for (start, length), own in (
+                (span, slice(int(rows.starts[row]), int(rows.starts[row + 1])))
+                for row, span in enumerate(spans)
+            )
+        ]
+    )
+    tolerance = {"atol": 2e-6, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 4e-3, "rtol": 8e-3}
+    torch.testing.assert_close(got[0].double(), want, **tolerance)
+    weights = torch.randn(want.shape, generator=generator)
+    made = torch.autograd.grad((got[0].float() * weights).sum(), leaves)
+    expected = torch.autograd.grad((want * weights).sum(), leaves)
+    bound = {"atol": 1e-5, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 3e-2, "rtol": 3e-2}
+    for own, other, leaf in zip(made, expected, leaves, strict=True):
+        assert own.shape == leaf.shape
+        assert own.dtype == leaf.dtype
+        torch.testing.assert_close(own.double(), other.double(), **bound)
+    # Several threads take heads apart, never a prefix's rows: nothing may change, not even a bit.
+    rows.products = 1 << 40
+    again = torch.autograd.grad(
+        (attend.learn(*leaves, rows, Reach(causal, window, None))[0].float() * weights).sum(), leaves
+    )
+    for own, other in zip(made, again, strict=True):
+        assert torch.equal(own, other)
