@@ -108,7 +108,9 @@ class FineTuning:
             return float(value.detach()), torch.autograd.grad(value, parameters, materialize_grads=True)
 
         shares = [result for _, result in self._backbone.share(share, rows)]
-        gradients = [torch.stack(parts).sum(dim=0) for parts in zip(*(own for _, own in shares), strict=True)]
+        gradients = list(shares[0][1])
+        for _, others in shares[1:]:
+            gradients = [one + other for one, other in zip(gradients, others, strict=True)]
         return sum(value for value, _ in shares), gradients
 
     def _score(self, split: Encoded) -> Scores:

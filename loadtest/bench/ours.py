@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from backbone import Backbone, DevicePrompt, Row, load_backbone, loader
 from loadtest.prompts import Kind, make_prompt
+from prompt_store import BackboneRef
 
 MODES: Mapping[str, Callable[[str, str], Backbone]] = {
     "eager": lambda name, dtype: load_backbone(name, dtype=dtype),
@@ -44,27 +45,32 @@ def folder(name: str) -> Path:
     return loader._locate(name, None)
 
 
-def prompts(backbone: Backbone, kind: Kind, count: int) -> list[DevicePrompt]:
-    """Prompts of `count` different tasks: the tensors that `load_prompt` would give, without files and checks.
+def tensors(shape: BackboneRef, kind: Kind, count: int) -> Iterator[dict[str, Tensor]]:
+    """The tensors of `count` different tasks' prompts, float32, named as in a prompt file.
 
-    10,000 prefixes of minilm are 1.8 GB in bfloat16. Their values are cut from one line of noise, for random numbers
-    would take longer to draw than the bench to run.
+    Cut from one line of noise: for 10,000 prefixes, random numbers of their own would take longer to draw than the
+    bench takes to run.
     """
-    manifest, named = make_prompt("bench", kind, backbone.shape, seed=0)
+    _, named = make_prompt("bench", kind, shape, seed=0)
     noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)) * 0.1
+    for number in range(count):
+        cut = {}
+        for nth, (name, array) in enumerate(named.items()):
+            at = (number * 7919 + nth * 104729) % (_NOISE - array.size)
+            cut[name] = noise[at : at + array.size].view(array.shape)
+        yield cut
 
-    def cut(number: int, nth: int, like: tuple[int, ...]) -> Tensor:
-        size = torch.Size(like).numel()
-        at = (number * 7919 + nth * 104729) % (_NOISE - size)
-        return noise[at : at + size].view(like).clone()
 
+def prompts(backbone: Backbone, kind: Kind, count: int) -> list[DevicePrompt]:
+    """Prompts of `count` different tasks as the server would have them, each with memory of its own.
+
+    10,000 prefixes of minilm are 1.8 GB in bfloat16.
+    """
+    manifest, _ = make_prompt("bench", kind, backbone.shape, seed=0)
     with torch.no_grad():
         return [
-            backbone.bind(
-                manifest,
-                {name: cut(number, nth, array.shape) for nth, (name, array) in enumerate(named.items())},
-            )
-            for number in range(count)
+            backbone.bind(manifest, {name: tensor.clone() for name, tensor in named.items()})
+            for named in tensors(backbone.shape, kind, count)
         ]
 
 

@@ -2,8 +2,8 @@
 
 Owns the environments under `loadtest/peers/` (made on first use from the pinned `loadtest/bench/peers/<name>.txt`) and
 the conversation with a worker: one JSON object a line, a request and its answer. A worker says first that it is ready
-and with which versions. Sides take turns on the same cores, so a worker must sleep between requests: threads that
-spin while they wait are turned off by `QUIET`. Knows nothing of what a worker computes.
+and with which versions. Sides take turns on the same cores, so a worker must sleep between requests (see `QUIET`).
+Knows nothing of what a worker computes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from loadtest.bench.rounds import SideFailed
 
 ENVIRONMENTS = ROOT / "loadtest" / "peers"
 REQUIREMENTS = Path(__file__).parent / "peers"
-# Idle threads sleep: GNU's and Intel's OpenMP spin for a while after each parallel region, at a neighbour's cost.
-QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
+# Intel's OpenMP lets threads spin for 200 ms after their work, at the cost of the side whose turn is next; a
+# millisecond keeps them awake within a forward, where sleeping would cost the peer. GNU's spin for about that long.
+QUIET = {"KMP_BLOCKTIME": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class PeerUnavailable(SideFailed):
@@ -39,11 +40,15 @@ class PeerUnavailable(SideFailed):
 def environment(name: str, console: Console) -> Path:
     """Return the Python of a peer's own environment; make that first if it is missing or its pins have changed.
 
+    A peer without pins of its own runs in our environment: it is among our own development requirements.
+
     Raises:
         PeerUnavailable: with the last lines of what the installation said; the whole is in `install.log` beside.
 
     """
     pins = REQUIREMENTS / f"{name}.txt"
+    if not pins.is_file():
+        return Path(sys.executable)
     folder = ENVIRONMENTS / name
     python, log, done = folder / "bin" / "python", folder / "install.log", folder / ".installed"
     digest = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()
