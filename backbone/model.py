@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from backbone import attention, family
 from backbone.attention import PackedBatch
 from backbone.errors import UnsupportedBackbone
+from backbone.folding import fold, has_window, soft_row
 from backbone.heads import probabilities, score_rows, split_lm_head
 from backbone.linear import PackedLinear
 from backbone.native import NativeAttention, NativeRows
@@ -33,6 +35,7 @@ from prompt_store import (
     Prompt,
     check_backbone,
     check_finite_in,
+    parse_template,
 )
 
 T = TypeVar("T")
@@ -81,6 +84,7 @@ class Backbone:
         self._position_base = family.position_base(self._base)
         self.max_positions: int = config.max_position_embeddings - self._position_base
         self.is_causal = family.is_causal(self._base)
+        self._has_window = has_window(config)
         cores = torch.get_num_threads()
         self._workers = Workers(cores) if device.type == "cpu" and cores > 1 else None
         self.prefix_stack: Literal["encoder", "decoder"] = "decoder" if self.is_causal else "encoder"
@@ -144,7 +148,12 @@ class Backbone:
         # A copy, not a view: a prompt in a slot must not keep its file's bytes alive.
         tensors = {name: torch.tensor(array) for name, array in prompt.tensors.items()}
         with torch.no_grad():
-            return self.bind(prompt.manifest, tensors)
+            loaded = self.bind(prompt.manifest, tensors)
+            lead = parse_template(prompt.manifest.template).num_leading_soft
+            if not lead or not self.is_causal or self._has_window:
+                return loaded
+            folded = loaded.with_prefix(*self._record(soft_row(lead), loaded))
+            return replace(loaded, folded=folded, nbytes=folded.nbytes)
 
     def bind(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> DevicePrompt:
         """Build a `DevicePrompt` from tensors named as in the file, keeping the autograd graph.
@@ -189,6 +198,7 @@ class Backbone:
         """
         if not rows:
             return []
+        rows, prompts = fold(rows, prompts)
         scored = self.share(lambda own: self._score([rows[r] for r in own], [prompts[r] for r in own]), rows)
         results: list[tuple[float, ...]] = [()] * len(rows)
         for own, values in scored:
@@ -237,10 +247,8 @@ class Backbone:
         """
         count = len(token_ids)
         row = Row(tuple(token_ids), lead=0, second=count, spans=((0, count),), num_prompt_tokens=count)
-        recorded: list[tuple[Tensor, Tensor]] = []
-        self._hidden([row], [self._bare(count)], record=recorded)
-        keys, values = zip(*recorded, strict=True)
-        return torch.stack(keys).float().cpu(), torch.stack(values).float().cpu()
+        keys, values = self._record(row, self._bare(count))
+        return keys.float().cpu(), values.float().cpu()
 
     def weights(self) -> list[nn.Parameter]:
         """The frozen model's own weights, without its heads: for the comparison with full fine-tuning.
@@ -253,6 +261,12 @@ class Backbone:
                 f'{self.name} has packed weights: load it with kernels="off" to train them'
             )
         return list(self._base.parameters())
+
+    def _record(self, row: Row, prompt: DevicePrompt) -> tuple[Tensor, Tensor]:
+        recorded: list[tuple[Tensor, Tensor]] = []
+        self._hidden([row], [prompt], record=recorded)
+        keys, values = zip(*recorded, strict=True)
+        return torch.stack(keys), torch.stack(values)
 
     def _bare(self, max_tokens: int) -> DevicePrompt:
         labels = torch.zeros(2, self.shape.hidden_size)

@@ -7,7 +7,7 @@ where prompt files come from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ class DevicePrompt:
     calibration: tuple[float, Tensor | None] | None
     num_labels: int
     nbytes: int
+    folded: DevicePrompt | None = None  # the same prompt with its leading virtual tokens as a prefix
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -54,6 +55,20 @@ class DevicePrompt:
     def num_prefix_tokens(self) -> int:
         """Keys (and values) of the prefix in each layer."""
         return self.prefix_keys[0].shape[0] if self.prefix_keys else 0
+
+    def with_prefix(self, keys: Tensor, values: Tensor) -> DevicePrompt:
+        """The prompt with more keys and values, each [layers, tokens, kv_heads, head_dim], before its own."""
+        parts = []
+        for more, own in ((keys, self.prefix_keys), (values, self.prefix_values)):
+            joined = torch.cat([more, torch.stack(own)], dim=1) if own else more
+            parts.append(joined.contiguous().unbind())
+        return replace(
+            self,
+            prefix_keys=parts[0],
+            prefix_values=parts[1],
+            prefix_addresses=PrefixAddresses.of(parts[0], parts[1]),
+            nbytes=self.nbytes + keys.nbytes + values.nbytes,
+        )
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """Logits [labels] with the bias added and divided by the temperature."""

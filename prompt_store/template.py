@@ -109,6 +109,16 @@ class Template:
         return sum(slot.count or 0 for slot in self.soft_slots)
 
     @property
+    def num_leading_soft(self) -> int:
+        """How many virtual tokens stand before everything else."""
+        count = 0
+        for part in self.parts:
+            if not isinstance(part, SoftSlot):
+                break
+            count += part.count or 0
+        return count
+
+    @property
     def num_masks(self) -> int:
         """How many mask tokens the template holds."""
         return sum(isinstance(part, MaskSlot) for part in self.parts)

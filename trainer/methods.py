@@ -150,16 +150,6 @@ def without_soft_slots(template: Template) -> Template:
     return Template(tuple(part for part in template.parts if not isinstance(part, SoftSlot)))
 
 
-def leading_soft(template: Template) -> int:
-    """How many virtual tokens stand before everything else: by so much text positions are shifted."""
-    count = 0
-    for part in template.parts:
-        if not isinstance(part, SoftSlot):
-            break
-        count += part.count or 0
-    return count
-
-
 def build_manifest(
     config: TrainConfig, data: TaskData, backbone: Backbone, *, method: MethodName | None = None
 ) -> Manifest:
@@ -182,7 +172,7 @@ def build_manifest(
             backbone=backbone.shape,
             template=str(template),
             pooling=pooling if pooling is not None else "mean",
-            position_offset=leading_soft(template),
+            position_offset=template.num_leading_soft,
             max_length=MaxLength(
                 tokens=config.prompt.max_tokens, counts=config.prompt.max_length_counts, cut=config.prompt.cut
             ),

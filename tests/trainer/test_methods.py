@@ -8,7 +8,7 @@ from backbone import Backbone
 from prompt_store import LabelEmbeddingHead, LinearHead, VerbalizerHead
 from tests.backbone.families import tiny
 from trainer import ConfigError, TrainConfig, load_examples
-from trainer.methods import MIN_STEPS, build_manifest, leading_soft, resolve
+from trainer.methods import MIN_STEPS, build_manifest, resolve
 
 Settings = Callable[..., TrainConfig]
 
@@ -75,13 +75,6 @@ def test_resolving_twice_changes_nothing(settings: Settings, bert: Backbone) -> 
     data = load_examples(config)
     once = resolve(config, data, bert)
     assert resolve(once, data, bert) == once
-
-
-def test_leading_soft_counts_only_the_front() -> None:
-    from prompt_store import parse_template
-
-    assert leading_soft(parse_template("{soft:2}{soft:3}{text}{soft:4}")) == 5
-    assert leading_soft(parse_template("It: {soft:2}{text}")) == 0
 
 
 @pytest.mark.parametrize(

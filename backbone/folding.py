@@ -1,0 +1,44 @@
+"""A soft prompt at the front of a decoder, kept as keys and values.
+
+Owns when that is exact, and how rows change by it. In a causal model nothing that follows changes the states of the
+first tokens: what the text sees of them is their keys and values in every layer, which are the same in every request.
+A prompt that is served keeps those, and its rows leave the virtual tokens out. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from backbone.prompts import DevicePrompt
+from backbone.rows import Row
+
+
+def has_window(config: object) -> bool:
+    """Whether some layer sees only so far back: a text would lose sight of soft tokens, but never of a prefix."""
+    size = getattr(config, "sliding_window", None)
+    return size is not None and bool(getattr(config, "use_sliding_window", True))
+
+
+def soft_row(tokens: int) -> Row:
+    """A row of nothing but the first virtual tokens."""
+    return Row(tuple(~k for k in range(tokens)), tokens, tokens, ((0, tokens),), 0)
+
+
+def fold(
+    rows: Sequence[Row], prompts: Sequence[DevicePrompt]
+) -> tuple[Sequence[Row], Sequence[DevicePrompt]]:
+    """Rows without their leading virtual tokens, under prompts that hold these as a prefix, where prompts do."""
+    if all(prompt.folded is None for prompt in prompts):
+        return rows, prompts
+    pairs = [_fold(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    return [row for row, _ in pairs], [prompt for _, prompt in pairs]
+
+
+def _fold(row: Row, prompt: DevicePrompt) -> tuple[Row, DevicePrompt]:
+    lead = row.lead
+    if prompt.folded is None or any(begin < lead for begin, _ in row.spans):
+        return row, prompt  # what is pooled must stay in the row
+    spans = tuple((begin - lead, end - lead) for begin, end in row.spans)
+    shorter = replace(row, token_ids=row.token_ids[lead:], lead=0, second=row.second - lead, spans=spans)
+    return shorter, prompt.folded
