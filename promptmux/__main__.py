@@ -21,6 +21,7 @@ _COMMANDS = {
     "collect": "promptmux.commands.collect",
     "inspect": "promptmux.commands.inspect",
     "key": "promptmux.commands.key",
+    "bench": "promptmux.commands.bench",
 }
 
 

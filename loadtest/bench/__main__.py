@@ -25,21 +25,35 @@ def parse(arguments: Sequence[str]) -> Options:
     """Options from a command line."""
     default = Options()
     parser = argparse.ArgumentParser(
-        prog="python -m loadtest.bench",
+        prog="promptmux bench",
         description="Forward, HTTP, latency and memory against the machine's own rate and against the peers.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Peers are installed into loadtest/peers/ on first use: minutes and some gigabytes.",
     )
-    parser.add_argument("--rounds", type=int, default=default.rounds, help="measured rounds; sides alternate")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=default.rounds,
+        help="measured rounds, in which sides alternate (%(default)s)",
+    )
+    parser.add_argument(
+        "--only", default=",".join(SECTIONS), help="sections, separated by commas (%(default)s)"
+    )
     parser.add_argument(
         "--rows", type=int, help=f"texts of one side in one round ({default.rows}; 64 if quick)"
     )
-    parser.add_argument("--batch", type=int, default=default.batch, help="rows of one forward")
+    parser.add_argument("--batch", type=int, default=default.batch, help="rows of one forward (%(default)s)")
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {','.join(PEERS)}")
-    parser.add_argument("--modes", default=",".join(default.modes), help="how our forward runs")
-    parser.add_argument("--backbone", default=default.backbone)
-    parser.add_argument("--dtype", default=default.dtype, help="of our forward")
-    parser.add_argument("--out", type=Path, default=default.out, help="a folder for JSON, Markdown and plots")
+    parser.add_argument("--modes", default=",".join(default.modes), help="how our forward runs (%(default)s)")
+    parser.add_argument(
+        "--backbone", default=default.backbone, metavar="NAME", help="a name or folder (%(default)s)"
+    )
+    parser.add_argument("--dtype", default=default.dtype, help="of our forward (%(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=default.out,
+        help="a folder for JSON, Markdown and plots (loadtest/results)",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="seconds, not minutes: shows that it runs, measures nothing"
     )

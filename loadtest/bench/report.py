@@ -6,7 +6,7 @@ Owns the plain data between measuring and showing. Knows nothing of what is meas
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ class Section:
     ratios: Sequence[Ratio] = ()
     raw: dict[str, Any] = field(default_factory=dict)
     plots: Sequence[Path] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)  # of peers, beside the machine's own
     error: str = ""  # why there is nothing else
 
 
@@ -122,6 +123,7 @@ def write(
 ) -> tuple[Path, Path]:
     """Write `<name>.json` and `<name>.md` and return both."""
     folder.mkdir(parents=True, exist_ok=True)
+    machine = {**machine, "versions": machine.get("versions", {}) | _versions(sections)}
     whole = {"machine": machine, "options": options, "sections": {s.name: _plain(s) for s in sections}}
     as_json, as_markdown = folder / f"{name}.json", folder / f"{name}.md"
     as_json.write_text(json.dumps(whole, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
@@ -149,6 +151,10 @@ def markdown(sections: Sequence[Section], machine: dict[str, Any]) -> str:
             parts.append(_markdown_table(_RATIO_COLUMNS, aligned, [r.cells() for r in section.ratios]))
         parts += [f"![{plot.stem}]({plot.name})" for plot in section.plots]
     return "\n\n".join(parts) + "\n"
+
+
+def _versions(sections: Sequence[Section]) -> dict[str, str]:
+    return {name: version for section in sections for name, version in section.versions.items()}
 
 
 def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], table: Table) -> RichTable:

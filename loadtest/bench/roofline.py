@@ -59,7 +59,7 @@ def measure(options: Options, console: Console) -> Section:
 
     sides: dict[str, Callable[[], float]] = {f"{d}, {name}": way.run for (d, name), way in chosen.items()}
     sides |= {forward.name: forward.side.run for forward in forwards}
-    rounds = alternate(sides, options.rounds, console=console)
+    rounds = alternate(sides, options.rounds, console=console, title="roofline")
     return _section(rounds, chosen, forwards, shapes, options)
 
 
@@ -82,7 +82,7 @@ def _forwards(mode: str, shape: Shape, options: Options, console: Console) -> li
         lengths = [len(row) for row in rows]
         found.append(
             Forward(
-                f"{mode}: {kind}" + ("" if kind == "bare" else f", {tasks:,} tasks") + f", {mix} texts",
+                f"ours {mode}: {kind}" + ("" if kind == "bare" else f", {tasks:,} tasks") + f", {mix} texts",
                 side,
                 shape.rows(lengths, TOKENS if kind == "prefix" else 0) / len(rows) / 1e12,
                 shape.linear_per_token * statistics.mean(lengths) / 1e12,

@@ -44,17 +44,24 @@ class Rounds:
 
 
 def alternate(
-    sides: Mapping[str, Callable[[], float]], rounds: int, *, console: Console | None = None
+    sides: Mapping[str, Callable[[], float]], rounds: int, *, console: Console | None = None, title: str = ""
 ) -> Rounds:
-    """Run each side once unmeasured, then `rounds` times by turns; a side returns its own seconds."""
+    """Run each side once unmeasured, then `rounds` times by turns; a side returns its own seconds.
+
+    Progress is a bar on a terminal; elsewhere a round of something with a `title` is a line.
+    """
+    console = console or Console()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     failed: dict[str, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(sides) * (rounds + 1))
         for nth in range(rounds + 1):
+            what = f"round {nth} of {rounds}" if nth else "warm-up"
+            if title and not console.is_terminal:
+                console.print(f"{title}: {what}", markup=False)
             for name in list(sides)[:: 1 if nth % 2 == 0 else -1]:
-                progress.update(task, description=f"{f'round {nth}' if nth else 'warm-up'}: {name}")
+                progress.update(task, description=f"{what}: {name}")
                 if name in failed:
                     continue
                 try:
