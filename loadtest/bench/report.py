@@ -46,7 +46,7 @@ class Ratio:
         """Name, value, least, aim, verdict and note as text."""
         sign = "≤ " if self.at_most else "≥ "
         least, aim = (
-            "–" if wanted is None else f"{sign}{self._show(wanted)}" for wanted in (self.least, self.aim)
+            "–" if wanted is None else f"{sign}{wanted:g}{self._unit}" for wanted in (self.least, self.aim)
         )
         value = "–" if self.value is None else self._show(self.value)
         return self.name, value, least, aim, self.verdict, self.note
@@ -55,7 +55,12 @@ class Ratio:
         return value <= wanted if self.at_most else value >= wanted
 
     def _show(self, value: float) -> str:
-        return f"{value:.3g}" + (f" {self.unit}" if self.unit else "")
+        digits = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+        return f"{value:,.{digits}f}" + self._unit
+
+    @property
+    def _unit(self) -> str:
+        return f" {self.unit}" if self.unit else ""
 
 
 @dataclass(frozen=True)
