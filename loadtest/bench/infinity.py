@@ -1,0 +1,137 @@
+"""infinity-emb as a server to compare with: the same backbone with one fixed linear head, in every form it offers.
+
+Owns the checkpoint that infinity serves, the forms it is run in, and its command line. Its pins are in
+`peers/infinity.txt`. Knows nothing of load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from loadtest.bench.options import ROOT
+from loadtest.bench.peer_process import PeerUnavailable, environment
+from loadtest.server_process import NotStarted, Process, free_port, process, wait_for
+
+SERVED_AS = "head"
+AS_IT_COMES = "infinity float32 (as it comes)"
+# Every form that it offers for a classifier without changing its answers; int8 would.
+FORMS: dict[str, tuple[str, ...]] = {
+    AS_IT_COMES: ("--engine", "torch"),
+    "infinity bfloat16": ("--engine", "torch", "--dtype", "bfloat16"),
+    "infinity bfloat16, compiled": (
+        "--engine", "torch", "--dtype", "bfloat16", "--compile", "--no-bettertransformer",
+    ),
+    "infinity ONNX, optimised": ("--engine", "optimum"),
+}  # fmt: skip
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+_QUIETLY = {
+    "HF_HUB_OFFLINE": "1",  # all that it needs is in the folder
+    "DO_NOT_TRACK": "1",
+    "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@dataclass(frozen=True)
+class Running:
+    """An infinity server that answers."""
+
+    url: str
+    process: Process
+
+
+def write_checkpoint(backbone: Path, folder: Path) -> None:
+    """The backbone as a two-label classifier with a random, fixed head, as a checkpoint of its own.
+
+    The configuration and the tokenizer's files are the backbone's own: what transformers writes today, infinity's older
+    one cannot read.
+    """
+    from safetensors.torch import save_file
+    from transformers import BertForSequenceClassification
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+
+    torch.manual_seed(0)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would report that the head is new, which is the point
+    try:
+        model = BertForSequenceClassification.from_pretrained(backbone, num_labels=2, dtype=torch.float32)
+    finally:
+        logging.set_verbosity(verbosity)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((backbone / "config.json").read_text(encoding="utf-8"))
+    # Without at least two names for labels infinity takes a classifier for a reranker.
+    config |= {
+        "architectures": ["BertForSequenceClassification"],
+        "id2label": {"0": "no", "1": "yes"},
+        "label2id": {"no": 0, "yes": 1},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    for name in _TOKENIZER_FILES:
+        if (backbone / name).is_file():
+            shutil.copyfile(backbone / name, folder / name)
+
+
+@contextlib.contextmanager
+def checkpoints(backbone: Path, console: Console) -> Iterator[dict[str, Path]]:
+    """A folder for each form, until the block ends. Raises PeerUnavailable."""
+    python = environment("infinity", console)
+    with tempfile.TemporaryDirectory() as place:
+        plain, onnx = Path(place) / "plain", Path(place) / "onnx"
+        write_checkpoint(backbone, plain)
+        # A folder of its own: the engine writes its optimised model there.
+        shutil.copytree(plain, onnx)
+        ran = subprocess.run(
+            [str(python), "-m", "loadtest.bench.peers.infinity_onnx", str(onnx)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ran.returncode:
+            console.print(f"infinity: no ONNX form: {ran.stderr.strip().splitlines()[-1:]}")
+        yield {
+            name: onnx if "optimum" in flags else plain
+            for name, flags in FORMS.items()
+            if "optimum" not in flags or not ran.returncode
+        }
+
+
+@contextlib.contextmanager
+def running(form: str, folder: Path, console: Console, *, warm_up: bool = True) -> Iterator[Running]:
+    """Serve a checkpoint in one of the forms until the block ends. Raises PeerUnavailable."""
+    port = free_port()
+    command = [
+        str(environment("infinity", console).parent / "infinity_emb"),
+        *("v2", "--model-id", str(folder), "--served-model-name", SERVED_AS),
+        *("--host", "127.0.0.1", "--port", str(port), "--device", "cpu"),
+        *("--log-level", "error"),  # a line for each request would only slow it down
+        *FORMS[form],
+        *(() if warm_up else ("--no-model-warmup",)),
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with process(command, _QUIETLY) as started:
+        try:
+            wait_for(started, f"{url}/health", patience=300.0)
+        except NotStarted as error:
+            raise PeerUnavailable(f"{form}: {_last_line(str(error))}") from None
+        yield Running(url, started)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][-300:]
