@@ -19,6 +19,7 @@ from rich.text import Text
 
 from loadtest.bench import report
 from loadtest.bench.options import PEERS, SECTIONS, Options
+from loadtest.workload import MIXES
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -48,6 +49,20 @@ def parse(arguments: Sequence[str]) -> Options:
         "--backbone", default=default.backbone, metavar="NAME", help="a name or folder (%(default)s)"
     )
     parser.add_argument("--dtype", default=default.dtype, help="of our forward (%(default)s)")
+    http = parser.add_argument_group("http, latency and memory")
+    http.add_argument(
+        "--kind", choices=("bare", "soft", "prefix"), default=default.kind, help="of prompts (%(default)s)"
+    )
+    http.add_argument(
+        "--mix", choices=MIXES, default=default.mix, help="which task a request is for (%(default)s)"
+    )
+    http.add_argument("--tasks", type=int, help=f"tasks that we serve ({default.tasks}; 32 if quick)")
+    http.add_argument(
+        "--connections", type=int, default=default.connections, help="of the closed loop (%(default)s)"
+    )
+    http.add_argument(
+        "--seconds", type=float, help=f"of load in one round ({default.seconds:g}; 0.5 if quick)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -58,8 +73,11 @@ def parse(arguments: Sequence[str]) -> Options:
         "--quick", action="store_true", help="seconds, not minutes: shows that it runs, measures nothing"
     )
     given = parser.parse_args(arguments)
-    if given.rounds < 1 or given.batch < 1 or (given.rows is not None and given.rows < 1):
-        parser.error("--rounds, --rows and --batch must be at least 1")
+    for option in ("rounds", "rows", "batch", "tasks", "connections"):
+        if (number := getattr(given, option)) is not None and number < 1:
+            parser.error(f"--{option} must be at least 1")
+    if given.seconds is not None and given.seconds <= 0:
+        parser.error("--seconds must be more than 0")
     peers = PEERS if given.peers == "all" else () if given.peers == "none" else _listed(given.peers)
     only = _listed(given.only)
     for option, names, known in (("--only", only, SECTIONS), ("--peers", peers, PEERS)):
@@ -74,6 +92,11 @@ def parse(arguments: Sequence[str]) -> Options:
         modes=_listed(given.modes),
         backbone=given.backbone,
         dtype=given.dtype,
+        kind=given.kind,
+        mix=given.mix,
+        tasks=given.tasks or (32 if given.quick else default.tasks),
+        connections=given.connections,
+        seconds=given.seconds or (0.5 if given.quick else default.seconds),
         out=given.out,
         quick=given.quick,
     )
