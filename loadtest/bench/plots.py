@@ -22,10 +22,10 @@ class Bar:
 
 def bars(groups: Mapping[str, Sequence[Bar]], file: Path, *, title: str) -> Path:
     """Horizontal bars of rows per second, one panel for each group of sides that saw the same texts."""
-    pyplot = _pyplot()
+    plt = pyplot()
     shown = {name: group for name, group in groups.items() if group}
     heights = [len(group) + 0.8 for group in shown.values()]
-    figure, all_axes = pyplot.subplots(
+    figure, all_axes = plt.subplots(
         len(shown), 1, figsize=(8.6, 0.29 * sum(heights) + 0.6), height_ratios=heights, layout="constrained",
         squeeze=False,
     )  # fmt: skip
@@ -42,7 +42,7 @@ def bars(groups: Mapping[str, Sequence[Bar]], file: Path, *, title: str) -> Path
         axes.set_xticks([])
         axes.margins(x=0.1, y=0.01)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return _save(figure, file)
+    return save(figure, file)
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Line:
 
 def against_tasks(lines: Sequence[Line], levels: Mapping[str, float], file: Path, *, title: str) -> Path:
     """Throughput against the number of tasks mixed, on a logarithmic axis; `levels` are sides without prompts."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(8.6, 4.6), layout="constrained")
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(8.6, 4.6), layout="constrained")
     for line in lines:
         axes.plot(
             line.tasks, line.rates, marker=_MARKERS[line.mode % len(_MARKERS)], color=COLOURS[line.kind],
@@ -87,7 +87,7 @@ def against_tasks(lines: Sequence[Line], levels: Mapping[str, float], file: Path
     axes.set_axisbelow(True)
     axes.set_title(title, loc="left", fontsize=11)
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
-    return _save(figure, file)
+    return save(figure, file)
 
 
 def _apart(values: Sequence[float], gap: float) -> list[float]:
@@ -98,17 +98,19 @@ def _apart(values: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib without a screen, imported only when something is drawn."""
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    return pyplot
+    return plt
 
 
-def _save(figure: Any, file: Path) -> Path:
+def save(figure: Any, file: Path) -> Path:
+    """Write a figure and let it go."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return file
