@@ -43,11 +43,11 @@ def measure(options: Options, console: Console) -> Section:
     """Measure all sides by turns."""
     corpus = Corpus.make(options)
     reference = Reference(options, corpus)
-    own: list[OwnSide] = []
-    for mode in options.modes:
-        backbone = ours.load(mode, options.backbone, options.dtype)
-        console.print(f"{mode}: {backbone.name}, {backbone.dtype_name}, {backbone.device}; making prompts …")
-        own += own_sides(mode, backbone, corpus, options)
+    own = [
+        side
+        for mode, backbone in ours.load_all(options, console).items()
+        for side in own_sides(mode, backbone, corpus, options)
+    ]
     differs = {side.name: _own_difference(side, corpus, reference) for side in own}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def _section(
 ) -> Section:
     rates = {name: 1 / rounds.median(name) for name in rounds.seconds}
     tables = [_table(texts, rounds, rates, own, others, peers, differs) for texts in _CAPTIONS]
-    ratios = [ratio for mode in options.modes for ratio in _ratios(mode, rounds, rates, own, others, peers)]
+    ratios = [ratio for mode in _modes(own) for ratio in _ratios(mode, rounds, rates, own, others, peers)]
     raw: dict[str, Any] = {
         "seconds_per_row": rounds.seconds,
         "rows_per_second": rates,
@@ -165,6 +165,10 @@ def _figures(
     if name not in rates:
         return "–", "–", "–", apart
     return f"{rates[name]:,.0f}", f"{rounds.ratio(name, base):.3f}", f"{rounds.spread(name):.0%}", apart
+
+
+def _modes(own: list[OwnSide]) -> list[str]:
+    return list(dict.fromkeys(side.mode for side in own))
 
 
 def _ratios(
@@ -234,7 +238,7 @@ def _draw(
         ]
         groups[caption] = mine + theirs
     lines = []
-    for nth, mode in enumerate(options.modes):
+    for nth, mode in enumerate(_modes(own)):
         for kind in ("prefix", "soft"):
             sides = [
                 s for s in own

@@ -12,14 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from backbone import Backbone, DevicePrompt, Row, load_backbone, loader
+from backbone.errors import NativeUnavailable
+from loadtest.bench.options import Options
 from loadtest.prompts import Kind, make_prompt
 from prompt_store import BackboneRef
 
+# compiled: what ships, where there is a C++ compiler; eager: the stock model with torch's own operators alone.
 MODES: Mapping[str, Callable[[str, str], Backbone]] = {
-    "eager": lambda name, dtype: load_backbone(name, dtype=dtype),
+    "compiled": lambda name, dtype: load_backbone(name, dtype=dtype, kernels="required"),
+    "eager": lambda name, dtype: load_backbone(name, dtype=dtype, kernels="off"),
 }
 _NOISE = 1 << 22  # numbers of which prompts are cut, each from a place of its own
 
@@ -38,6 +43,29 @@ def load(mode: str, name: str = "minilm", dtype: str = "auto") -> Backbone:
     if mode not in MODES:
         raise UnknownMode(f"mode {mode!r} is unknown; there are: {', '.join(MODES)}")
     return MODES[mode](name, dtype)
+
+
+def load_all(options: Options, console: Console) -> dict[str, Backbone]:
+    """Load the backbone in each mode that was asked for and that this machine has; say which it has not.
+
+    Raises:
+        NativeUnavailable: it has none of them.
+
+    """
+    loaded: dict[str, Backbone] = {}
+    why: NativeUnavailable | None = None
+    for mode in options.modes:
+        try:
+            loaded[mode] = load(mode, options.backbone, options.dtype)
+        except NativeUnavailable as error:
+            why = error
+            console.print(f"{mode} is not measured: {error}", style="bold red", markup=False)
+            continue
+        found = loaded[mode]
+        console.print(f"{mode}: {found.name}, {found.dtype_name}, {found.device}", markup=False)
+    if not loaded and why is not None:
+        raise why
+    return loaded
 
 
 def folder(name: str) -> Path:

@@ -54,7 +54,7 @@ def environment(name: str, console: Console) -> Path:
     digest = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()
     if done.is_file() and done.read_text() == digest:
         return python
-    console.print(f"{name}: installing into {folder.relative_to(ROOT)} (once; minutes) …")
+    console.print(f"{name}: installing into {folder} (once; minutes) …", markup=False)
     folder.mkdir(parents=True, exist_ok=True)
     steps = [
         [sys.executable, "-m", "venv", "--clear", str(folder)],
@@ -98,6 +98,7 @@ class Worker:
         try:
             self.versions: dict[str, str] = self._answer()["ready"]
         except BaseException:
+            self._process.kill()
             self.close()
             raise
 

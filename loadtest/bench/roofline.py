@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from backbone import Backbone
 from loadtest import workload
 from loadtest.bench import matrix, ours
 from loadtest.bench.flops import Shape
@@ -42,7 +43,8 @@ def measure(options: Options, console: Console) -> Section:
     from transformers import AutoConfig
 
     shape = Shape.of(AutoConfig.from_pretrained(ours.folder(options.backbone)))
-    forwards = [forward for mode in options.modes for forward in _forwards(mode, shape, options, console)]
+    modes = ours.load_all(options, console)
+    forwards = [forward for mode, own in modes.items() for forward in _forwards(mode, own, shape, options)]
     backbone = forwards[0].side.backbone
     tokens = round(forwards[0].tokens * options.batch)
     shapes = {
@@ -63,9 +65,7 @@ def measure(options: Options, console: Console) -> Section:
     return _section(rounds, chosen, forwards, shapes, options)
 
 
-def _forwards(mode: str, shape: Shape, options: Options, console: Console) -> list[Forward]:
-    backbone = ours.load(mode, options.backbone, options.dtype)
-    console.print(f"{mode}: {backbone.name}, {backbone.dtype_name}, {backbone.device}")
+def _forwards(mode: str, backbone: Backbone, shape: Shape, options: Options) -> list[Forward]:
     tasks = 32 if options.quick else 1000
     mixes = {"short": workload.texts(options.rows), "long": workload.long_texts(max(1, options.rows // 8))}
     wanted: list[tuple[Kind, str]] = [
