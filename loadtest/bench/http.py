@@ -274,6 +274,6 @@ def _open_raw(point: OpenPoint) -> dict[str, float | None]:
 
 
 def _pins() -> str:
-    wanted = ("infinity-emb", "torch", "transformers", "optimum", "onnxruntime")
+    wanted = ("infinity_emb", "torch", "transformers", "optimum", "onnxruntime")
     lines = (REQUIREMENTS / "infinity.txt").read_text(encoding="utf-8").splitlines()
     return ", ".join(line.replace("==", " ") for line in lines if line.partition("==")[0] in wanted)

@@ -59,17 +59,10 @@ def write_checkpoint(backbone: Path, folder: Path) -> None:
     """
     from safetensors.torch import save_file
     from transformers import BertForSequenceClassification
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
 
     torch.manual_seed(0)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would report that the head is new, which is the point
-    try:
+    with _quiet():
         model = BertForSequenceClassification.from_pretrained(backbone, num_labels=2, dtype=torch.float32)
-    finally:
-        logging.set_verbosity(verbosity)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -84,6 +77,23 @@ def write_checkpoint(backbone: Path, folder: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (backbone / name).is_file():
             shutil.copyfile(backbone / name, folder / name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from drawing a bar, and from reporting that the head is new, which is the point."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
