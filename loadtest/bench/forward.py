@@ -21,6 +21,7 @@ from loadtest.bench.own_sides import (
     PEER_BATCH,
     Corpus,
     OwnSide,
+    Prompts,
     Reference,
     features,
     own_sides,
@@ -43,10 +44,11 @@ def measure(options: Options, console: Console) -> Section:
     """Measure all sides by turns."""
     corpus = Corpus.make(options)
     reference = Reference(options, corpus)
+    made = Prompts()
     own = [
         side
         for mode, backbone in ours.load_all(options, console).items()
-        for side in own_sides(mode, backbone, corpus, options)
+        for side in own_sides(mode, backbone, corpus, options, made)
     ]
     differs = {side.name: _own_difference(side, corpus, reference) for side in own}
 

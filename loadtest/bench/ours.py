@@ -97,7 +97,13 @@ def prompts(backbone: Backbone, kind: Kind, count: int) -> list[DevicePrompt]:
     manifest, _ = make_prompt("bench", kind, backbone.shape, seed=0)
     with torch.no_grad():
         return [
-            backbone.bind(manifest, {name: tensor.clone() for name, tensor in named.items()})
+            backbone.bind(
+                manifest,
+                {
+                    name: tensor.to(torch.float32 if name.startswith("head.") else backbone.dtype, copy=True)
+                    for name, tensor in named.items()
+                },
+            )
             for named in tensors(backbone.shape, kind, count)
         ]
 

@@ -67,7 +67,23 @@ class Corpus:
         return sum(len(set(batch)) for batch in batches) / len(batches)
 
 
-def own_sides(mode: str, backbone: Backbone, corpus: Corpus, options: Options) -> list[OwnSide]:
+class Prompts:
+    """Prompts made once for all modes that compute in one dtype: 10,000 prefixes are too large to have twice."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Kind, torch.dtype], list[DevicePrompt]] = {}
+
+    def get(self, backbone: Backbone, kind: Kind, count: int) -> list[DevicePrompt]:
+        """The first `count` prompts of a kind."""
+        key = kind, backbone.dtype
+        if len(self._made.get(key, [])) < count:
+            self._made[key] = ours.prompts(backbone, kind, count)
+        return self._made[key][:count]
+
+
+def own_sides(
+    mode: str, backbone: Backbone, corpus: Corpus, options: Options, made: Prompts
+) -> list[OwnSide]:
     """All sides of one mode."""
     counts = (1, 32) if options.quick else (1, 32, 1000, 10000)
     many = min(1000, counts[-1])
@@ -81,14 +97,14 @@ def own_sides(mode: str, backbone: Backbone, corpus: Corpus, options: Options) -
         order = corpus.tasks if texts == "zipf" else None
         return OwnSide(name, mode, kind, tasks, texts, ours.Side(backbone, rows, prompts, batch, order))
 
-    bare = ours.prompts(backbone, "bare", 1)
+    bare = made.get(backbone, "bare", 1)
     sides = [side("bare", 1, texts, bare, options.batch) for texts in ("short", "long")]
     for kind in KINDS:
-        prompts = ours.prompts(backbone, kind, counts[-1])
+        prompts = made.get(backbone, kind, counts[-1])
         sides += [side(kind, tasks, "short", prompts[:tasks], options.batch) for tasks in counts]
         sides.append(side(kind, many, "long", prompts[:many], options.batch))
         tasks = max(corpus.tasks) + 1 if options.quick else ZIPF_TASKS
-        sides.append(side(kind, tasks, "zipf", ours.prompts(backbone, kind, tasks), PEER_BATCH))
+        sides.append(side(kind, tasks, "zipf", made.get(backbone, kind, tasks), PEER_BATCH))
         if kind == "prefix" and options.batch != PEER_BATCH:
             sides.append(side(kind, many, "short", prompts[:many], PEER_BATCH))
     return sides
