@@ -16,6 +16,8 @@ Curve = Sequence[tuple[float, float, float]]  # answered in a second, p50, p99
 def throughput_against_p99(curves: Mapping[str, Curve], file: Path) -> Path:
     """Latency against throughput in an open loop, one colour a server: p99 as a line, p50 as a thin dashed one."""
     plt = pyplot()
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, axes = plt.subplots(figsize=(8.6, 4.6), layout="constrained")
     for (name, curve), colour in zip(curves.items(), _CURVES, strict=False):
         # A percentile that was never answered has no place on the axis: the line ends before it.
@@ -29,6 +31,9 @@ def throughput_against_p99(curves: Mapping[str, Curve], file: Path) -> Path:
     axes.plot([], [], color="#777", linewidth=2, label="p99")
     axes.plot([], [], color="#777", linewidth=1, linestyle="--", label="p50")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     axes.set_xlim(left=0)
     axes.set_xlabel("requests answered in a second", fontsize=9)
