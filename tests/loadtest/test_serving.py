@@ -182,7 +182,7 @@ def test_every_form_of_infinity_is_pinned() -> None:
     assert all(name in pins for name in ("infinity_emb", "torch", "transformers", "optimum", "onnxruntime"))
 
 
-def test_a_server_process_ends_with_its_children() -> None:
+def test_a_server_process_ends_with_the_block() -> None:
     port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     with process(command) as started:
