@@ -81,6 +81,11 @@ def against_tasks(lines: Sequence[Line], levels: Mapping[str, float], file: Path
         )  # fmt: skip
     axes.set_xlabel("tasks mixed", fontsize=9)
     axes.set_ylabel("rows per second", fontsize=9)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.annotate(
+        "dotted: bare backbone, no prompts", (1.01, 1.0), xycoords="axes fraction", fontsize=8, color="#777",
+        va="top",
+    )  # fmt: skip
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#eceef1", zorder=-1)
