@@ -109,9 +109,14 @@ def _start_infinity(
         console.print(f"starting {form} …")
         try:
             server = stack.enter_context(infinity.running(form, folder, console, warm_up=not options.quick))
+            apart = infinity.disagreement(server, folder, texts[:8])
         except SideFailed as error:
             absent[form] = str(error)
             continue
+        if apart > infinity.MOST_APART:
+            absent[form] = f"its scores are {apart:.3f} from the stock model's"
+            continue
+        console.print(f"  agrees with the stock model to {apart:.4f}", style="dim")
         written = http_client.infinity_requests(server.url, infinity.SERVED_AS, texts, serving.REQUESTS)
         sides[form] = HttpSide(form, server.url, server.process, itertools.cycle(written))
     return absent

@@ -11,7 +11,8 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     ),
     "infinity ONNX, optimised": ("--engine", "optimum"),
 }  # fmt: skip
+MOST_APART = 0.03  # of a probability; bfloat16 is about a tenth of this away from float32
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _QUIETLY = {
     "HF_HUB_OFFLINE": "1",  # all that it needs is in the folder
@@ -63,6 +65,8 @@ def write_checkpoint(backbone: Path, folder: Path) -> None:
     torch.manual_seed(0)
     with _quiet():
         model = BertForSequenceClassification.from_pretrained(backbone, num_labels=2, dtype=torch.float32)
+    with torch.no_grad():
+        model.classifier.weight.normal_(std=0.2)  # as transformers makes it, every text would come out at 0.5
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -77,6 +81,30 @@ def write_checkpoint(backbone: Path, folder: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (backbone / name).is_file():
             shutil.copyfile(backbone / name, folder / name)
+
+
+def disagreement(form: Running, folder: Path, texts: Sequence[str]) -> float:
+    """How far a form's scores are from those of the same checkpoint in stock transformers, at most.
+
+    Raises PeerUnavailable if it does not answer.
+    """
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    body = json.dumps({"model": SERVED_AS, "input": list(texts)}).encode()
+    asked = urllib.request.Request(
+        f"{form.url}/classify", data=body, headers={"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=300) as answer:  # it may compile first
+            given = [{one["label"]: one["score"] for one in row} for row in json.load(answer)["data"]]
+    except OSError as error:
+        raise PeerUnavailable(f"no answer: {error}") from None
+    with _quiet():
+        model: Any = BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        tokens = AutoTokenizer.from_pretrained(folder)(list(texts), return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        wanted = model.eval()(**tokens).logits.softmax(-1)[:, 1].tolist()
+    return max(abs(float(row["yes"]) - float(yes)) for row, yes in zip(given, wanted, strict=True))
 
 
 @contextlib.contextmanager
