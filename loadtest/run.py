@@ -15,7 +15,7 @@ from pathlib import Path
 from backbone import load_backbone
 from loadtest import workload
 from loadtest.prompts import fill_store
-from loadtest.server_process import running_server
+from loadtest.server_process import leave_on_sigterm, running_server
 
 ROOT = Path(__file__).parent
 
@@ -67,4 +67,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    leave_on_sigterm()
     sys.exit(main())

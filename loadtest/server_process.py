@@ -105,6 +105,11 @@ def wait_for(running: Process, url: str, *, patience: float, pause: float = 0.1)
         time.sleep(pause)
 
 
+def leave_on_sigterm() -> None:
+    """Let SIGTERM end this program as ctrl-C does, so that what it has started ends with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def free_port() -> int:
     """A loopback port that was free a moment ago, for servers that cannot choose one themselves."""
     with socket.socket() as bound:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from loadtest.bench import report
 from loadtest.bench.options import PEERS, SECTIONS, Options
+from loadtest.server_process import leave_on_sigterm
 from loadtest.workload import MIXES
 
 
@@ -139,4 +140,5 @@ def _listed(names: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
+    leave_on_sigterm()
     sys.exit(main())
