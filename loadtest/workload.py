@@ -37,7 +37,8 @@ def long_texts(count: int, *, seed: int = 0, median: float = 80.0, most: int = 5
     """`count` nonsense texts from a line to a page: many short ones and a long tail, up to 512 tokens."""
     rng = random.Random(seed)
     return [
-        _sentence(rng, max(2, min(most, round(rng.lognormvariate(math.log(median), 0.9))))) for _ in range(count)
+        _sentence(rng, max(2, min(most, round(rng.lognormvariate(math.log(median), 0.9)))))
+        for _ in range(count)
     ]
 
 
