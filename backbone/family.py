@@ -47,3 +47,8 @@ def position_base(base: Any) -> int:
 def is_causal(base: Any) -> bool:
     """Whether its attention looks back only: a decoder."""
     return any(getattr(module, "is_causal", False) for module in base.modules())
+
+
+def head_dim(config: Any) -> int:
+    """The width of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -12,12 +12,21 @@ from dataclasses import replace
 
 from backbone.prompts import DevicePrompt
 from backbone.rows import Row
+from prompt_store import BackboneRef
+
+# Keys and values of all layers may take this many times the soft prompt's memory, and no more.
+_MOST_GROWTH = 32
 
 
 def has_window(config: object) -> bool:
     """Whether some layer sees only so far back: a text would lose sight of soft tokens, but never of a prefix."""
-    size = getattr(config, "sliding_window", None)
+    size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
     return size is not None and bool(getattr(config, "use_sliding_window", True))
+
+
+def pays(shape: BackboneRef) -> bool:
+    """Whether keys and values are worth their memory on such a backbone."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim <= _MOST_GROWTH * shape.embedding_width
 
 
 def soft_row(tokens: int) -> Row:
@@ -37,8 +46,9 @@ def fold(
 
 def _fold(row: Row, prompt: DevicePrompt) -> tuple[Row, DevicePrompt]:
     lead = row.lead
-    if prompt.folded is None or any(begin < lead for begin, _ in row.spans):
-        return row, prompt  # what is pooled must stay in the row
+    # A row without any text may lead with more virtual tokens than its prompt does; what is pooled must stay in it.
+    if prompt.folded is None or lead != prompt.folded_tokens or any(begin < lead for begin, _ in row.spans):
+        return row, prompt
     spans = tuple((begin - lead, end - lead) for begin, end in row.spans)
     shorter = replace(row, token_ids=row.token_ids[lead:], lead=0, second=row.second - lead, spans=spans)
     return shorter, prompt.folded

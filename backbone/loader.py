@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from backbone import family
 from backbone.compiler import load_native
 from backbone.errors import BackboneError, NativeUnavailable
 from backbone.fingerprint import fingerprint
@@ -65,12 +67,13 @@ def load_backbone(
     folder = _locate(name, revision)
     chosen = choose_device(device)
     cache = cache_dir or _user_cache()
-    # Compiled, if it must be, while the model is loaded.
-    wanted = kernels != "off" and chosen.type == "cpu"
-    compiling = _in_background(lambda: load_native(cache / "kernels")) if wanted else None
+    compiling: Future[NativeAttention] | None = None
     identity = fingerprint(folder, cache=cache / "fingerprints.json")
     try:
         config = AutoConfig.from_pretrained(folder)
+        if kernels != "off" and chosen.type == "cpu":  # compiled, if it must be, while the model is loaded
+            width = family.head_dim(config)
+            compiling = _in_background(lambda: load_native(cache / "kernels", width))
         architecture = (getattr(config, "architectures", None) or [""])[0]
         auto: Any = AutoModel
         if architecture.endswith(_HEADED):
@@ -123,7 +126,9 @@ def _finished(compiling: Future[NativeAttention] | None, *, required: bool) -> N
     except NativeUnavailable as error:
         if required:
             raise
-        _log.info("attention by torch's operators: %s", error)
+        _log.warning(
+            "attention is slower here, by torch's operators: %s (a C++ compiler such as g++ mends it)", error
+        )
         return None
 
 
@@ -222,4 +227,7 @@ def _built_in() -> Path:
 
 def _user_cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "promptmux"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "promptmux"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"promptmux-{os.getuid()}"

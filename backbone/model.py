@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from backbone import attention, family
 from backbone.attention import PackedBatch
 from backbone.errors import UnsupportedBackbone
-from backbone.folding import fold, has_window, soft_row
+from backbone.folding import fold, has_window, pays, soft_row
 from backbone.heads import probabilities, score_rows, split_lm_head
 from backbone.linear import PackedLinear
 from backbone.native import NativeAttention, NativeRows
@@ -84,7 +84,6 @@ class Backbone:
         self._position_base = family.position_base(self._base)
         self.max_positions: int = config.max_position_embeddings - self._position_base
         self.is_causal = family.is_causal(self._base)
-        self._has_window = has_window(config)
         cores = torch.get_num_threads()
         self._workers = Workers(cores) if device.type == "cpu" and cores > 1 else None
         self.prefix_stack: Literal["encoder", "decoder"] = "decoder" if self.is_causal else "encoder"
@@ -97,8 +96,9 @@ class Backbone:
             hidden_size=getattr(config, "word_embed_proj_dim", None) or config.hidden_size,
             layers=config.num_hidden_layers,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            head_dim=family.head_dim(config),
         )
+        self._folds = self.is_causal and not has_window(config) and pays(self.shape)
         fits = native is not None and native.takes(self.dtype, self.shape.head_dim)
         self._native = native if fits and device.type == "cpu" else None
 
@@ -150,10 +150,12 @@ class Backbone:
         with torch.no_grad():
             loaded = self.bind(prompt.manifest, tensors)
             lead = parse_template(prompt.manifest.template).num_leading_soft
-            if not lead or not self.is_causal or self._has_window:
+            if not lead or not self._folds:
                 return loaded
             folded = loaded.with_prefix(*self._record(soft_row(lead), loaded))
-            return replace(loaded, folded=folded, nbytes=folded.nbytes)
+            if lead == loaded.num_soft_tokens:  # no row needs the vectors any more
+                folded = replace(folded, soft_prompt=None)
+            return replace(loaded, folded=folded, folded_tokens=lead, nbytes=folded.nbytes)
 
     def bind(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> DevicePrompt:
         """Build a `DevicePrompt` from tensors named as in the file, keeping the autograd graph.

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_MOST_HEAD_DIM = 128
+LANES = 16  # floats in one vector of the source
+MOST_VECTORS = 8  # no head of a known model is wider than 128
 # A batch with more products of states than this is worth threads of its own, where the caller may use several.
 _WORTH_THREADS = 1 << 24
 
@@ -65,6 +66,7 @@ class PrefixAddresses:
     key_step: int = 0
     value: int = 0
     value_step: int = 0
+    states: tuple[torch.dtype, int, int] | None = None  # dtype, kv_heads, head_dim
 
     @classmethod
     def of(cls, keys: Sequence[Tensor], values: Sequence[Tensor]) -> PrefixAddresses:
@@ -78,7 +80,11 @@ class PrefixAddresses:
             )
             if not apart or not layers[0].is_contiguous():
                 raise ValueError("the layers of a prefix must be one contiguous tensor")
-        return cls(len(keys[0]), keys[0].data_ptr(), keys[0].nbytes, values[0].data_ptr(), values[0].nbytes)
+        if keys[0].shape != values[0].shape or keys[0].dtype != values[0].dtype:
+            raise ValueError("keys and values of a prefix must be alike")
+        length, kv_heads, head_dim = keys[0].shape
+        addresses = keys[0].data_ptr(), keys[0].nbytes, values[0].data_ptr(), values[0].nbytes
+        return cls(length, *addresses, (keys[0].dtype, kv_heads, head_dim))
 
 
 class NativeRows:
@@ -97,9 +103,30 @@ class NativeRows:
         ).reshape(-1, 5)
         self.prefix_lengths = table[:, 0].astype(np.int64)
         self.prefix_starts = np.array(prefix_starts, dtype=np.int64)
+        self._prefix_states = {p.states for p in prefixes if p.states is not None}
         self._keys, self._key_steps, self._values, self._value_steps = table.T[1:].copy()
         spans = np.diff(self.starts)
         self.products = int((spans * (spans + self.prefix_lengths)).sum())
+
+    def fit(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Raise ValueError where reading these states by these addresses would read something else."""
+        _, heads, tokens, head_dim = query.shape
+        like = (1, key.shape[1], tokens, head_dim)
+        if (
+            query.shape[0] != 1
+            or tokens != self.starts[-1]
+            or tuple(key.shape) != like
+            or value.shape != key.shape
+        ):
+            raise ValueError(
+                f"{self.starts[-1]} tokens in rows, but query {tuple(query.shape)}, key {tuple(key.shape)}, "
+                f"value {tuple(value.shape)}"
+            )
+        if heads % key.shape[1] or not query.dtype == key.dtype == value.dtype:
+            raise ValueError(f"{heads} heads over {key.shape[1]}, {query.dtype}, {key.dtype}, {value.dtype}")
+        states = (query.dtype, key.shape[1], head_dim)
+        if self._prefix_states and self._prefix_states != {states}:
+            raise ValueError(f"prefixes of {self._prefix_states}, but states of {states}")
 
     def of_layer(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Addresses [rows] of the prefixes' keys and values in a layer, where the prompts keep them."""
@@ -124,11 +151,17 @@ class Reach:
     scaling: float | None
 
 
+def vectors_of(head_dim: int) -> int:
+    """How many vectors a head's state fills."""
+    return -(-head_dim // LANES)
+
+
 class NativeAttention:
     """The loaded library."""
 
-    def __init__(self, library: Path) -> None:
-        """Raises OSError when it cannot be loaded."""
+    def __init__(self, library: Path, vectors: int) -> None:
+        """`vectors` says for which width of heads it was compiled. Raises OSError when it cannot be loaded."""
+        self._vectors = vectors
         loaded = ctypes.CDLL(str(library))  # its calls release the interpreter's lock
         self._functions: dict[torch.dtype, Any] = {
             torch.float32: loaded.packed_attention_float32,
@@ -140,7 +173,7 @@ class NativeAttention:
 
     def takes(self, dtype: torch.dtype, head_dim: int) -> bool:
         """Whether states of this dtype and width can be attended."""
-        return dtype in self._functions and head_dim <= _MOST_HEAD_DIM
+        return dtype in self._functions and vectors_of(head_dim) == self._vectors
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, rows: NativeRows, layer: int, reach: Reach
@@ -181,10 +214,11 @@ class NativeAttention:
         logsumexp: Tensor | None,
         gradients: _Gradients | None = None,
     ) -> None:
+        rows.fit(query, key, value)
+        if reach.window is not None and reach.window < 1:
+            raise ValueError(f"a window of {reach.window} tokens")
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-        _, heads, tokens, head_dim = query.shape
-        if tokens != rows.starts[-1]:
-            raise ValueError(f"{tokens} tokens, but rows of {rows.starts[-1]}")
+        _, heads, _tokens, head_dim = query.shape
         threads = torch.get_num_threads() if rows.products * heads * head_dim > _WORTH_THREADS else 1
         given = _Rows(
             query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr(),
@@ -196,8 +230,10 @@ class NativeAttention:
             head_dim**-0.5 if reach.scaling is None else reach.scaling, reach.causal, reach.window or 0, threads,
         )  # fmt: skip
         more = None if gradients is None else ctypes.byref(gradients)
+        if not self.takes(query.dtype, head_dim):
+            raise ValueError(f"compiled for other states than {query.dtype} of {head_dim} dimensions")
         if self._functions[query.dtype](ctypes.byref(given), more) != 0:
-            raise ValueError(f"heads of {head_dim} dimensions are wider than {_MOST_HEAD_DIM}")
+            raise MemoryError("the compiled attention found no memory for its work")
 
 
 def _output_for(query: Tensor) -> Tensor:

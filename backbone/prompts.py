@@ -40,6 +40,7 @@ class DevicePrompt:
     num_labels: int
     nbytes: int
     folded: DevicePrompt | None = None  # the same prompt with its leading virtual tokens as a prefix
+    folded_tokens: int = 0  # how many these are
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -67,7 +68,7 @@ class DevicePrompt:
             prefix_keys=parts[0],
             prefix_values=parts[1],
             prefix_addresses=PrefixAddresses.of(parts[0], parts[1]),
-            nbytes=self.nbytes + keys.nbytes + values.nbytes,
+            nbytes=self.nbytes + sum(layer.nbytes for layers in parts for layer in layers),
         )
 
     def calibrated(self, logits: Tensor) -> Tensor:

@@ -110,12 +110,13 @@ class Template:
 
     @property
     def num_leading_soft(self) -> int:
-        """How many virtual tokens stand before everything else."""
+        """How many virtual tokens stand before everything else; white space between them only separates."""
         count = 0
         for part in self.parts:
-            if not isinstance(part, SoftSlot):
+            if isinstance(part, SoftSlot):
+                count += part.count or 0
+            elif not (isinstance(part, Literal) and not part.text.strip()):
                 break
-            count += part.count or 0
         return count
 
     @property

@@ -17,9 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.machine import machine
-
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the bench is no installed package
+
+from loadtest.bench.machine import machine  # noqa: E402
+
 RUNS = ROOT / "runs" / "results"
 KEPT = ROOT / "docs" / "results"  # each run's metrics.json, so that the page can be written without the runs
 PAGE = ROOT / "docs" / "results.md"
@@ -88,7 +90,7 @@ def measured() -> dict[str, dict[str, dict[str, Any]]]:
                 metrics = json.loads(file.read_text())
                 for row, scores in metrics["summary"].items():
                     seeded = {"seeds": len(metrics["seeds"]), "minutes": None}
-                    if row == method and not metrics["resumed"]:
+                    if row == method and not metrics.get("resumed", True):
                         seeded["minutes"] = metrics["seconds"] / 60 / len(metrics["seeds"])
                     found.setdefault(name, {})[row] = {**scores, **seeded}
     return found
@@ -99,7 +101,7 @@ def recovered(rows: dict[str, dict[str, Any]], row: str) -> str:
     if row not in METHODS or FULL not in rows:
         return "–"
     low, here, high = (rows[name]["accuracy"]["mean"] for name in ("head only", row, FULL))
-    return f"{100 * (here - low) / (high - low):.0f}"
+    return f"{100 * (here - low) / (high - low):.0f}" if high > low else "–"
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:

@@ -15,13 +15,15 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 namespace {
 
 constexpr int64_t kLanes = 16;  // floats in a vector
+constexpr int64_t kVectorsOfHead = VECTORS;  // compiled for one width of heads: all of them would take half a minute
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t)), aligned(4)));
 
@@ -195,6 +197,7 @@ struct Head {
         prefix = in.prefix_lengths[row];
         total = prefix + length;
         padded = (total + kLanes - 1) / kLanes * kLanes;
+        if (padded % 256 == 0) padded += kLanes;  // lines a power of two apart would push each other out of the cache
     }
 
     States keys_of(int64_t row, int64_t kv_head) const {
@@ -366,14 +369,23 @@ struct Head {
 template <typename Unit>
 void spread(int64_t units, int32_t threads, Unit unit) {
     std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
     const auto work = [&] {
-        Scratch scratch;
-        for (int64_t at = next++; at < units; at = next++) unit(at, scratch);
+        try {
+            Scratch scratch;
+            for (int64_t at = next++; at < units; at = next++) unit(at, scratch);
+        } catch (const std::bad_alloc&) {
+            failed = true;
+        }
     };
     std::vector<std::thread> others;
-    for (int32_t nth = 1; nth < threads; ++nth) others.emplace_back(work);
+    try {
+        for (int64_t nth = 1; nth < std::min<int64_t>(threads, units); ++nth) others.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads to be had: those there are do the work
+    }
     work();
     for (std::thread& other : others) other.join();
+    if (failed) throw std::bad_alloc();
 }
 
 template <int64_t kVectors, typename T>
@@ -390,18 +402,14 @@ void attend(const Rows& in, const Gradients* out) {
     });
 }
 
+// 0: done; 1: no memory. No exception may cross the border to Python.
 template <typename T>
-int dispatch(const Rows& in, const Gradients* out) {
-    switch ((in.head_dim + kLanes - 1) / kLanes) {
-        case 1: attend<1, T>(in, out); return 0;
-        case 2: attend<2, T>(in, out); return 0;
-        case 3: attend<3, T>(in, out); return 0;
-        case 4: attend<4, T>(in, out); return 0;
-        case 5: attend<5, T>(in, out); return 0;
-        case 6: attend<6, T>(in, out); return 0;
-        case 7: attend<7, T>(in, out); return 0;
-        case 8: attend<8, T>(in, out); return 0;
-        default: return 1;  // no head of a known model is wider than 128
+int guarded(const Rows& in, const Gradients* out) {
+    try {
+        attend<kVectorsOfHead, T>(in, out);
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
     }
 }
 
@@ -409,8 +417,8 @@ int dispatch(const Rows& in, const Gradients* out) {
 
 // Where `gradients` is null the rows' outputs are made; else the gradients, from the outputs that were.
 extern "C" int packed_attention_float32(const Rows* rows, const Gradients* gradients) {
-    return dispatch<float>(*rows, gradients);
+    return guarded<float>(*rows, gradients);
 }
 extern "C" int packed_attention_bfloat16(const Rows* rows, const Gradients* gradients) {
-    return dispatch<BFloat16>(*rows, gradients);
+    return guarded<BFloat16>(*rows, gradients);
 }

@@ -7,18 +7,18 @@ moves logits by at least 0.1 (asserted in test_law.py).
 from __future__ import annotations
 
 import functools
+import shutil
 import tempfile
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from backbone import Backbone, load_backbone
-from backbone.errors import NativeUnavailable
 
 WORDS = (
     "a the this that it was is not very film book food good bad great terrible fine dull warm cold who where "
@@ -199,12 +199,9 @@ def tiny(name: str, dtype: str = "float32", attention: str = "auto") -> Backbone
     return load_backbone(str(checkpoint(name)), device="cpu", dtype=dtype, cache_dir=cache, kernels=kernels)
 
 
-@functools.cache
-def attentions() -> tuple[str, ...]:
-    """Which attentions this machine can run; a missing compiler is said aloud, not skipped in silence."""
-    try:
-        tiny("bert", attention="compiled")
-    except NativeUnavailable as error:
-        warnings.warn(f"the compiled attention is not tested here: {error}", stacklevel=2)
-        return ("eager",)
-    return ("compiled", "eager")
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")),
+    reason="NO C++ COMPILER: the compiled attention is not tested on this machine",
+)
+# Both attentions as parameters of a test.
+BOTH = [pytest.param("compiled", marks=needs_compiler), "eager"]

@@ -7,7 +7,7 @@ import torch
 
 from backbone.folding import fold
 from prompt_store import Prompt
-from tests.backbone.families import CAUSAL, attentions, tiny
+from tests.backbone.families import BOTH, CAUSAL, tiny
 from tests.backbone.prompts import manifest, tensors
 
 TEXTS = (
@@ -20,7 +20,7 @@ EXACT = {"atol": 1e-5, "rtol": 1e-4}
 FOLDING = [name for name in CAUSAL if name != "qwen3"]  # the tiny qwen3 has a window
 
 
-@pytest.mark.parametrize("attention", attentions())
+@pytest.mark.parametrize("attention", BOTH)
 @pytest.mark.parametrize("prefix", [0, 4])
 @pytest.mark.parametrize("pooling", ["last", "mean", -2, 7, 2])
 @pytest.mark.parametrize("family", FOLDING)
@@ -30,7 +30,14 @@ def test_it_scores_as_the_whole_row(family: str, pooling: str | int, prefix: int
     arrays = {name: t.numpy() for name, t in tensors(bone, soft=7, prefix=prefix).items()}
     loaded = bone.load_prompt(Prompt(own, arrays))
     assert loaded.folded is not None
-    assert loaded.nbytes > bone.bind(own, tensors(bone, soft=7, prefix=prefix)).nbytes
+    held = [
+        *loaded.prefix_keys,
+        *loaded.prefix_values,
+        *loaded.folded.prefix_keys,
+        *loaded.folded.prefix_values,
+    ]
+    head = 2 * (bone.shape.hidden_size + 1) * 4
+    assert loaded.nbytes == sum(t.nbytes for t in held) + loaded.soft_prompt.nbytes + head
     rows = bone.row_encoder(own).encode(TEXTS)
     with torch.no_grad():
         whole = bone.forward(rows, [loaded] * len(rows))
@@ -43,6 +50,23 @@ def test_it_scores_as_the_whole_row(family: str, pooling: str | int, prefix: int
     assert fewer == [0 if pooling == 2 else 5] * len(rows)
     wanted = [torch.softmax(logits, dim=0).tolist() for logits in whole]
     for scores, want in zip(bone.score(rows, [loaded] * len(rows)), wanted, strict=True):
+        assert scores == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "template", ["{soft:3} {soft:2} {text}", "{soft:5} {text} {soft:2}", "{soft:5}{text}"]
+)
+@pytest.mark.parametrize("family", FOLDING)
+def test_blank_text_and_slots_side_by_side(family: str, template: str) -> None:
+    bone = tiny(family)
+    soft = 7 if template.endswith("{soft:2}") else 5
+    own = manifest(bone, soft=5, template=template)
+    loaded = bone.load_prompt(Prompt(own, {n: t.numpy() for n, t in tensors(bone, soft=soft).items()}))
+    assert loaded.folded_tokens == 5
+    rows = bone.row_encoder(own).encode(["", "who", " ".join(["film"] * 200)])
+    with torch.no_grad():
+        whole = [torch.softmax(x, dim=0).tolist() for x in bone.forward(rows, [loaded] * 3)]
+    for scores, want in zip(bone.score(rows, [loaded] * 3), whole, strict=True):
         assert scores == pytest.approx(want, abs=1e-5)
 
 

@@ -21,7 +21,7 @@ import backbone.model
 from backbone import Backbone, Row
 from backbone.native import NativeRows, PrefixAddresses, Reach
 from backbone.packing import Group
-from tests.backbone.families import FAMILIES, attentions, tiny
+from tests.backbone.families import BOTH, FAMILIES, needs_compiler, tiny
 from tests.backbone.law_tasks import KINDS, MAXIMAL, TASKS, TEXTS, Task, poisoned, tasks
 
 EXAMPLES = 210  # for each of the ten families: over 2,000 mixed batches in all
@@ -111,7 +111,7 @@ _settings = settings(
 )
 
 
-@pytest.mark.parametrize("attention", attentions())
+@pytest.mark.parametrize("attention", BOTH)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_equals_alone(family: str, attention: str) -> None:
     @_settings
@@ -122,7 +122,7 @@ def test_mixed_equals_alone(family: str, attention: str) -> None:
     law()
 
 
-@pytest.mark.parametrize("attention", attentions())
+@pytest.mark.parametrize("attention", BOTH)
 @pytest.mark.parametrize("family", ["bert", "modernbert", "llama"])
 def test_mixed_equals_alone_in_bfloat16(family: str, attention: str) -> None:
     @settings(_settings, max_examples=60)
@@ -248,7 +248,7 @@ COMPILED_MISTAKES = (
     _forgotten_prefix,
 )
 MISTAKES = [("eager", mistake) for mistake in EAGER_MISTAKES] + [
-    ("compiled", mistake) for mistake in COMPILED_MISTAKES if "compiled" in attentions()
+    pytest.param("compiled", mistake, marks=needs_compiler) for mistake in COMPILED_MISTAKES
 ]
 
 
@@ -277,13 +277,13 @@ def _ignore(monkeypatch: pytest.MonkeyPatch, attention: str, **ignored: object) 
         monkeypatch.setattr(backbone.attention, "Reach", lambda *given: replace(Reach(*given), **ignored))
 
 
-@pytest.mark.parametrize("attention", attentions())
+@pytest.mark.parametrize("attention", BOTH)
 @pytest.mark.parametrize("family", ["modernbert", "qwen3"])
 def test_teeth_ignored_window(family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _teeth_ignored(family, attention, monkeypatch, window=None)
 
 
-@pytest.mark.parametrize("attention", attentions())
+@pytest.mark.parametrize("attention", BOTH)
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "opt"])
 def test_teeth_ignored_causality(family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _teeth_ignored(family, attention, monkeypatch, causal=False)

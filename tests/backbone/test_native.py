@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from backbone.compiler import load_native
-from backbone.native import NativeAttention, NativeRows, PrefixAddresses, Reach
-from tests.backbone.families import attentions
+from backbone.native import NativeAttention, NativeRows, PrefixAddresses, Reach, vectors_of
+from tests.backbone.families import needs_compiler
 
 LENGTHS = (1, 2, 5, 16, 17, 33, 64, 3)
 ALL = Reach(causal=False, window=None, scaling=None)
 
-needs_compiler = pytest.mark.skipif("compiled" not in attentions(), reason="no C++ compiler on this machine")
-
 
 @pytest.fixture(scope="module")
-def attend(tmp_path_factory: pytest.TempPathFactory) -> NativeAttention:
-    return load_native(tmp_path_factory.mktemp("kernels"))
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], NativeAttention]:
+    """The attention for heads of a width; each is compiled once."""
+    folder = tmp_path_factory.mktemp("kernels")
+    return functools.cache(lambda width: load_native(folder, 16 * vectors_of(width)))
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """As many as the attention may use for one long row, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 def states(heads: int, tokens: int, width: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -53,10 +65,10 @@ def reference(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 4), (True, 7)])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "width"), [(3, 3, 6), (4, 2, 16), (2, 2, 32), (6, 1, 40), (2, 1, 128)]
+    ("heads", "kv_heads", "width"), [(3, 3, 6), (4, 2, 16), (2, 2, 32), (6, 1, 40), (2, 2, 64), (2, 1, 128)]
 )
 def test_it_equals_attention_written_out(
-    attend: NativeAttention,
+    compiled: Callable[[int], NativeAttention],
     heads: int,
     kv_heads: int,
     width: int,
@@ -77,7 +89,7 @@ def test_it_equals_attention_written_out(
         PrefixAddresses() if p is None else PrefixAddresses.of(p[0].unbind(), p[1].unbind()) for p in prefixes
     ]
     rows = NativeRows(LENGTHS, addresses, [0] * len(LENGTHS))
-    got = attend(q, k, v, rows, 1, Reach(causal, window, None))[0]
+    got = compiled(width)(q, k, v, rows, 1, Reach(causal, window, None))[0]
     assert got.dtype == dtype
     for row, prefix in enumerate(prefixes):
         own = slice(int(rows.starts[row]), int(rows.starts[row + 1]))
@@ -92,9 +104,9 @@ def test_it_equals_attention_written_out(
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["query", "key", "value", "prefix"])
 def test_what_is_not_finite_stays_in_its_row_and_shows(
-    attend: NativeAttention, where: str, poison: float, dtype: torch.dtype
+    compiled: Callable[[int], NativeAttention], where: str, poison: float, dtype: torch.dtype
 ) -> None:
-    lengths = (9, 9, 9)
+    attend, lengths = compiled(32), (9, 9, 9)
     q, k, v = (states(2, 27, 32, dtype, seed) for seed in range(3))
     prefix = torch.randn(2, 1, 4, 2, 32, generator=torch.Generator().manual_seed(4)).to(dtype)
     clean = attend(q, k, v, NativeRows(lengths, [PrefixAddresses()] * 3, [0] * 3), 0, ALL)
@@ -117,8 +129,9 @@ def test_what_is_not_finite_stays_in_its_row_and_shows(
 
 
 @needs_compiler
-def test_threads_and_strides_change_nothing(attend: NativeAttention) -> None:
-    lengths = (300, 200)
+@pytest.mark.usefixtures("three_threads")
+def test_threads_and_strides_change_nothing(compiled: Callable[[int], NativeAttention]) -> None:
+    attend, lengths = compiled(32), (300, 200)
     q, k, v = (states(4, 500, 32, torch.float32, seed) for seed in range(3))
     rows = NativeRows(lengths, [PrefixAddresses()] * 2, [0] * 2)
     reach = Reach(True, None, 0.2)
@@ -132,15 +145,41 @@ def test_threads_and_strides_change_nothing(attend: NativeAttention) -> None:
 
 
 @needs_compiler
-def test_misfits_are_refused(attend: NativeAttention) -> None:
-    assert attend.takes(torch.bfloat16, 128)
-    assert not attend.takes(torch.float16, 64)
-    assert not attend.takes(torch.float32, 129)
-    wide = states(1, 4, 160, torch.float32, 0)
-    with pytest.raises(ValueError, match="160"):
-        attend(wide, wide, wide, NativeRows([4], [PrefixAddresses()], [0]), 0, ALL)
-    with pytest.raises(ValueError, match="rows of 5"):
-        attend(wide, wide, wide, NativeRows([5], [PrefixAddresses()], [0]), 0, ALL)
+def test_misfits_are_refused(compiled: Callable[[int], NativeAttention]) -> None:
+    attend = compiled(32)
+    assert attend.takes(torch.bfloat16, 32)
+    assert not attend.takes(torch.float16, 32)
+    assert not attend.takes(torch.float32, 48)
+
+    def run(
+        query: Tensor, key: Tensor, value: Tensor, reach: Reach = ALL, prefix: Tensor | None = None
+    ) -> None:
+        address = (
+            PrefixAddresses() if prefix is None else PrefixAddresses.of(prefix.unbind(), prefix.unbind())
+        )
+        attend(query, key, value, NativeRows([4], [address], [0]), 0, reach)
+
+    def of(heads: int = 2, tokens: int = 4, width: int = 32, dtype: torch.dtype = torch.float32) -> Tensor:
+        return states(heads, tokens, width, dtype, 0)
+
+    run(of(), of(), of())
+    for misfit in (
+        (of(tokens=5), of(tokens=5), of(tokens=5)),
+        (of(), of(tokens=3), of()),
+        (of(), of(), of(width=16)),
+        (of(), of(width=16), of(width=16)),
+        (of(), of(dtype=torch.bfloat16), of()),
+        (of(3), of(2), of(2)),
+        (of(width=64), of(width=64), of(width=64)),
+        tuple(torch.cat([of(), of()]) for _ in range(3)),
+    ):
+        with pytest.raises(ValueError):  # noqa: PT011
+            run(*misfit)
+    for prefix in (torch.zeros(1, 3, 2, 16), torch.zeros(1, 3, 1, 32), torch.zeros(1, 3, 2, 32).bfloat16()):
+        with pytest.raises(ValueError, match="prefixes of"):
+            run(of(), of(), of(), prefix=prefix)
+    with pytest.raises(ValueError, match="window"):
+        run(of(), of(), of(), Reach(causal=False, window=0, scaling=None))
 
 
 def test_a_prefix_in_pieces_has_no_addresses() -> None:
@@ -162,11 +201,14 @@ def test_rows_find_their_layer() -> None:
 
 
 @needs_compiler
+@pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 4), (True, 7)])
-@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(3, 3, 6), (4, 2, 16), (6, 1, 40), (2, 1, 128)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width"), [(3, 3, 6), (4, 2, 16), (6, 1, 40), (2, 2, 64), (2, 1, 128)]
+)
 def test_its_gradients_are_those_of_attention_written_out(
-    attend: NativeAttention,
+    compiled: Callable[[int], NativeAttention],
     heads: int,
     kv_heads: int,
     width: int,
@@ -187,7 +229,7 @@ def test_its_gradients_are_those_of_attention_written_out(
         LENGTHS, [PrefixAddresses(length) for _, length in spans], [start for start, _ in spans]
     )
     leaves = (q, k, v, pk, pv)
-    got = attend.learn(*leaves, rows, Reach(causal, window, None))
+    got = compiled(width).learn(*leaves, rows, Reach(causal, window, None))
     want = torch.cat(
         [
             reference(
@@ -217,7 +259,7 @@ def test_its_gradients_are_those_of_attention_written_out(
     # Several threads take heads apart, never a prefix's rows: nothing may change, not even a bit.
     rows.products = 1 << 40
     again = torch.autograd.grad(
-        (attend.learn(*leaves, rows, Reach(causal, window, None))[0].float() * weights).sum(), leaves
+        (compiled(width).learn(*leaves, rows, Reach(causal, window, None))[0].float() * weights).sum(), leaves
     )
     for own, other in zip(made, again, strict=True):
         assert torch.equal(own, other)

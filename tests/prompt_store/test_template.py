@@ -139,5 +139,6 @@ def test_a_long_template_is_read_in_linear_time() -> None:
 
 def test_leading_virtual_tokens_are_those_before_everything_else() -> None:
     assert parse_template("{soft:2}{soft:3}{text}{soft:4}").num_leading_soft == 5
+    assert parse_template("{soft:3} {soft:2} {text}").num_leading_soft == 5
     assert parse_template("It: {soft:2}{text}").num_leading_soft == 0
     assert parse_template("{text} {soft:3}").num_leading_soft == 0
