@@ -149,6 +149,8 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
                 places.append(at + (nth - 2) * width)
                 heights.append(100 * rows[row]["accuracy"]["mean"])
                 spreads.append(100 * rows[row]["accuracy"]["spread"])
+        if not places:
+            continue
         bars = axes.bar(places, heights, width, yerr=spreads, color=colour, label=row, capsize=2)
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
     axes.set_xticks(range(len(found)), list(found))
