@@ -76,7 +76,13 @@ def train(data: Path) -> None:
 
 
 def write(file: Path, figures: dict[str, Any]) -> None:
-    """One run's figures, with where and with which code they were made."""
+    """One run's figures, with where and with which code they were made; without confusion matrices, which grow with
+    the square of the labels and stay in the run folder.
+    """
+    for scores in (*figures["seeds"], figures.get("head_only", {})):
+        for split in scores.values():
+            if isinstance(split, dict):
+                split.pop("confusion", None)
     file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
