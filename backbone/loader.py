@@ -64,7 +64,7 @@ def load_backbone(
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    folder = _locate(name, revision)
+    folder = locate(name, revision)
     chosen = choose_device(device)
     cache = cache_dir or _user_cache()
     compiling: Future[NativeAttention] | None = None
@@ -79,7 +79,7 @@ def load_backbone(
         if architecture.endswith(_HEADED):
             causal = architecture.endswith(("ForCausalLM", "LMHeadModel"))
             auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-        with _quiet():  # what is missing is in the report, and said below
+        with quiet():  # what is missing is in the report, and said below
             model, report = auto.from_pretrained(
                 folder, dtype=choose_dtype(dtype, chosen), output_loading_info=True, use_safetensors=True
             )
@@ -133,7 +133,7 @@ def _finished(compiling: Future[NativeAttention] | None, *, required: bool) -> N
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from drawing its own progress bar and report."""
     from transformers.utils import logging as untyped
 
@@ -187,7 +187,13 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def _locate(name: str, revision: str | None) -> Path:
+def locate(name: str, revision: str | None = None) -> Path:
+    """The folder of a backbone's files; a Hugging Face id is downloaded into its cache.
+
+    Raises:
+        BackboneError: not found, not reachable, or not the published weights.
+
+    """
     if name == BUILT_IN:
         return _built_in()
     if Path(name).is_dir():

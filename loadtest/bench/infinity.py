@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from backbone.loader import quiet
 from loadtest.bench.options import ROOT
 from loadtest.bench.peer_process import PeerUnavailable, environment
 from loadtest.server_process import NotStarted, Process, free_port, process, wait_for
@@ -63,7 +64,7 @@ def write_checkpoint(backbone: Path, folder: Path) -> None:
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(0)
-    with _quiet():
+    with quiet():
         model = BertForSequenceClassification.from_pretrained(backbone, num_labels=2, dtype=torch.float32)
     with torch.no_grad():
         model.classifier.weight.normal_(std=0.2)  # as transformers makes it, every text would come out at 0.5
@@ -99,29 +100,12 @@ def disagreement(form: Running, folder: Path, texts: Sequence[str]) -> float:
             given = [{one["label"]: one["score"] for one in row} for row in json.load(answer)["data"]]
     except OSError as error:
         raise PeerUnavailable(f"no answer: {error}") from None
-    with _quiet():
+    with quiet():
         model: Any = BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
         tokens = AutoTokenizer.from_pretrained(folder)(list(texts), return_tensors="pt", padding=True)
     with torch.inference_mode():
         wanted = model.eval()(**tokens).logits.softmax(-1)[:, 1].tolist()
     return max(abs(float(row["yes"]) - float(yes)) for row, yes in zip(given, wanted, strict=True))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from drawing a bar, and from reporting that the head is new, which is the point."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

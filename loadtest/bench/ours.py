@@ -70,7 +70,7 @@ def load_all(options: Options, console: Console) -> dict[str, Backbone]:
 
 def folder(name: str) -> Path:
     """Where a backbone's files lie: peers load the very same ones."""
-    return loader._locate(name, None)
+    return loader.locate(name)
 
 
 def tensors(shape: BackboneRef, kind: Kind, count: int) -> Iterator[dict[str, Tensor]]:

@@ -71,7 +71,6 @@ def _free_port() -> int:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """A real server process on the tiny backbone: its public and its admin URL."""
-    pytest.importorskip("server.process")
     port, admin_port = _free_port(), _free_port()
     code = (
         "import sys; from server.process import serve; from server.settings import Settings; "
