@@ -8,7 +8,9 @@ prompts, templates or heads.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from backbone.errors import UnsupportedBackbone
 from backbone.native import NativeAttention, NativeRows, Reach
 from backbone.packing import PackedRows
 
+_jit: Any = torch.jit  # untyped
 NAME = "packed"
 KEYWORD = "packed_batch"
 
@@ -102,16 +105,28 @@ def packed_attention(
         raise UnsupportedBackbone("the backbone is frozen: attention dropout must be 0")
     layer = batch.next_layer(module)
     causal = bool(getattr(module, "is_causal", False))
+    reach = Reach(causal, sliding_window, scaling)
+    if _jit.is_tracing():
+        arguments = (query, key, value, layer, reach.causal, reach.window, reach.scaling)
+        calls = batch.calls
+        attended: Tensor = torch.ops.promptmux.attend(*arguments)
+        batch.calls = calls  # the operator has counted as well
+        return attended, None
+    return _attend_batch(batch, query, key, value, layer, reach), None
+
+
+def _attend_batch(
+    batch: PackedBatch, query: Tensor, key: Tensor, value: Tensor, layer: int, reach: Reach
+) -> Tensor:
     learning = batch.learns(layer, query, key, value)
     if batch.record is not None:
         # [1, kv_heads, T, head_dim] → [T, kv_heads, head_dim]
         batch.record.append((key[0].transpose(0, 1), value[0].transpose(0, 1)))
     if batch.native is not None:
         native, rows = batch.native
-        reach = Reach(causal, sliding_window, scaling)
         if not learning:
-            return native(query, key, value, rows, layer, reach), None
-        return native.learn(query, key, value, *batch.prefixes_of(layer, key), rows, reach), None
+            return native(query, key, value, rows, layer, reach)
+        return native.learn(query, key, value, *batch.prefixes_of(layer, key), rows, reach)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, head_dim]
     if batch.prefix_keys:
         k = torch.cat([*batch.prefix_keys[layer], k])
@@ -120,17 +135,17 @@ def packed_attention(
     attend = _attend if learning and q.device.type == "cpu" else _fused
     outputs = []
     for group in batch.rows.groups:
-        mask = group.mask(causal=causal, window=sliding_window, dtype=q.dtype)
+        mask = group.mask(causal=reach.causal, window=reach.window, dtype=q.dtype)
         attended = attend(
             _gather(q, group.queries),
             _gather(k, group.keys, repeat),
             _gather(v, group.keys, repeat),
             mask,
-            scaling,
+            reach.scaling,
         )
         outputs.append(attended.transpose(1, 2).reshape(-1, *q.shape[1:]))
     padded = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return padded.index_select(0, batch.rows.unpad).unsqueeze(0), None
+    return padded.index_select(0, batch.rows.unpad).unsqueeze(0)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
@@ -154,6 +169,47 @@ def _gather(states: Tensor, index: Tensor, repeat: int = 1) -> Tensor:
     """[S, heads, head_dim] and [R, L] → [R, heads · repeat, L, head_dim]."""
     picked = states.index_select(0, index.reshape(-1)).view(*index.shape, *states.shape[1:]).transpose(1, 2)
     return picked if repeat == 1 else picked.repeat_interleave(repeat, dim=1)
+
+
+# A recorded model (`backbone.graph`) has no place for a keyword of ours: it finds its batch by the thread it runs on.
+_current = threading.local()
+_operators: Any = torch.library.Library("promptmux", "DEF")  # type: ignore[no-untyped-call]
+_operators.define(
+    "attend(Tensor query, Tensor key, Tensor value, int layer, bool causal, int? window, float? scaling) -> Tensor"
+)
+
+
+@contextmanager
+def attending(batch: PackedBatch) -> Iterator[None]:
+    """Let a recorded model on this thread attend over this batch until the block ends."""
+    _current.batch = batch
+    try:
+        yield
+    finally:
+        del _current.batch
+
+
+def current() -> PackedBatch:
+    """The batch that a recorded model on this thread attends over. Raises AttributeError if there is none."""
+    batch: PackedBatch = _current.batch
+    return batch
+
+
+def _attend_current(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layer: int,
+    causal: bool,  # the operator's schema
+    window: int | None,
+    scaling: float | None,
+) -> Tensor:
+    batch = current()
+    batch.calls += 1
+    return _attend_batch(batch, query, key, value, layer, Reach(causal, window, scaling))
+
+
+_operators.impl("attend", _attend_current, "CompositeExplicitAutograd")
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

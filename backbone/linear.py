@@ -7,6 +7,7 @@ in registers. Both are inference only: where a gradient is asked for, the layer 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -14,25 +15,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
+_jit: Any = torch.jit  # untyped
+
 
 class PackedLinear(nn.Module):
     """`nn.Linear` of a frozen weight, with GELU behind it if asked for. Keeps the stock weight for gradients."""
 
     def __init__(self, stock: nn.Linear, *, gelu: bool = False) -> None:
         super().__init__()
+        self._packed: Tensor
         self.weight, self.bias, self.gelu = stock.weight, stock.bias, gelu
         self.in_features, self.out_features = stock.in_features, stock.out_features
         with torch.no_grad():
-            self._packed: Tensor = _ops()._reorder_linear_weight(stock.weight.data, None)
+            packed: Tensor = _ops()._reorder_linear_weight(stock.weight.data, None)
+        # A buffer, so that a recorded model refers to it; the state that is saved stays the stock model's.
+        self.register_buffer("_packed", packed, persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in_features] → [..., out_features]."""
         if torch.is_grad_enabled() and (states.requires_grad or self.weight.requires_grad):
             result = F.linear(states, self.weight, self.bias)
             return F.gelu(result) if self.gelu else result
-        name, variant = (
-            ("gelu", "none") if self.gelu else ("none", "")
-        )  # GELU's variant "none": by erf, not by tanh
+        if _jit.is_tracing():  # the tracer cannot write down the call's empty list; a script can
+            call = _scripted().linear_gelu if self.gelu else _scripted().linear
+            scripted: Tensor = call(states, self._packed, self.bias)
+            return scripted
+        name, variant = ("gelu", "none") if self.gelu else ("none", "")
         packed: Tensor = _ops()._linear_pointwise(states, self._packed, self.bias, name, [], variant)
         return packed
 
@@ -70,3 +78,14 @@ def _is_gelu(activation: object) -> bool:
 
 def _ops() -> Any:
     return torch.ops.mkldnn
+
+
+@functools.cache
+def _scripted() -> Any:
+    # GELU's variant "none": by erf, not by tanh
+    return torch.jit.CompilationUnit("""
+        def linear(x, w, b: Optional[Tensor]):
+            return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
+        def linear_gelu(x, w, b: Optional[Tensor]):
+            return torch.ops.mkldnn._linear_pointwise(x, w, b, "gelu", [], "none")
+    """)

@@ -24,10 +24,11 @@ from backbone import family
 from backbone.compiler import load_native
 from backbone.errors import BackboneError, NativeUnavailable
 from backbone.fingerprint import fingerprint
+from backbone.graph import NotRecordable
 from backbone.linear import can_pack, pack_linears
 from backbone.model import Backbone
 from backbone.native import NativeAttention
-from backbone.selfcheck import TESTED_FAMILIES, check_packing
+from backbone.selfcheck import TESTED_FAMILIES, check_packing, samples
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +109,11 @@ def load_backbone(
     )
     if config.model_type not in TESTED_FAMILIES:
         check_packing(backbone)
+    if kernels != "off" and chosen.type == "cpu":
+        try:
+            backbone.record(samples(backbone))
+        except NotRecordable as error:
+            _log.warning("the forward runs through Python, which is slower: %s", error)
     return backbone
 
 

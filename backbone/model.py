@@ -20,15 +20,16 @@ from backbone import attention, family
 from backbone.attention import PackedBatch
 from backbone.errors import UnsupportedBackbone
 from backbone.folding import fold, has_window, pays, soft_row
+from backbone.graph import RecordedModel
 from backbone.heads import probabilities, score_rows, split_lm_head
 from backbone.linear import PackedLinear
 from backbone.native import NativeAttention, NativeRows
 from backbone.packing import PackedRows, pack
 from backbone.pooling import pool, split_pooler
 from backbone.prompts import DevicePrompt, bind, gather, label_word_id, refuse_misfit
-from backbone.rows import Row, RowEncoder
+from backbone.rows import Row, RowEncoder, text_row
 from backbone.tokenizer import TextTokenizer
-from backbone.workers import Workers
+from backbone.workers import Workers, is_wide, use_cores
 from prompt_store import (
     BackboneRef,
     Manifest,
@@ -75,8 +76,10 @@ class Backbone:
         self._lm_head = split_lm_head(model, self._base)
         self._pooler = split_pooler(self._base, trained=has_pooler)
         self._embedding: nn.Embedding = model.get_input_embeddings()
-        self._accepts = frozenset(inspect.signature(self._base.forward).parameters)
-        self._has_segments = "token_type_ids" in self._accepts and getattr(config, "type_vocab_size", 0) > 0
+        accepts = frozenset(inspect.signature(self._base.forward).parameters)
+        self._has_segments = "token_type_ids" in accepts and getattr(config, "type_vocab_size", 0) > 0
+        self._fixed = {"use_cache": False} if "use_cache" in accepts else {}
+        self._recorded: RecordedModel | None = None
         self.dtype: torch.dtype = self._embedding.weight.dtype
         self.tokenizer = TextTokenizer(tokenizer)
         layout = self.tokenizer.layout
@@ -109,9 +112,23 @@ class Backbone:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """What is not left to the stock model where no gradient is asked for: "attention", "linear", or nothing."""
+        """What is not left to the stock model where no gradient is asked for: of "attention", "linear", "graph"."""
         packed = any(isinstance(module, PackedLinear) for module in self._base.modules())
-        return ("attention",) * (self._native is not None) + ("linear",) * packed
+        return (
+            ("attention",) * (self._native is not None)
+            + ("linear",) * packed
+            + ("graph",) * (self._recorded is not None)
+        )
+
+    def record(self, samples: Sequence[tuple[Sequence[Row], Sequence[DevicePrompt]]]) -> None:
+        """Record the stock model as a graph that needs no Python between its operators (`backbone.graph`).
+
+        It is recorded on the first of these batches and compared with the model on all of them. From then on it is
+        used where no gradient is asked for. Raises NotRecordable, and nothing has changed.
+        """
+        with torch.no_grad():
+            inputs = [self._inputs(rows, prompts) for rows, prompts in samples]
+        self._recorded = RecordedModel(self._base, self._fixed, inputs)
 
     @property
     def has_lm_head(self) -> bool:
@@ -208,6 +225,24 @@ class Backbone:
                 results[row] = value
         return results
 
+    @property
+    def lanes(self) -> int:
+        """How many threads may call `score_on_lane` at a time, each of them on a core of its own."""
+        return 1 if self._workers is None else self._workers.count
+
+    def score_on_lane(
+        self, rows: Sequence[Row], prompts: Sequence[DevicePrompt], *, alone: bool = False
+    ) -> list[tuple[float, ...]]:
+        """As `score`, on the core of the calling thread; `alone` says that no other thread is at work.
+
+        Several batches at a time, each on one core, get more done than one on all of them: no core waits for another.
+        """
+        if not rows:
+            return []
+        rows, prompts = fold(rows, prompts)
+        with use_cores(self.lanes if alone and is_wide([len(row) for row in rows]) else 1, of=self.lanes):
+            return self._score(rows, prompts)
+
     def share(self, function: Callable[[list[int]], T], rows: Sequence[Row]) -> list[tuple[list[int], T]]:
         """Divide rows among the CPU's cores: `function` gets the numbers of some rows, once on each core.
 
@@ -247,9 +282,7 @@ class Backbone:
 
         float32, on the host. Keys are as attention sees them, after any rotation by position: as a prefix stores them.
         """
-        count = len(token_ids)
-        row = Row(tuple(token_ids), lead=0, second=count, spans=((0, count),), num_prompt_tokens=count)
-        keys, values = self._record(row, self._bare(count))
+        keys, values = self._record(text_row(token_ids), self._bare(len(token_ids)))
         return keys.float().cpu(), values.float().cpu()
 
     def weights(self) -> list[nn.Parameter]:
@@ -276,12 +309,12 @@ class Backbone:
             family.bare_manifest(self.shape, max_tokens=max_tokens), {"verbalizer.label_embeddings": labels}
         )
 
-    def _hidden(
+    def _inputs(
         self,
         rows: Sequence[Row],
         prompts: Sequence[DevicePrompt],
         record: list[tuple[Tensor, Tensor]] | None = None,
-    ) -> tuple[Tensor, PackedRows]:
+    ) -> tuple[dict[str, Tensor], PackedBatch]:
         shared = gather(prompts)
         packed = pack(
             rows,
@@ -303,23 +336,29 @@ class Backbone:
             starts = [span.start for span in shared.prefixes]
             native = (self._native, NativeRows(list(map(len, rows)), addresses, starts))
         batch = PackedBatch(packed, shared.prefix_keys, shared.prefix_values, native, record)
-        inputs: dict[str, Any] = {
-            "inputs_embeds": embedded.unsqueeze(0),
-            "position_ids": packed.positions.unsqueeze(0),
-            attention.KEYWORD: batch,
-        }
+        inputs = {"inputs_embeds": embedded.unsqueeze(0), "position_ids": packed.positions.unsqueeze(0)}
         if self._has_segments:
             inputs["token_type_ids"] = packed.segments.unsqueeze(0)
-        if "use_cache" in self._accepts:
-            inputs["use_cache"] = False
-        hidden = self._base(**inputs)[0][0]
+        return inputs, batch
+
+    def _hidden(
+        self,
+        rows: Sequence[Row],
+        prompts: Sequence[DevicePrompt],
+        record: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[Tensor, PackedRows]:
+        inputs, batch = self._inputs(rows, prompts, record)
+        if self._recorded is not None and record is None and not torch.is_grad_enabled():
+            hidden = self._recorded(inputs, batch)[0]
+        else:
+            hidden = self._base(**inputs, **self._fixed, **{attention.KEYWORD: batch})[0][0]
         if batch.calls != self.shape.layers:
             # A model that attends in its own way would let rows see each other: no answer is better than that one.
             raise UnsupportedBackbone(
                 f"{self.name}: {batch.calls} of {self.shape.layers} layers attend by the registered function; "
                 "this family does not let its attention be replaced, which packed rows need"
             )
-        return hidden, packed
+        return hidden, batch.rows
 
     def _pool(self, hidden: Tensor, packed: PackedRows, prompts: Sequence[DevicePrompt]) -> Tensor:
         pooled = pool(hidden, packed)

@@ -45,6 +45,12 @@ class Row:
         return len(self.token_ids)
 
 
+def text_row(token_ids: Sequence[int]) -> Row:
+    """A row of these tokens and nothing else, averaged over all of them."""
+    count = len(token_ids)
+    return Row(tuple(token_ids), lead=0, second=count, spans=((0, count),), num_prompt_tokens=count)
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """A stretch of a row: fixed ids, or a slot ("text", "pair") that a caller's text fills."""

@@ -1,17 +1,21 @@
-"""Does a model family that we have not tested really work packed?
+"""What a model is tried out with when it is loaded.
 
-Owns the check that runs once when such a model is loaded: rows packed together must score as each row alone, and a
-prefix must change its own row. Knows nothing of where models come from.
+Owns the check of a family that we have not tested (rows packed together must score as each row alone, and a prefix must
+change its own row) and the batches on which a recorded model is compared. Knows nothing of where models come from.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from backbone.errors import UnsupportedBackbone
 from backbone.family import bare_manifest
 from backbone.model import Backbone
-from backbone.rows import Row
+from backbone.prompts import DevicePrompt
+from backbone.rows import Row, text_row
 
 TESTED_FAMILIES = frozenset({
     "albert", "bert", "electra", "gpt2", "llama", "modernbert", "opt", "qwen3", "roberta", "xlm-roberta",
@@ -26,17 +30,8 @@ def check_packing(backbone: Backbone) -> None:
         UnsupportedBackbone: with the reason.
 
     """
-    shape = backbone.shape
-    tensors = {"verbalizer.label_embeddings": torch.zeros(2, shape.hidden_size)}
-    manifest = bare_manifest(shape, max_tokens=min(backbone.max_positions, 64))
-    bare = backbone.bind(manifest, tensors)
-    size = (shape.layers, 2, shape.kv_heads, shape.head_dim)
-    generator = torch.Generator().manual_seed(0)
-    for kind in ("key", "value"):
-        tensors[f"prefix.{backbone.prefix_stack}.{kind}"] = torch.randn(size, generator=generator)
-    prefixed = backbone.bind(manifest, tensors)
-    ids = [i for i in range(backbone.tokenizer.vocab_size) if i not in backbone.tokenizer.special_ids]
-    rows = [_row(ids[start : start + length]) for start, length in ((0, 5), (5, 9), (2, 3))]
+    bare, prefixed = _prompts(backbone)
+    rows = _rows(backbone, (5, 9, 3))
     try:
         mixed = backbone.features(rows, [bare, prefixed, bare])
         alone = torch.cat(
@@ -57,5 +52,32 @@ def check_packing(backbone: Backbone) -> None:
         raise UnsupportedBackbone(f"{backbone.name}: this family ignores prefixes")
 
 
-def _row(ids: list[int]) -> Row:
-    return Row(tuple(ids), lead=0, second=len(ids), spans=((0, len(ids)),), num_prompt_tokens=len(ids))
+def samples(backbone: Backbone) -> list[tuple[list[Row], list[DevicePrompt]]]:
+    """Batches on which a recorded model is compared with the stock one: other lengths, prefixes, the last positions."""
+    bare, prefixed = _prompts(backbone)
+    longest = min(9, backbone.max_positions)
+    at_the_end = replace(prefixed, position_offset=backbone.max_positions - longest)
+    return [
+        (_rows(backbone, (5, 3)), [bare, prefixed]),
+        (_rows(backbone, (1,)), [bare]),
+        (_rows(backbone, (longest,)), [at_the_end]),
+        (_rows(backbone, (2, longest, 7, 4)), [prefixed, bare, at_the_end, prefixed]),
+    ]
+
+
+def _prompts(backbone: Backbone) -> tuple[DevicePrompt, DevicePrompt]:
+    """One without anything, and one with a prefix that differs from layer to layer."""
+    shape = backbone.shape
+    tensors = {"verbalizer.label_embeddings": torch.zeros(2, shape.hidden_size)}
+    manifest = bare_manifest(shape, max_tokens=min(backbone.max_positions, 64))
+    bare = backbone.bind(manifest, tensors)
+    size = (shape.layers, 2, shape.kv_heads, shape.head_dim)
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("key", "value"):
+        tensors[f"prefix.{backbone.prefix_stack}.{kind}"] = torch.randn(size, generator=generator)
+    return bare, backbone.bind(manifest, tensors)
+
+
+def _rows(backbone: Backbone, lengths: Sequence[int]) -> list[Row]:
+    ids = [i for i in range(backbone.tokenizer.vocab_size) if i not in backbone.tokenizer.special_ids]
+    return [text_row([ids[(at + i) % len(ids)] for i in range(length)]) for at, length in enumerate(lengths)]

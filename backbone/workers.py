@@ -8,8 +8,9 @@ share of them from beginning to end and meet the others once. Knows nothing of m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -17,14 +18,14 @@ import torch
 T = TypeVar("T")
 
 # Below this many tokens a share is not worth a thread; a lone row above _WIDE gains from several threads inside.
-_LEAST_SHARE, _WIDE = 96, 256
+_LEAST_SHARE, _WIDE = 24, 256
 
 
 class Workers:
     """Runs a function on shares of a batch, one core each."""
 
     def __init__(self, count: int) -> None:
-        self._count = count
+        self.count = count
         self._threads = ThreadPoolExecutor(count, "promptmux-core", initializer=_use_one_core)
 
     def map(self, function: Callable[[list[int]], T], lengths: Sequence[int]) -> list[tuple[list[int], T]]:
@@ -33,9 +34,9 @@ class Workers:
         The division depends on `lengths` alone. An exception of any share is raised after all shares have ended.
         """
         tokens = sum(lengths)
-        if len(lengths) == 1 and tokens >= _WIDE:
+        if is_wide(lengths):
             return [([0], function([0]))]
-        shares = divide(lengths, max(1, min(self._count, len(lengths), tokens // _LEAST_SHARE)))
+        shares = divide(lengths, max(1, min(self.count, len(lengths), tokens // _LEAST_SHARE)))
         waiting = [self._threads.submit(function, share) for share in shares]
         errors = [error for error in (future.exception() for future in waiting) if error is not None]
         if errors:
@@ -52,6 +53,23 @@ def divide(lengths: Sequence[int], shares: int) -> list[list[int]]:
         dealt[least].append(row)
         loads[least] += lengths[row]
     return [sorted(share) for share in dealt if share]
+
+
+def is_wide(lengths: Sequence[int]) -> bool:
+    """Whether this is one row that gains from several cores inside its operators."""
+    return len(lengths) == 1 and lengths[0] >= _WIDE
+
+
+@contextmanager
+def use_cores(count: int, *, of: int) -> Iterator[None]:
+    """Let the operators of this thread use `count` of a CPU's cores, and one of them afterwards."""
+    if of > 1 and torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count > 1:
+            torch.set_num_threads(1)
 
 
 def _use_one_core() -> None:

@@ -133,7 +133,7 @@ def _backbone_of(settings: Settings) -> Callable[[], Backbone]:
         import torch
 
         from backbone import (
-            load_backbone,  # torch and transformers take seconds to import: on the device's thread
+            load_backbone,  # torch and transformers take seconds to import: on a lane, not on the event loop
         )
 
         if settings.threads is not None:

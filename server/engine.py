@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from prompt_store import PromptStoreError, StoreUnavailable
-from server.batcher import Batcher, Scores
+from server.batch_queue import Scores
+from server.batcher import Batcher
 from server.catalogue import Catalogue
 from server.errors import InvalidRequest, PromptUnavailable, RequestError
 from server.metrics import Metrics

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 EXIT_USAGE: Final = 2
 EXIT_FAILED: Final = 1
+# How long a thread may keep the interpreter to itself. A lane wants it for microseconds, once a layer; with Python's
+# own 5 ms it could wait for as long as a forward of a short text takes, while the event loop works through a burst.
+_SWITCH_SECONDS: Final = 0.0005
 
 
 def serve(settings: Settings, *, load_backbone: Callable[[], Backbone] | None = None) -> int:
@@ -111,6 +114,7 @@ async def _serve(
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
+    sys.setswitchinterval(_SWITCH_SECONDS)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)

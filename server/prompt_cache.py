@@ -204,7 +204,7 @@ class PromptCache:
             del self._slots[version]
             self._bytes -= slot.nbytes
             self._metrics.cache_evictions.inc()
-            # The device's thread frees it after the batch that is running; nobody can pin it any more.
+            # A lane frees it between two batches; nobody can pin it any more.
             drop = asyncio.ensure_future(self._drop(slot.index))
             self._drops.add(drop)
             drop.add_done_callback(self._drops.discard)

@@ -29,7 +29,7 @@ from server.runner import Runner
 
 if TYPE_CHECKING:
     from backbone import Backbone, Row, RowEncoder
-    from server.batcher import Scores
+    from server.batch_queue import Scores
 
 _REMEMBERED: Final = 100_000
 _CANARY_TEXT: Final = "The quick brown fox jumps over the lazy dog."

@@ -1,9 +1,11 @@
-"""The one thread that owns the device: it loads the backbone, holds the prompts' tensors, and runs every
-forward.
+"""The device: the threads that load the backbone, hold the prompts' tensors, and run every forward.
 
 Owns: everything that is a tensor. Must not know: callers, queues' bounds, tasks, HTTP. Only plain data
-crosses its border (rows, slot numbers, scores), so that the device can move to a process of its own. Calls
-run between batches: a prompt is complete in its slot before any batch can name it.
+crosses its border (rows, slot numbers, scores), so that the device can move to a process of its own.
+
+A GPU has one lane, a CPU one for each core: a thread that takes batches and runs them by itself. Calls run between
+batches, on whichever lane is free first. No lock guards the prompts: one is complete in its slot before any batch can
+name it, and is dropped when no batch can name it any more.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import structlog
 if TYPE_CHECKING:
     from backbone import Backbone, DevicePrompt, Row
     from prompt_store import Prompt
-    from server.batcher import Batch, Scores
+    from server.batch_queue import Batch, Scores
 
 T = TypeVar("T")
 
@@ -31,11 +33,14 @@ class Work(Protocol):
     def take(self) -> Batch[Row]:
         """Wait for the next batch; an empty one after a `wake`."""
 
-    def finish(self, batch: Batch[Row], scores: Sequence[Scores] | None, seconds: float) -> None:
-        """Take the scores of a batch, None when its forward raised."""
+    def finish(self, batch: Batch[Row], scores: Sequence[Scores | None] | None, seconds: float) -> None:
+        """Take the scores of a batch, None when its forward raised; a row's is None where its slot is empty."""
 
-    def wake(self) -> None:
-        """Let `take` return soon."""
+    def wake(self, times: int = 1) -> None:
+        """Let so many calls of `take` return soon."""
+
+    def serve(self, lanes: int) -> None:
+        """Hear how many threads take batches."""
 
 
 class Runner:
@@ -47,15 +52,16 @@ class Runner:
         self._prompts: dict[int, DevicePrompt] = {}
         self._backbone: Backbone | None = None
         self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._lanes: list[threading.Thread] = []
         self._log = structlog.get_logger("promptmux.runner")
 
     async def start(self, load: Callable[[], Backbone]) -> Backbone:
-        """Start the thread and load the backbone on it. Raises what `load` raises."""
-        # A daemon: a forward that hangs must not keep the process alive past the drain timeout.
-        self._thread = threading.Thread(target=self._work_until_stopped, name="promptmux-device", daemon=True)
-        self._thread.start()
+        """Start a lane, load the backbone on it, then start the other lanes. Raises what `load` raises."""
+        self._start_lane()
         self._backbone = backbone = await self._call(load)
+        while len(self._lanes) < backbone.lanes:
+            self._start_lane()
+        self._work.serve(len(self._lanes))
         return backbone
 
     async def load(self, slot: int, prompt: Prompt, rows: Sequence[Row] = ()) -> tuple[int, list[Scores]]:
@@ -71,26 +77,38 @@ class Runner:
 
     async def rehearse(self, rows: Sequence[Row], slot: int) -> list[Scores]:
         """Scores of `rows` under the prompt in `slot`, outside the queue."""
-        return await self._call(lambda: self.run(rows, [slot] * len(rows)))
+        scores = await self._call(lambda: self.run(rows, [slot] * len(rows)))
+        return [own for own in scores if own is not None]
 
     async def stop(self, patience: float) -> bool:
-        """End the thread after the batch that is running; False when it did not end in time."""
-        thread = self._thread
-        if thread is None:
-            return True
+        """End the lanes after the batches that are running; False when they did not end in time."""
         self._stopping = True
-        self._work.wake()
-        await asyncio.to_thread(thread.join, patience)
-        return not thread.is_alive()
+        self._work.wake(len(self._lanes))
+        deadline = time.monotonic() + patience
+        for lane in self._lanes:
+            await asyncio.to_thread(lane.join, max(0.0, deadline - time.monotonic()))
+        ended = not any(lane.is_alive() for lane in self._lanes)
+        if ended:
+            self._prompts.clear()
+        return ended
 
-    def run(self, rows: Sequence[Row], slots: Sequence[int]) -> list[Scores]:
-        """Scores of `rows[i]` under the prompt in `slots[i]`. On the device's thread only."""
+    def run(self, rows: Sequence[Row], slots: Sequence[int], *, alone: bool = False) -> list[Scores | None]:
+        """Scores of `rows[i]` under the prompt in `slots[i]`, None where there is none. On a lane only.
+
+        `alone` says that no other lane works. A slot can be empty: where the callers have gone after their rows were
+        taken, another lane may have dropped it since. Rows of other callers must not suffer from that.
+        """
         assert self._backbone is not None
-        prompts = self._prompts
-        return self._backbone.score(rows, [prompts[slot] for slot in slots])
+        prompts = [self._prompts.get(slot) for slot in slots]
+        found = [(row, prompt) for row, prompt in zip(rows, prompts, strict=True) if prompt is not None]
+        scores = self._backbone.score_on_lane(
+            [row for row, _ in found], [own for _, own in found], alone=alone
+        )
+        rest = iter(scores)
+        return [None if prompt is None else next(rest) for prompt in prompts]
 
     def _forget(self, slot: int) -> None:
-        self._prompts.pop(slot, None)  # nothing is returned: the tensors are let go on this thread
+        self._prompts.pop(slot, None)  # nothing is returned: the tensors are let go on a lane
 
     async def _call(self, function: Callable[[], T]) -> T:
         future: asyncio.Future[object] = self._loop.create_future()
@@ -98,24 +116,34 @@ class Runner:
         self._work.wake()
         return await future  # type: ignore[return-value]  # one deque carries calls of every type
 
+    def _start_lane(self) -> None:
+        # A daemon: a forward that hangs must not keep the process alive past the drain timeout.
+        name = f"promptmux-lane-{len(self._lanes)}"
+        self._lanes.append(threading.Thread(target=self._work_until_stopped, name=name, daemon=True))
+        self._lanes[-1].start()
+
     def _work_until_stopped(self) -> None:
         while not self._stopping:
-            while self._calls:
-                self._answer(*self._calls.popleft())
+            self._answer_calls()
             batch = self._work.take()
             if batch.rows:
                 self._run_batch(batch)
             elif batch.dropped:
                 self._work.finish(batch, [], 0.0)
-        self._prompts.clear()
+
+    def _answer_calls(self) -> None:
+        while True:
+            try:
+                function, future = self._calls.popleft()
+            except IndexError:  # none, or another lane was faster
+                return
+            self._answer(function, future)
 
     def _run_batch(self, batch: Batch[Row]) -> None:
-        scores: list[Scores] | None = None
+        scores: list[Scores | None] | None = None
         began = time.perf_counter()
         try:
-            scores = self.run(batch.rows, batch.slots)
-            if len(scores) != len(batch.rows):
-                raise RuntimeError("the backbone gave another number of scores than rows")
+            scores = self.run(batch.rows, batch.slots, alone=batch.alone)
         except Exception:  # whatever it is: every caller of the batch gets an answer
             scores = None
             self._log.exception("forward_failed", rows=len(batch.rows), tokens=batch.tokens)
@@ -132,7 +160,7 @@ class Runner:
     def _load(self, slot: int, prompt: Prompt, rows: Sequence[Row]) -> tuple[int, list[Scores]]:
         assert self._backbone is not None
         loaded = self._backbone.load_prompt(prompt)
-        scores = self._backbone.score(rows, [loaded] * len(rows)) if rows else []
+        scores = self._backbone.score_on_lane(rows, [loaded] * len(rows)) if rows else []
         self._prompts[slot] = loaded
         return loaded.nbytes, scores
 

@@ -199,12 +199,13 @@ def _ratios(
     ]
     prefixes, bare = find("prefix", many), find("bare", 1)
     found.append(ratio(f"prefix rows, {many:,} tasks / own bare rows", prefixes, bare, 0.85, 0.95))
-    best = _best(others, rates, "bare", "short")
-    name = f"prefix, {many:,} tasks / best peer's bare backbone"
-    if best is None:
-        found.append(Ratio(f"{mode}: {name}", None, 1.5, 2, note=_why(others, peers, "bare")))
-    else:
-        found.append(ratio(f"{name} ({best})", prefixes, best, 1.5, 2))
+    for sort, least, aim in ((False, 1.5, 2.0), (True, None, None)):
+        best = _best([side for side in others if side.sorted == sort], rates, "bare", "short")
+        name = f"prefix, {many:,} tasks / best peer's bare backbone, {'sorted' if sort else 'padded'}"
+        if best is None:
+            found.append(Ratio(f"{mode}: {name}", None, least, aim, note=_why(others, peers, "bare")))
+        else:
+            found.append(ratio(f"{name} ({best})", prefixes, best, least, aim))
     zipf_tasks = next(side.tasks for side in mine if side.texts == "zipf")
     for kind in ("prefix", "soft"):
         best = _best([side for side in others if side.peer == "peft"], rates, kind, "zipf")

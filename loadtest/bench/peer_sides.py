@@ -30,7 +30,8 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-2, "int8": 0.5}
 class PeerSide:
     """One row of the table: the fastest of `ways` is measured, which differ in how but not in what is computed.
 
-    `counts` is False where a side is shown but is not the peer that ours is compared with.
+    `counts` is False where a side is shown but is not the peer that ours is compared with. `sorted` says that the
+    whole workload is sorted by length beforehand, which a server of single requests cannot do; other sides may pad.
     """
 
     name: str
@@ -40,6 +41,7 @@ class PeerSide:
     ways: tuple[Way, ...]
     kind: Kind = "bare"
     counts: bool = True
+    sorted: bool = False
 
 
 def peer_sides(peers: Sequence[str], prompts: Path, *, compiled: bool = True) -> list[PeerSide]:
@@ -48,37 +50,40 @@ def peer_sides(peers: Sequence[str], prompts: Path, *, compiled: bool = True) ->
     Without `compiled`, engines are left out that take minutes to compile.
     """
     given = {"prompts": str(prompts)}
-    batched: dict[str, Sequence[Any]] = {"batch": (32, 64), "sort": (False, True)}
-    engines = {**batched, "engine": ("eager", "compiled") if compiled else ("eager",)}
-    hints = {**batched, "hint": ("THROUGHPUT", "LATENCY")}
-    graphs = {**batched, "graph": ("exported", "fused")}
+    batches: dict[str, Sequence[Any]] = {"batch": (32, 64)}
+    engines = {**batches, "engine": ("eager", "compiled") if compiled else ("eager",)}
+    hints = {**batches, "hint": ("THROUGHPUT", "LATENCY")}
+    graphs = {**batches, "graph": ("exported", "fused")}
     sides: list[PeerSide] = []
 
     def add(
-        name: str, dtype: str, ways: tuple[Way, ...], *, kind: Kind = "bare", counts: bool = True
+        texts: Texts, name: str, dtype: str, choices: Mapping[str, Sequence[Any]], *, counts: bool = True
     ) -> None:
         peer = name.split()[0]
-        long = "" if texts != "long" else ", long"
-        sides.append(PeerSide(f"{name}{long}", peer, texts, dtype, ways, kind, counts))
+        if texts == "long":  # slow: one side each, its fastest way of both
+            ways = _ways({**choices, "sort": (False, True)}, dtype=dtype)
+            sides.append(PeerSide(f"{name}, long", peer, texts, dtype, ways, counts=counts, sorted=True))
+            return
+        for sort in (False, True):
+            full = f"{name}, sorted" if sort else name
+            ways = _ways(choices, dtype=dtype, sort=sort)
+            sides.append(PeerSide(full, peer, texts, dtype, ways, counts=counts, sorted=sort))
 
-    texts: Texts
-    for texts in ("short", "long"):
+    both: tuple[Texts, ...] = ("short", "long")
+    for texts in both:
         for dtype in ("float32", "bfloat16"):
-            name = f"huggingface {dtype}"
-            if texts == "short":
-                add(f"{name}, as it comes", dtype, ({"dtype": dtype, "batch": 32, "sort": False},))
-            add(name, dtype, _ways(engines, dtype=dtype))
-            if texts == "short":
-                add(f"{name}, one soft prompt", dtype, _ways(batched, dtype=dtype, **given), kind="soft")
+            add(texts, f"huggingface {dtype}", dtype, engines)
         for dtype in ("float32", "bfloat16"):
-            add(f"openvino {dtype}", dtype, _ways(hints, dtype=dtype))
-        add("onnxruntime float32", "float32", _ways(graphs, dtype="float32"))
-        add("onnxruntime int8 (less exact)", "int8", _ways(graphs, dtype="int8"), counts=False)
-    texts = "zipf"
+            add(texts, f"openvino {dtype}", dtype, hints)
+        add(texts, "onnxruntime float32", "float32", graphs)
+        add(texts, "onnxruntime int8 (less exact)", "int8", graphs, counts=False)
+    for dtype in ("float32", "bfloat16"):
+        name, ways = f"huggingface {dtype}, one soft prompt", _ways(batches, dtype=dtype, sort=False, **given)
+        sides.append(PeerSide(name, "huggingface", "short", dtype, ways, "soft"))
     kinds: tuple[Kind, ...] = ("soft", "prefix")
     for kind, dtype in itertools.product(kinds, ("float32", "bfloat16")):
         way = {"dtype": dtype, "kind": kind, "batch": 32, **given}
-        add(f"peft {kind} {dtype}", dtype, (way,), kind=kind)
+        sides.append(PeerSide(f"peft {kind} {dtype}", "peft", "zipf", dtype, (way,), kind))
     return [side for side in sides if side.peer in peers]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.integration.conftest import Serve, ServerProcess, read_answer
 from tests.integration.test_bad_input import request
+from tests.server.fakes import FakeBackbone
 
 
 def term(server: ServerProcess) -> None:
@@ -194,18 +195,21 @@ def test_two_servers_share_a_store(serve: Serve, tmp_path: Path) -> None:
 
 def test_rows_of_a_caller_that_hung_up_are_dropped(serve: Serve) -> None:
     server = serve().ready()
-    blocker = threading.Thread(target=server.classify, args=("sleep=2.0",))
-    blocker.start()
+    lanes = FakeBackbone.lanes
+    blockers = [threading.Thread(target=server.classify, args=("sleep=2.0",)) for _ in range(lanes)]
     metrics = f"{server.admin_url}/metrics"
-    server.wait_for(lambda: "promptmux_queue_rows 1.0" in httpx.get(metrics).text)
+    for at, blocker in enumerate(blockers, 1):
+        blocker.start()
+        server.wait_for(lambda at=at: f"promptmux_queue_rows {at}.0" in httpx.get(metrics).text)
     gone = [server.connect() for _ in range(10)]
     for connection in gone:
         connection.sendall(body("never read"))
-    server.wait_for(lambda: "promptmux_queue_rows 11.0" in httpx.get(metrics).text)
+    server.wait_for(lambda: f"promptmux_queue_rows {10 + lanes}.0" in httpx.get(metrics).text)
     for connection in gone:
         connection.close()
     server.wait_for(lambda: "promptmux_clients_gone_total 10.0" in httpx.get(metrics).text)
-    blocker.join()
+    for blocker in blockers:
+        blocker.join()
     server.wait_for(lambda: "promptmux_dropped_rows_total 10.0" in httpx.get(metrics).text)
     assert "promptmux_queue_rows 0.0" in httpx.get(metrics).text
     assert server.classify().status_code == 200

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,18 +72,20 @@ class FakeDevicePrompt:
 
 
 class FakeBackbone:
-    """Deterministic and fast. `delay` is seconds per forward."""
+    """Deterministic and fast. `delay` is seconds per forward; `meet` is called in each."""
 
     name = "fake"
     fingerprint = REF.fingerprint
     device = "cpu"
     dtype_name = "float32"
     kernels = ()
+    lanes = 2
     shape = REF
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
         self.batches: list[int] = []
+        self.meet: Callable[[], object] = lambda: None
 
     def row_encoder(self, manifest: Manifest) -> FakeEncoder:
         return FakeEncoder(manifest)
@@ -95,8 +97,13 @@ class FakeBackbone:
             bias, sum(t.nbytes for t in prompt.tensors.values()), prompt.num_virtual_tokens
         )
 
-    def score(self, rows: Sequence[FakeRow], prompts: Sequence[FakeDevicePrompt]) -> list[tuple[float, ...]]:
+    def score_on_lane(
+        self, rows: Sequence[FakeRow], prompts: Sequence[FakeDevicePrompt], *, alone: bool = False
+    ) -> list[tuple[float, ...]]:
+        if not rows:
+            return []
         self.batches.append(len(rows))
+        self.meet()
         words = {word for row in rows for word in row.words}
         if "explode" in words:
             raise RuntimeError("the device broke, with secrets in its message")

@@ -27,19 +27,24 @@ def score(batch: Batch[Row]) -> list[tuple[float, ...]]:
     return [(len(row) + slot / 10,) for row, slot in zip(batch.rows, batch.slots, strict=True)]
 
 
+async def settle() -> None:
+    """Some turns of the loop: jobs are handed over in the one after they arrive, answers are delivered in the next."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
 async def turn(batcher: Batcher[Row]) -> Batch[Row]:
     """One turn of the device, on this thread."""
     batch = batcher.take()
     batcher.finish(batch, score(batch), 0.01)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await settle()
     return batch
 
 
 async def test_a_batch_holds_all_that_was_waiting(metrics: Metrics) -> None:
     batcher = new(metrics)
     jobs = [submit(batcher, ["ab"], slot) for slot in range(3)]
-    await asyncio.sleep(0)
+    await settle()
     batch = await turn(batcher)
     assert batch.rows == ["ab"] * 3
     assert batch.slots == [0, 1, 2]
@@ -51,7 +56,7 @@ async def test_a_batch_ends_at_the_token_budget_and_the_next_begins_with_what_di
 ) -> None:
     batcher = new(metrics)
     jobs = [submit(batcher, ["x" * length]) for length in (9, 9, 9, 2)]
-    await asyncio.sleep(0)
+    await settle()
     assert (await turn(batcher)).rows == ["x" * 9] * 2
     assert (await turn(batcher)).rows == ["x" * 9, "xx"]
     await asyncio.gather(*jobs)
@@ -60,7 +65,7 @@ async def test_a_batch_ends_at_the_token_budget_and_the_next_begins_with_what_di
 async def test_the_prefix_of_a_row_counts_against_the_budget(metrics: Metrics) -> None:
     batcher = new(metrics)
     jobs = [submit(batcher, ["x"], extra=9) for _ in range(3)]
-    await asyncio.sleep(0)
+    await settle()
     assert (await turn(batcher)).tokens == 20
     await turn(batcher)
     await asyncio.gather(*jobs)
@@ -69,7 +74,7 @@ async def test_the_prefix_of_a_row_counts_against_the_budget(metrics: Metrics) -
 async def test_a_row_larger_than_the_budget_goes_alone(metrics: Metrics) -> None:
     batcher = new(metrics)
     jobs = [submit(batcher, [row]) for row in ("a", "x" * 50, "b")]
-    await asyncio.sleep(0)
+    await settle()
     assert [(await turn(batcher)).rows for _ in range(3)] == [["a"], ["x" * 50], ["b"]]
     await asyncio.gather(*jobs)
 
@@ -77,9 +82,9 @@ async def test_a_row_larger_than_the_budget_goes_alone(metrics: Metrics) -> None
 async def test_a_long_job_is_split_and_leaves_room_for_others(metrics: Metrics) -> None:
     batcher = new(metrics)
     long = submit(batcher, ["a"] * 10)
-    await asyncio.sleep(0)
+    await settle()
     short = submit(batcher, ["bb"])
-    await asyncio.sleep(0)
+    await settle()
     first = await turn(batcher)
     assert "bb" in first.rows
     assert short.done()
@@ -97,7 +102,7 @@ async def test_scores_keep_the_order_of_rows_over_any_split(metrics: Metrics) ->
         rows = ["x" * random_.randint(1, 30) for _ in range(random_.randint(1, 12))]
         wanted.append(tuple((len(row) + slot / 10,) for row in rows))
         jobs.append(submit(batcher, rows, slot))
-        await asyncio.sleep(0)
+        await settle()
         if random_.random() < 0.4:
             await turn(batcher)
     while not all(job.done() for job in jobs):
@@ -110,9 +115,9 @@ async def test_scores_keep_the_order_of_rows_over_any_split(metrics: Metrics) ->
 async def test_rows_of_callers_that_have_gone_never_reach_the_device(metrics: Metrics) -> None:
     batcher = new(metrics)
     gone, stays = submit(batcher, ["gone"] * 3), submit(batcher, ["stays"])
-    await asyncio.sleep(0)
+    await settle()
     gone.cancel()
-    await asyncio.sleep(0)
+    await settle()
     batch = await turn(batcher)
     assert batch.rows == ["stays"]
     assert stays.done()
@@ -123,10 +128,10 @@ async def test_rows_of_callers_that_have_gone_never_reach_the_device(metrics: Me
 async def test_a_caller_that_leaves_during_the_forward_harms_nobody(metrics: Metrics) -> None:
     batcher = new(metrics)
     gone, stays = submit(batcher, ["gone"]), submit(batcher, ["stays"])
-    await asyncio.sleep(0)
+    await settle()
     batch = batcher.take()
     gone.cancel()
-    await asyncio.sleep(0)
+    await settle()
     batcher.finish(batch, score(batch), 0.01)
     assert (await stays).scores == ((5.0,),)
 
@@ -134,11 +139,10 @@ async def test_a_caller_that_leaves_during_the_forward_harms_nobody(metrics: Met
 async def test_every_caller_of_a_failed_forward_gets_an_answer(metrics: Metrics) -> None:
     batcher = new(metrics)
     jobs = [submit(batcher, ["a", "b"]) for _ in range(4)]
-    await asyncio.sleep(0)
+    await settle()
     first = batcher.take()
     batcher.finish(first, None, 0.01)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await settle()
     while not all(job.done() for job in jobs):
         await turn(batcher)
     results = await asyncio.gather(*jobs, return_exceptions=True)
@@ -152,7 +156,7 @@ async def test_every_caller_of_a_failed_forward_gets_an_answer(metrics: Metrics)
 async def test_a_row_that_is_not_finite_fails_alone(metrics: Metrics, bad: float) -> None:
     batcher = new(metrics)
     broken, sound = submit(batcher, ["a"]), submit(batcher, ["b"])
-    await asyncio.sleep(0)
+    await settle()
     batch = batcher.take()
     batcher.finish(batch, [(0.5, bad), (0.5, 0.5)], 0.01)
     assert (await sound).scores == ((0.5, 0.5),)
@@ -172,7 +176,7 @@ async def test_full_of_rows_means_overloaded_with_a_time_to_come_back(metrics: M
 async def test_full_of_tokens_means_overloaded(metrics: Metrics) -> None:
     batcher = new(metrics)
     job = submit(batcher, ["x" * 60])
-    await asyncio.sleep(0)
+    await settle()
     with pytest.raises(Overloaded):
         await batcher.submit(["x" * 60], 0)
     await turn(batcher)
@@ -183,12 +187,12 @@ async def test_full_of_tokens_means_overloaded(metrics: Metrics) -> None:
 async def test_retry_after_follows_the_measured_rate(metrics: Metrics) -> None:
     batcher = new(metrics, queue_rows=1000, queue_tokens=100_000)
     job = submit(batcher, ["x" * 10])
-    await asyncio.sleep(0)
+    await settle()
     batch = batcher.take()
     batcher.finish(batch, score(batch), 2.0)  # 5 tokens a second
     await job
     waiting = submit(batcher, ["x" * 100])
-    await asyncio.sleep(0)
+    await settle()
     assert batcher.retry_after() == pytest.approx(20.0)
     await turn(batcher)
     await waiting
@@ -207,9 +211,21 @@ async def test_wake_ends_a_wait_without_a_batch(metrics: Metrics) -> None:
 async def test_a_wake_does_not_cut_a_batch_short(metrics: Metrics) -> None:
     batcher = new(metrics)
     first = submit(batcher, ["a"])
-    await asyncio.sleep(0)
+    await settle()
     batcher.wake()
     second = submit(batcher, ["b"])
-    await asyncio.sleep(0)
+    await settle()
+    assert (await turn(batcher)).rows == []  # whoever woke it comes first
     assert (await turn(batcher)).rows == ["a", "b"]
     await asyncio.gather(first, second)
+
+
+async def test_a_row_without_a_prompt_fails_alone(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    lost, sound = submit(batcher, ["a"]), submit(batcher, ["b"])
+    await settle()
+    batch = batcher.take()
+    batcher.finish(batch, [None, (0.5, 0.5)], 0.01)
+    assert (await sound).scores == ((0.5, 0.5),)
+    with pytest.raises(InferenceFailed):
+        await lost

@@ -1,10 +1,12 @@
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from prompt_store import BackboneRef, IncompatiblePrompt, decode_prompt
+from server.batch_queue import Scored
 from server.batcher import Batcher, Limits
 from server.errors import InferenceFailed
 from server.metrics import Metrics
@@ -85,6 +87,24 @@ async def test_a_backbone_that_cannot_be_loaded_says_so(metrics: Metrics) -> Non
     with pytest.raises(OSError, match="no such model"):
         await runner.start(load)
     assert await runner.stop(patience=20)
+
+
+async def test_a_slot_that_was_dropped_fails_its_own_row_only(device: Device) -> None:
+    await device.runner.load(1, PROMPT)
+    await device.runner.load(2, PROMPT)
+    await device.runner.drop(2)
+    kept, lost = await asyncio.gather(
+        device.batcher.submit([row()], 1), device.batcher.submit([row()], 2), return_exceptions=True
+    )
+    assert isinstance(kept, Scored)
+    assert isinstance(lost, InferenceFailed)
+
+
+async def test_lanes_work_at_the_same_time(device: Device) -> None:
+    await device.runner.load(1, PROMPT)
+    both = threading.Barrier(2)
+    device.backbone.meet = lambda: both.wait(20)
+    await asyncio.gather(*(device.batcher.submit([row()], 1) for _ in range(2)))
 
 
 async def test_dropping_a_slot_twice_is_fine(device: Device) -> None:

@@ -1,0 +1,160 @@
+"""Jobs go in, batches come out: where the event loop and the device's lanes meet. Knows no torch, HTTP or prompt.
+
+A device has one lane or, on CPUs, one for each core: a thread that runs its batches from beginning to end, without
+waiting for the others. A lane takes a batch the moment it is free: its even part of all that waits or runs. So rows
+that come together are shared among cores, and batches do not grow unlike: where one lane had nearly all rows and the
+others went round with one each, many rows would wait long, and few would share the cost of a forward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, Protocol, TypeVar
+
+Scores = tuple[float, ...]
+
+
+class Sized(Protocol):
+    """What the queue knows of a row: how many tokens it has."""
+
+    def __len__(self) -> int: ...
+
+
+R = TypeVar("R", bound=Sized)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A job's answer: scores in the order of its rows, seconds in the queue and on the device."""
+
+    scores: tuple[Scores, ...]
+    queued: float
+    forward: float
+
+
+class Job(Generic[R]):
+    """One caller's rows. `taken` and `first_taken` are the queue's; everything else is the event loop's."""
+
+    __slots__ = ("extra", "first_taken", "future", "pending", "rows", "scores", "slot", "submitted", "taken")
+
+    def __init__(self, rows: Sequence[R], slot: int, extra: int, future: asyncio.Future[Scored]) -> None:
+        self.rows, self.slot, self.extra, self.future = rows, slot, extra, future
+        self.taken = 0
+        self.first_taken = 0.0
+        self.submitted = time.perf_counter()
+        self.scores: list[Scores] = [()] * len(rows)
+        self.pending = len(rows)
+
+    def cost(self) -> int:
+        """Tokens of the rows that no batch has yet."""
+        left = self.rows[self.taken :]
+        return sum(map(len, left)) + self.extra * len(left)
+
+
+@dataclass(slots=True)
+class Batch(Generic[R]):
+    """Rows of any callers for one forward: `rows[i]` under the prompt in slot `slots[i]`.
+
+    `alone` says that no other lane had work when the batch was made.
+    """
+
+    rows: list[R] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    tokens: int = 0
+    dropped: int = 0
+    alone: bool = False
+    parts: list[tuple[Job[R], int, int]] = field(default_factory=list)  # job, its first row here, how many
+
+
+class BatchQueue(Generic[R]):
+    """The jobs that wait. Every method may be called from any thread."""
+
+    def __init__(self, batch_tokens: int, batch_rows: int) -> None:
+        """The most of one batch; a row that is larger goes alone rather than never."""
+        self._batch_tokens, self._batch_rows = batch_tokens, batch_rows
+        # Jobs take turns: a long one cannot hold up the others.
+        self._turn: Final = max(1, batch_rows // 4)
+        self._change = threading.Condition(threading.Lock())
+        self._jobs: deque[Job[R]] = deque()
+        self._tokens = 0  # of all that waits
+        self._running = 0  # tokens that lanes have taken
+        self._busy = 0  # lanes that have them
+        self._wakes = 0
+        self.lanes = 1
+
+    def put(self, jobs: Iterable[Job[R]]) -> None:
+        """Let these jobs wait behind the others."""
+        with self._change:
+            before = len(self._jobs)
+            self._jobs.extend(jobs)
+            self._tokens += sum(self._jobs[at].cost() for at in range(before, len(self._jobs)))
+            self._change.notify(self.lanes)
+
+    def wake(self, times: int = 1) -> None:
+        """Make so many calls of `take` return soon, with nothing."""
+        with self._change:
+            self._wakes += times
+            self._change.notify(times)
+
+    def take(self) -> Batch[R]:
+        """Wait until something is there, then this lane's share of it in one batch. Empty after a `wake`."""
+        batch: Batch[R] = Batch()
+        with self._change:
+            while not self._jobs and not self._wakes:
+                self._change.wait()
+            if self._wakes:
+                self._wakes -= 1
+                return batch
+            share = (self._tokens + self._running) / self.lanes
+            while self._jobs and batch.tokens < share:
+                job = self._jobs.popleft()
+                if job.future.done():  # the caller has gone
+                    batch.dropped += len(job.rows) - job.taken
+                    self._tokens -= job.cost()
+                elif not self._fill(batch, job, share):
+                    self._jobs.appendleft(job)  # first in the next batch: it must not lose its place
+                    break
+                elif job.taken < len(job.rows):
+                    self._jobs.append(job)  # its next turn
+            batch.alone = not self._busy and not self._jobs
+            if batch.rows:
+                self._busy += 1
+                self._running += batch.tokens
+        return batch
+
+    def done(self, batch: Batch[R]) -> None:
+        """Hear that a lane has run this batch; each lane says so before it takes the next one."""
+        if batch.rows:
+            with self._change:
+                self._busy -= 1
+                self._running -= batch.tokens
+
+    def _fill(self, batch: Batch[R], job: Job[R], share: float) -> bool:
+        """Move one turn of the job's rows into the batch; False when the batch is full."""
+        first = at = job.taken
+        if first == 0:
+            job.first_taken = time.perf_counter()
+        end = min(first + self._turn, len(job.rows))
+        while at < end:
+            row = job.rows[at]
+            cost = len(row) + job.extra
+            if batch.rows and (
+                batch.tokens + cost > self._batch_tokens
+                or len(batch.rows) == self._batch_rows
+                or batch.tokens >= share
+            ):
+                break
+            batch.rows.append(row)
+            batch.slots.append(job.slot)
+            batch.tokens += cost
+            at += 1
+        job.taken = at
+        if at > first:
+            batch.parts.append((job, first, at - first))
+            self._tokens -= sum(map(len, job.rows[first:at])) + job.extra * (at - first)
+        return at == end

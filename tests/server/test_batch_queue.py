@@ -1,0 +1,119 @@
+"""Jobs dealt to lanes: evenly, nothing lost, nothing twice, whatever the lanes do when."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from server.batch_queue import Batch, BatchQueue, Job, Scored
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """One that does not run: nothing here waits for an answer."""
+    made = asyncio.new_event_loop()
+    yield made
+    made.close()
+
+
+def job(loop: asyncio.AbstractEventLoop, rows: Sequence[str], *, slot: int = 0, extra: int = 0) -> Job[str]:
+    future: asyncio.Future[Scored] = asyncio.Future(loop=loop)
+    return Job(rows, slot, extra, future)
+
+
+def with_lanes(lanes: int, *, tokens: int = 1000, rows: int = 100) -> BatchQueue[str]:
+    queue: BatchQueue[str] = BatchQueue(tokens, rows)
+    queue.lanes = lanes
+    return queue
+
+
+def test_rows_that_come_together_are_shared_among_idle_lanes(loop: asyncio.AbstractEventLoop) -> None:
+    queue = with_lanes(2)
+    queue.put([job(loop, ["xxxx"], slot=at) for at in range(8)])
+    assert [len(queue.take().rows) for _ in range(2)] == [4, 4]
+
+
+def test_rows_of_one_caller_are_shared_as_well(loop: asyncio.AbstractEventLoop) -> None:
+    queue = with_lanes(3)
+    queue.put([job(loop, ["xxxx"] * 9)])
+    assert [len(queue.take().rows) for _ in range(3)] == [3, 3, 3]
+
+
+def test_a_lane_that_is_free_takes_its_even_part_of_what_waits_and_runs(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    queue = with_lanes(2)
+    queue.put([job(loop, ["x"]) for _ in range(4)])
+    first = queue.take()
+    queue.put([job(loop, ["x"]) for _ in range(8)])
+    # 10 wait and 2 run: 6 make it even, 4 are left for the lane that ends first.
+    assert len(queue.take().rows) == 6
+    queue.done(first)
+    assert len(queue.take().rows) == 4
+
+
+def test_a_lone_batch_knows_that_it_is_alone(loop: asyncio.AbstractEventLoop) -> None:
+    queue = with_lanes(2)
+    queue.put([job(loop, ["x"])])
+    first = queue.take()
+    queue.put([job(loop, ["x"])])
+    second = queue.take()
+    assert (first.alone, second.alone) == (True, False)
+    queue.done(first)
+    queue.done(second)
+    queue.put([job(loop, ["x"]), job(loop, ["x"])])
+    assert [queue.take().alone for _ in range(2)] == [False, False]
+
+
+def test_a_wake_reaches_one_lane_and_no_more() -> None:
+    queue = with_lanes(2)
+    with ThreadPoolExecutor(2) as pool:
+        lanes = [pool.submit(queue.take) for _ in range(2)]
+        queue.wake()
+        ended, still = wait(lanes, timeout=20, return_when=FIRST_COMPLETED)
+        assert (len(ended), len(still)) == (1, 1)
+        queue.wake()
+        assert [lane.result(20).rows for lane in lanes] == [[], []]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=20),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.randoms(use_true_random=False),
+)
+def test_every_row_is_taken_once_within_the_bounds(
+    loop: asyncio.AbstractEventLoop, jobs: list[list[int]], lanes: int, extra: int, chance: random.Random
+) -> None:
+    queue = with_lanes(lanes, tokens=40, rows=8)
+    made = [job(loop, ["x" * n for n in lengths], slot=at, extra=extra) for at, lengths in enumerate(jobs)]
+    gone = {at for at in range(len(made)) if chance.random() < 0.2}
+    for at in gone:
+        made[at].future.cancel()
+    queue.put(made)
+    running: list[Batch[str]] = []
+    taken: Counter[tuple[int, int]] = Counter()
+    dropped = 0
+    wanted = sum(len(lengths) for lengths in jobs)
+    while sum(taken.values()) + dropped < wanted:
+        while running and (len(running) == lanes or chance.random() < 0.5):
+            queue.done(running.pop(chance.randrange(len(running))))
+        batch = queue.take()
+        dropped += batch.dropped
+        if batch.rows:
+            running.append(batch)
+            assert len(batch.rows) == 1 or (batch.tokens <= 40 and len(batch.rows) <= 8)
+            assert batch.tokens == sum(map(len, batch.rows)) + extra * len(batch.rows)
+        for one, first, count in batch.parts:
+            taken.update((one.slot, row) for row in range(first, first + count))
+    assert set(taken.values()) <= {1}
+    assert {slot for slot, _ in taken} == set(range(len(jobs))) - gone
+    assert dropped == sum(len(jobs[at]) for at in gone)
