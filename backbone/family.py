@@ -32,6 +32,11 @@ def refuse_unfit(model: Any) -> None:
     config, family = model.config, model.config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedBackbone(f"{family} is an encoder-decoder: only encoders and decoders can be served")
+    if (kind := _rope_that_adapts(config)) is not None:
+        raise UnsupportedBackbone(
+            f"{family} with {kind} rotary positions turns all rows of a batch by the length of its longest: a row's "
+            "answer would depend on its neighbours"
+        )
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         raise UnsupportedBackbone(f"{family} takes no position ids, which rows packed in one line need")
 
@@ -52,3 +57,12 @@ def is_causal(base: Any) -> bool:
 def head_dim(config: Any) -> int:
     """The width of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _rope_that_adapts(config: Any) -> str | None:
+    """The kind of rotary positions whose frequencies depend on the batch, if these are such."""
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # Some families have one set for each type of layer.
+    sets = [given, *(part for part in given.values() if isinstance(part, dict))]
+    kinds = [part.get("rope_type", part.get("type")) for part in sets]
+    return next((kind for kind in kinds if kind in ("dynamic", "longrope")), None)

@@ -3,9 +3,10 @@
 Owns the recording (`torch.jit.trace`) and the check that it gives bit for bit what the model gives, at other lengths
 and positions than it was recorded at. Knows nothing of prompts, and of rows only what it is handed.
 
-A small forward spends a third of its time in Python, and two of them on two cores wait for each other's turn at the
-interpreter's lock. A recorded model holds the lock only inside `packed_attention`, once a layer. A model whose code
-decides by values (lengths, positions) cannot be recorded: the check finds that, and the model itself is used.
+A small forward spends a quarter of its time in Python, and two of them on two cores wait for each other's turn at the
+interpreter's lock. A recorded model takes the lock only for its attention, once a layer. A model whose code decides by
+values (lengths, positions) cannot be recorded. The check finds that where one of the samples crosses the border, and
+the model itself is used.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class RecordedModel:
         except NotRecordable:
             raise
         except Exception as error:  # whatever a model does under the tracer, it still serves itself
-            raise NotRecordable(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+            first = next(iter(str(error).splitlines()), "")
+            raise NotRecordable(f"{type(error).__name__}: {first}") from error
 
     def __call__(self, inputs: Inputs, batch: PackedBatch) -> Tensor:
         """Last hidden states [1, T, hidden], as the model gives them."""

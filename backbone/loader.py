@@ -54,8 +54,9 @@ def load_backbone(
     `name` is "minilm" (all-MiniLM-L6-v2, carried by an installed package), a folder, or a Hugging Face id.
     `device` is "auto", "cpu", "cuda" or "cuda:N"; `dtype` is "auto" (bfloat16 on CUDA and on CPUs with AMX or
     AVX512-BF16, else float32) or a dtype's name. `cache_dir` remembers fingerprints and compiled kernels (default: the
-    user's cache). `kernels` says whether a CPU attends by the compiled function and packs its linear layers: "auto"
-    does what it can, "required" raises where there is no C++ compiler, "off" leaves all to the stock model.
+    user's cache). `kernels` says whether a CPU attends by the compiled function, packs its linear layers and runs the
+    model as a recorded graph: "auto" does what it can, "required" raises where there is no C++ compiler, "off" leaves
+    all to the stock model.
 
     Raises:
         BackboneError: not found, not readable, or not the published weights.
@@ -107,11 +108,13 @@ def load_backbone(
         has_pooler=has_pooler,
         native=_finished(compiling, required=kernels == "required"),
     )
-    if config.model_type not in TESTED_FAMILIES:
+    untested = config.model_type not in TESTED_FAMILIES
+    if untested:
         check_packing(backbone)
     if kernels != "off" and chosen.type == "cpu":
         try:
-            backbone.record(samples(backbone))
+            with quiet():  # the recorder asks a model for attributes that its configuration does not have
+                backbone.record(samples(backbone, thorough=untested))
         except NotRecordable as error:
             _log.warning("the forward runs through Python, which is slower: %s", error)
     return backbone

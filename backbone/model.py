@@ -6,7 +6,6 @@ of stores, or of how prompts are learned.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -17,19 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone import attention, family
-from backbone.attention import PackedBatch
+from backbone.encoder import PackedEncoder
 from backbone.errors import UnsupportedBackbone
 from backbone.folding import fold, has_window, pays, soft_row
-from backbone.graph import RecordedModel
 from backbone.heads import probabilities, score_rows, split_lm_head
-from backbone.linear import PackedLinear
-from backbone.native import NativeAttention, NativeRows
-from backbone.packing import PackedRows, pack
+from backbone.native import NativeAttention
+from backbone.packing import PackedRows
 from backbone.pooling import pool, split_pooler
-from backbone.prompts import DevicePrompt, bind, gather, label_word_id, refuse_misfit
+from backbone.prompts import DevicePrompt, bind, label_word_id, refuse_misfit
 from backbone.rows import Row, RowEncoder, text_row
 from backbone.tokenizer import TextTokenizer
-from backbone.workers import Workers, is_wide, use_cores
+from backbone.workers import Workers, is_wide, use_one_core
 from prompt_store import (
     BackboneRef,
     Manifest,
@@ -49,7 +46,8 @@ _DTYPE_NAMES: dict[torch.dtype, DtypeName] = {
 class Backbone:
     """A frozen transformer that scores rows of many prompts in one forward.
 
-    Made by `load_backbone`. `forward` is a pure function of its arguments; call it from one thread at a time.
+    Made by `load_backbone`. `forward` is a pure function of its arguments. `score` shares rows among cores by itself:
+    call it from one thread at a time; `score_on_lane` leaves that to its callers.
     """
 
     def __init__(
@@ -76,16 +74,8 @@ class Backbone:
         self._lm_head = split_lm_head(model, self._base)
         self._pooler = split_pooler(self._base, trained=has_pooler)
         self._embedding: nn.Embedding = model.get_input_embeddings()
-        accepts = frozenset(inspect.signature(self._base.forward).parameters)
-        self._has_segments = "token_type_ids" in accepts and getattr(config, "type_vocab_size", 0) > 0
-        self._fixed = {"use_cache": False} if "use_cache" in accepts else {}
-        self._recorded: RecordedModel | None = None
         self.dtype: torch.dtype = self._embedding.weight.dtype
         self.tokenizer = TextTokenizer(tokenizer)
-        layout = self.tokenizer.layout
-        self._second_segment = layout.second_segment if getattr(config, "type_vocab_size", 0) > 1 else 0
-        self._position_base = family.position_base(self._base)
-        self.max_positions: int = config.max_position_embeddings - self._position_base
         self.is_causal = family.is_causal(self._base)
         cores = torch.get_num_threads()
         self._workers = Workers(cores) if device.type == "cpu" and cores > 1 else None
@@ -103,7 +93,15 @@ class Backbone:
         )
         self._folds = self.is_causal and not has_window(config) and pays(self.shape)
         fits = native is not None and native.takes(self.dtype, self.shape.head_dim)
-        self._native = native if fits and device.type == "cpu" else None
+        self._encoder = PackedEncoder(
+            self._base,
+            self._embedding,
+            layers=self.shape.layers,
+            second_segment=self.tokenizer.layout.second_segment,
+            device=device,
+            native=native if fits and device.type == "cpu" else None,
+        )
+        self.max_positions: int = config.max_position_embeddings - self._encoder.position_base
 
     @property
     def dtype_name(self) -> DtypeName:
@@ -113,12 +111,7 @@ class Backbone:
     @property
     def kernels(self) -> tuple[str, ...]:
         """What is not left to the stock model where no gradient is asked for: of "attention", "linear", "graph"."""
-        packed = any(isinstance(module, PackedLinear) for module in self._base.modules())
-        return (
-            ("attention",) * (self._native is not None)
-            + ("linear",) * packed
-            + ("graph",) * (self._recorded is not None)
-        )
+        return self._encoder.replaced
 
     def record(self, samples: Sequence[tuple[Sequence[Row], Sequence[DevicePrompt]]]) -> None:
         """Record the stock model as a graph that needs no Python between its operators (`backbone.graph`).
@@ -126,9 +119,7 @@ class Backbone:
         It is recorded on the first of these batches and compared with the model on all of them. From then on it is
         used where no gradient is asked for. Raises NotRecordable, and nothing has changed.
         """
-        with torch.no_grad():
-            inputs = [self._inputs(rows, prompts) for rows, prompts in samples]
-        self._recorded = RecordedModel(self._base, self._fixed, inputs)
+        self._encoder.record(samples)
 
     @property
     def has_lm_head(self) -> bool:
@@ -199,14 +190,14 @@ class Backbone:
         """
         if not rows:
             return []
-        hidden, packed = self._hidden(rows, prompts)
+        hidden, packed = self._encoder(rows, prompts)
         pooled = self._pool(hidden, packed, prompts)
         logits = score_rows(pooled, [p.head for p in prompts], lm_head=self._lm_head, dtype=self.dtype)
         return [prompt.calibrated(value) for value, prompt in zip(logits, prompts, strict=True)]
 
     def features(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> Tensor:
         """Pooled hidden states [rows, hidden], float32: what a head sees. For training heads on frozen features."""
-        hidden, packed = self._hidden(rows, prompts)
+        hidden, packed = self._encoder(rows, prompts)
         return self._pool(hidden, packed, prompts)
 
     def score(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> list[tuple[float, ...]]:
@@ -240,8 +231,12 @@ class Backbone:
         if not rows:
             return []
         rows, prompts = fold(rows, prompts)
-        with use_cores(self.lanes if alone and is_wide([len(row) for row in rows]) else 1, of=self.lanes):
+        if self._workers is None:
             return self._score(rows, prompts)
+        if alone and is_wide([len(row) for row in rows]):
+            return self._workers.wide(lambda: self._score(rows, prompts))
+        use_one_core()
+        return self._score(rows, prompts)
 
     def share(self, function: Callable[[list[int]], T], rows: Sequence[Row]) -> list[tuple[list[int], T]]:
         """Divide rows among the CPU's cores: `function` gets the numbers of some rows, once on each core.
@@ -299,7 +294,7 @@ class Backbone:
 
     def _record(self, row: Row, prompt: DevicePrompt) -> tuple[Tensor, Tensor]:
         recorded: list[tuple[Tensor, Tensor]] = []
-        self._hidden([row], [prompt], record=recorded)
+        self._encoder([row], [prompt], record=recorded)
         keys, values = zip(*recorded, strict=True)
         return torch.stack(keys), torch.stack(values)
 
@@ -308,57 +303,6 @@ class Backbone:
         return self.bind(
             family.bare_manifest(self.shape, max_tokens=max_tokens), {"verbalizer.label_embeddings": labels}
         )
-
-    def _inputs(
-        self,
-        rows: Sequence[Row],
-        prompts: Sequence[DevicePrompt],
-        record: list[tuple[Tensor, Tensor]] | None = None,
-    ) -> tuple[dict[str, Tensor], PackedBatch]:
-        shared = gather(prompts)
-        packed = pack(
-            rows,
-            shared.soft_starts,
-            shared.prefixes,
-            [p.position_offset for p in prompts],
-            position_base=self._position_base,
-            second_segment=self._second_segment,
-            device=self.device,
-        )
-        embedded = self._embedding(packed.token_ids)
-        if shared.soft is not None:
-            embedded = embedded.index_copy(
-                0, packed.virtual_at, shared.soft.index_select(0, packed.virtual_from)
-            )
-        native = None
-        if self._native is not None:
-            addresses = [p.prefix_addresses for p in prompts]
-            starts = [span.start for span in shared.prefixes]
-            native = (self._native, NativeRows(list(map(len, rows)), addresses, starts))
-        batch = PackedBatch(packed, shared.prefix_keys, shared.prefix_values, native, record)
-        inputs = {"inputs_embeds": embedded.unsqueeze(0), "position_ids": packed.positions.unsqueeze(0)}
-        if self._has_segments:
-            inputs["token_type_ids"] = packed.segments.unsqueeze(0)
-        return inputs, batch
-
-    def _hidden(
-        self,
-        rows: Sequence[Row],
-        prompts: Sequence[DevicePrompt],
-        record: list[tuple[Tensor, Tensor]] | None = None,
-    ) -> tuple[Tensor, PackedRows]:
-        inputs, batch = self._inputs(rows, prompts, record)
-        if self._recorded is not None and record is None and not torch.is_grad_enabled():
-            hidden = self._recorded(inputs, batch)[0]
-        else:
-            hidden = self._base(**inputs, **self._fixed, **{attention.KEYWORD: batch})[0][0]
-        if batch.calls != self.shape.layers:
-            # A model that attends in its own way would let rows see each other: no answer is better than that one.
-            raise UnsupportedBackbone(
-                f"{self.name}: {batch.calls} of {self.shape.layers} layers attend by the registered function; "
-                "this family does not let its attention be replaced, which packed rows need"
-            )
-        return hidden, batch.rows
 
     def _pool(self, hidden: Tensor, packed: PackedRows, prompts: Sequence[DevicePrompt]) -> Tensor:
         pooled = pool(hidden, packed)

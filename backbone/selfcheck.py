@@ -22,6 +22,9 @@ TESTED_FAMILIES = frozenset({
 })  # fmt: skip
 
 
+_LONG_LINE = 600  # tokens
+
+
 @torch.inference_mode()
 def check_packing(backbone: Backbone) -> None:
     """Refuse a backbone whose packed rows see each other, or whose prefixes are ignored.
@@ -52,17 +55,25 @@ def check_packing(backbone: Backbone) -> None:
         raise UnsupportedBackbone(f"{backbone.name}: this family ignores prefixes")
 
 
-def samples(backbone: Backbone) -> list[tuple[list[Row], list[DevicePrompt]]]:
-    """Batches on which a recorded model is compared with the stock one: other lengths, prefixes, the last positions."""
+def samples(backbone: Backbone, *, thorough: bool) -> list[tuple[list[Row], list[DevicePrompt]]]:
+    """Batches on which a recorded model is compared with the stock one: lengths, prefixes, segments, last positions.
+
+    `thorough` adds a long line, for families that we have not tested.
+    """
     bare, prefixed = _prompts(backbone)
     longest = min(9, backbone.max_positions)
     at_the_end = replace(prefixed, position_offset=backbone.max_positions - longest)
-    return [
+    lone, *pair = _rows(backbone, (1, longest, 4))
+    made = [
         (_rows(backbone, (5, 3)), [bare, prefixed]),
-        (_rows(backbone, (1,)), [bare]),
-        (_rows(backbone, (longest,)), [at_the_end]),
-        (_rows(backbone, (2, longest, 7, 4)), [prefixed, bare, at_the_end, prefixed]),
+        ([lone], [bare]),
+        ([replace(row, second=2) for row in pair], [at_the_end, prefixed]),
     ]
+    if thorough:  # a line longer than any row: some models look at its length
+        made.append(
+            (_rows(backbone, [longest] * (_LONG_LINE // longest)), [prefixed] * (_LONG_LINE // longest))
+        )
+    return made
 
 
 def _prompts(backbone: Backbone) -> tuple[DevicePrompt, DevicePrompt]:

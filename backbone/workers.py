@@ -8,9 +8,8 @@ share of them from beginning to end and meet the others once. Knows nothing of m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -26,7 +25,14 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._threads = ThreadPoolExecutor(count, "promptmux-core", initializer=_use_one_core)
+        self._threads = ThreadPoolExecutor(count, "promptmux-core", initializer=use_one_core)
+        self._wide = ThreadPoolExecutor(
+            1, "promptmux-wide", initializer=torch.set_num_threads, initargs=(count,)
+        )
+
+    def wide(self, function: Callable[[], T]) -> T:
+        """Call `function` on the one thread whose operators use all cores: each such thread keeps a team of its own."""
+        return self._wide.submit(function).result()
 
     def map(self, function: Callable[[list[int]], T], lengths: Sequence[int]) -> list[tuple[list[int], T]]:
         """Call `function` with the row numbers of each share; return the shares with what it gave for them.
@@ -35,7 +41,7 @@ class Workers:
         """
         tokens = sum(lengths)
         if is_wide(lengths):
-            return [([0], function([0]))]
+            return [([0], self.wide(lambda: function([0])))]
         shares = divide(lengths, max(1, min(self.count, len(lengths), tokens // _LEAST_SHARE)))
         waiting = [self._threads.submit(function, share) for share in shares]
         errors = [error for error in (future.exception() for future in waiting) if error is not None]
@@ -60,18 +66,8 @@ def is_wide(lengths: Sequence[int]) -> bool:
     return len(lengths) == 1 and lengths[0] >= _WIDE
 
 
-@contextmanager
-def use_cores(count: int, *, of: int) -> Iterator[None]:
-    """Let the operators of this thread use `count` of a CPU's cores, and one of them afterwards."""
-    if of > 1 and torch.get_num_threads() != count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count > 1:
-            torch.set_num_threads(1)
-
-
-def _use_one_core() -> None:
+def use_one_core() -> None:
+    """Let the operators of this thread run on one core."""
     # Holds for this thread and for threads that have not used torch yet; those that have keep their number.
-    torch.set_num_threads(1)
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)

@@ -1,9 +1,10 @@
 """Jobs go in, batches come out: where the event loop and the device's lanes meet. Knows no torch, HTTP or prompt.
 
 A device has one lane or, on CPUs, one for each core: a thread that runs its batches from beginning to end, without
-waiting for the others. A lane takes a batch the moment it is free: its even part of all that waits or runs. So rows
-that come together are shared among cores, and batches do not grow unlike: where one lane had nearly all rows and the
-others went round with one each, many rows would wait long, and few would share the cost of a forward.
+waiting for the others. A lane takes a batch the moment it is free: its even part of all that waits or runs, counting
+the lanes that run a batch or wait for one (not those that load a prompt meanwhile). So rows that come together are
+shared among cores, and batches do not grow unlike: where one lane had nearly all rows and the others went round with
+one each, many rows would wait long, and few would share the cost of a forward.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ R = TypeVar("R", bound=Sized)
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A job's answer: scores in the order of its rows, seconds in the queue and on the device."""
+    """A job's answer: scores in the order of its rows; seconds until the first row was taken, and from then until the
+    last one was done (a job of several turns waits between them, too).
+    """
 
     scores: tuple[Scores, ...]
     queued: float
@@ -60,7 +63,7 @@ class Job(Generic[R]):
 class Batch(Generic[R]):
     """Rows of any callers for one forward: `rows[i]` under the prompt in slot `slots[i]`.
 
-    `alone` says that no other lane had work when the batch was made.
+    `alone` says that all other lanes waited for work when the batch was made, and nothing was left for them.
     """
 
     rows: list[R] = field(default_factory=list)
@@ -81,9 +84,10 @@ class BatchQueue(Generic[R]):
         self._turn: Final = max(1, batch_rows // 4)
         self._change = threading.Condition(threading.Lock())
         self._jobs: deque[Job[R]] = deque()
-        self._tokens = 0  # of all that waits
-        self._running = 0  # tokens that lanes have taken
-        self._busy = 0  # lanes that have them
+        self.waiting_tokens = 0
+        self._busy = 0  # lanes that have taken a batch
+        self.running_tokens = 0  # of these batches
+        self.free = 0  # lanes that wait in `take`
         self._wakes = 0
         self.lanes = 1
 
@@ -92,7 +96,7 @@ class BatchQueue(Generic[R]):
         with self._change:
             before = len(self._jobs)
             self._jobs.extend(jobs)
-            self._tokens += sum(self._jobs[at].cost() for at in range(before, len(self._jobs)))
+            self.waiting_tokens += sum(self._jobs[at].cost() for at in range(before, len(self._jobs)))
             self._change.notify(self.lanes)
 
     def wake(self, times: int = 1) -> None:
@@ -106,25 +110,27 @@ class BatchQueue(Generic[R]):
         batch: Batch[R] = Batch()
         with self._change:
             while not self._jobs and not self._wakes:
+                self.free += 1
                 self._change.wait()
+                self.free -= 1
             if self._wakes:
                 self._wakes -= 1
                 return batch
-            share = (self._tokens + self._running) / self.lanes
+            share = (self.waiting_tokens + self.running_tokens) / (1 + self._busy + self.free)
             while self._jobs and batch.tokens < share:
                 job = self._jobs.popleft()
                 if job.future.done():  # the caller has gone
                     batch.dropped += len(job.rows) - job.taken
-                    self._tokens -= job.cost()
+                    self.waiting_tokens -= job.cost()
                 elif not self._fill(batch, job, share):
                     self._jobs.appendleft(job)  # first in the next batch: it must not lose its place
                     break
                 elif job.taken < len(job.rows):
                     self._jobs.append(job)  # its next turn
-            batch.alone = not self._busy and not self._jobs
+            batch.alone = self.free == self.lanes - 1 and not self._jobs
             if batch.rows:
                 self._busy += 1
-                self._running += batch.tokens
+                self.running_tokens += batch.tokens
         return batch
 
     def done(self, batch: Batch[R]) -> None:
@@ -132,14 +138,15 @@ class BatchQueue(Generic[R]):
         if batch.rows:
             with self._change:
                 self._busy -= 1
-                self._running -= batch.tokens
+                self.running_tokens -= batch.tokens
 
     def _fill(self, batch: Batch[R], job: Job[R], share: float) -> bool:
         """Move one turn of the job's rows into the batch; False when the batch is full."""
         first = at = job.taken
         if first == 0:
             job.first_taken = time.perf_counter()
-        end = min(first + self._turn, len(job.rows))
+        # A turn that the last batch cut short is finished, not begun again.
+        end = min(first - first % self._turn + self._turn, len(job.rows))
         while at < end:
             row = job.rows[at]
             cost = len(row) + job.extra
@@ -156,5 +163,5 @@ class BatchQueue(Generic[R]):
         job.taken = at
         if at > first:
             batch.parts.append((job, first, at - first))
-            self._tokens -= sum(map(len, job.rows[first:at])) + job.extra * (at - first)
+            self.waiting_tokens -= sum(map(len, job.rows[first:at])) + job.extra * (at - first)
         return at == end

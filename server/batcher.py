@@ -116,7 +116,7 @@ class Batcher(Generic[R]):
         if scores is None:
             metrics.forward_failures.inc()
         else:
-            metrics.rows.inc(len(batch.rows))
+            metrics.rows.inc(sum(own is not None for own in scores))
         at = 0
         for job, first, count in batch.parts:
             part = scores[at : at + count] if scores is not None else None

@@ -1,8 +1,8 @@
 """From a prompt's bytes to a slot, with every check on the way.
 
 Owns: the order of the checks, for uploads and for what comes from the store. Must not know: slots'
-bookkeeping, aliases, HTTP. Decoding and template work happen off the event loop; the device's part on its own
-thread.
+bookkeeping, aliases, HTTP. Decoding and template work happen off the event loop; the device's part on one of
+its lanes.
 """
 
 from __future__ import annotations

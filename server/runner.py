@@ -78,7 +78,10 @@ class Runner:
     async def rehearse(self, rows: Sequence[Row], slot: int) -> list[Scores]:
         """Scores of `rows` under the prompt in `slot`, outside the queue."""
         scores = await self._call(lambda: self.run(rows, [slot] * len(rows)))
-        return [own for own in scores if own is not None]
+        found = [own for own in scores if own is not None]
+        if len(found) < len(rows):
+            raise RuntimeError(f"slot {slot} is empty")
+        return found
 
     async def stop(self, patience: float) -> bool:
         """End the lanes after the batches that are running; False when they did not end in time."""
@@ -104,6 +107,8 @@ class Runner:
         scores = self._backbone.score_on_lane(
             [row for row, _ in found], [own for _, own in found], alone=alone
         )
+        if len(scores) != len(found):
+            raise RuntimeError("the backbone gave another number of scores than rows")
         rest = iter(scores)
         return [None if prompt is None else next(rest) for prompt in prompts]
 
@@ -144,10 +149,12 @@ class Runner:
         began = time.perf_counter()
         try:
             scores = self.run(batch.rows, batch.slots, alone=batch.alone)
+            if lost := scores.count(None):
+                self._log.info("rows_without_prompt", rows=lost)
         except Exception:  # whatever it is: every caller of the batch gets an answer
-            scores = None
             self._log.exception("forward_failed", rows=len(batch.rows), tokens=batch.tokens)
-        self._work.finish(batch, scores, time.perf_counter() - began)
+        finally:
+            self._work.finish(batch, scores, time.perf_counter() - began)
 
     def _answer(self, function: Callable[[], object], future: asyncio.Future[object]) -> None:
         try:

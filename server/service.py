@@ -78,6 +78,7 @@ class Service:
             device=str(backbone.device),
             dtype=backbone.dtype_name,
             kernels=backbone.kernels,
+            lanes=backbone.lanes,
             seconds=round(time.perf_counter() - began, 2),
         )
         self.loader.serve_with(backbone)
@@ -113,7 +114,7 @@ class Service:
             self._background[:] = [task for task in self._background if not task.done()]
         await self.cache.aclose()
         if not await self.runner.stop(patience=5.0):
-            self.log.warning("device_thread_still_busy")
+            self.log.warning("lanes_still_busy")
         await self.store.aclose()
 
     async def _warm(self) -> None:

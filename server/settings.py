@@ -56,10 +56,11 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="serving dtype")
     kernels: Literal["auto", "off", "required"] = Field(
-        "auto", description="compiled attention and packed weights on CPUs: auto does what it can"
+        "auto",
+        description="on CPUs: compiled attention, packed weights, a recorded model; auto does what it can",
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of the model; default: torch's choice"
+        None, ge=1, le=1024, description="CPU cores that run batches, a lane each; default: torch's choice"
     )
 
     store: str = Field("file://promptmux-store", description="where prompts are kept, as a URL")

@@ -34,7 +34,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "infinity bfloat16, compiled": (
         "--engine", "torch", "--dtype", "bfloat16", "--compile", "--no-bettertransformer",
     ),
-    # Its warm-up sends texts longer than the model takes, which this engine does not cut; the bench's first round warms.
+    # Its warm-up sends texts longer than the model takes, and this engine does not cut; the bench's first round warms.
     "infinity ONNX, optimised": ("--engine", "optimum", "--no-model-warmup"),
 }  # fmt: skip
 MOST_APART = 0.03  # of a probability; bfloat16 is about a tenth of this away from float32

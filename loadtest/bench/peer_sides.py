@@ -31,7 +31,8 @@ class PeerSide:
     """One row of the table: the fastest of `ways` is measured, which differ in how but not in what is computed.
 
     `counts` is False where a side is shown but is not the peer that ours is compared with. `sorted` says that the
-    whole workload is sorted by length beforehand, which a server of single requests cannot do; other sides may pad.
+    whole workload is sorted by length beforehand, which a server of single requests cannot do; short texts are measured
+    both ways, long ones the faster way.
     """
 
     name: str
@@ -62,7 +63,7 @@ def peer_sides(peers: Sequence[str], prompts: Path, *, compiled: bool = True) ->
         peer = name.split()[0]
         if texts == "long":  # slow: one side each, its fastest way of both
             ways = _ways({**choices, "sort": (False, True)}, dtype=dtype)
-            sides.append(PeerSide(f"{name}, long", peer, texts, dtype, ways, counts=counts, sorted=True))
+            sides.append(PeerSide(f"{name}, long", peer, texts, dtype, ways, counts=counts))
             return
         for sort in (False, True):
             full = f"{name}, sorted" if sort else name

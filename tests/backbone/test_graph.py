@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from backbone import Backbone
+from backbone import Backbone, UnsupportedBackbone
+from backbone.family import refuse_unfit
 from backbone.graph import NotRecordable, RecordedModel
 from backbone.selfcheck import samples
 from tests.backbone.families import FAMILIES, tiny
@@ -28,35 +30,38 @@ def features(bone: Backbone, family: str, dtype: str, attention: str, texts: lis
 def test_the_recorded_model_gives_what_the_model_gives(family: str, dtype: str) -> None:
     bone = tiny(family, dtype)
     assert "graph" in bone.kernels
-    recorded = bone._recorded
+    recorded = bone._encoder.recorded
     for texts in (["a"], list(TEXTS), [MAXIMAL, *TEXTS], [MAXIMAL]):
         with torch.no_grad():
             got = features(bone, family, dtype, "auto", texts)
-            bone._recorded = None
+            bone._encoder.recorded = None
             try:
                 expected = features(bone, family, dtype, "auto", texts)
             finally:
-                bone._recorded = recorded
+                bone._encoder.recorded = recorded
         assert torch.equal(got, expected)
 
 
 def test_gradients_come_from_the_model_itself() -> None:
     bone = tiny("bert")
     task = next(task for task in tasks("bert") if task.prompt.prefix_keys)
-    prompt = bone.bind(
-        task.manifest,
-        {
-            name: torch.randn(shape, requires_grad=True)
-            for name, shape in {
-                "prefix.encoder.key": (bone.shape.layers, 2, bone.shape.kv_heads, bone.shape.head_dim),
-                "prefix.encoder.value": (bone.shape.layers, 2, bone.shape.kv_heads, bone.shape.head_dim),
-                "head.0.weight": (len(task.manifest.labels), bone.shape.hidden_size),
-                "head.0.bias": (len(task.manifest.labels),),
-            }.items()
-        },
-    )
-    (logits,) = bone.forward([task.row(bone, "one two")], [prompt])
-    assert logits.requires_grad
+    size = (bone.shape.layers, task.prompt.num_prefix_tokens, bone.shape.kv_heads, bone.shape.head_dim)
+    learned = {f"prefix.encoder.{kind}": torch.randn(size, requires_grad=True) for kind in ("key", "value")}
+    labels = len(task.manifest.labels)
+    head = {"head.0.weight": torch.randn(labels, bone.shape.hidden_size), "head.0.bias": torch.zeros(labels)}
+    (logits,) = bone.forward([task.row(bone, "one two")], [bone.bind(task.manifest, learned | head)])
+    gradients = torch.autograd.grad(logits[0], list(learned.values()))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_that_depend_on_the_batch_are_refused(kind: str) -> None:
+    config = SimpleNamespace(model_type="phi3", rope_parameters={"rope_type": kind})
+    with pytest.raises(UnsupportedBackbone, match=kind):
+        refuse_unfit(SimpleNamespace(config=config, base_model=nn.Identity()))
+    nested = SimpleNamespace(model_type="x", rope_parameters={"full_attention": {"rope_type": kind}})
+    with pytest.raises(UnsupportedBackbone, match=kind):
+        refuse_unfit(SimpleNamespace(config=nested, base_model=nn.Identity()))
 
 
 def test_threads_do_not_mix_up_their_batches() -> None:
@@ -98,14 +103,23 @@ def test_a_model_that_decides_by_values_is_not_recorded() -> None:
         RecordedModel(_Deciding(), {}, [(short, _Batch()), (long, _Batch())])  # type: ignore[list-item]
 
 
-def test_a_model_that_cannot_be_recorded_still_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("no tracer here\nwith details"), r"RuntimeError: no tracer here$"),
+        (AssertionError(), "Assertion"),
+    ],
+)
+def test_a_model_that_cannot_be_recorded_still_serves(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
     def broken(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("no tracer here\nwith details")
+        raise error
 
     bone = tiny("bert", attention="eager")
     monkeypatch.setattr("torch.jit.trace", broken)
-    with pytest.raises(NotRecordable, match=r"RuntimeError: no tracer here$"):
-        bone.record(samples(bone))
+    with pytest.raises(NotRecordable, match=said):
+        bone.record(samples(bone, thorough=True))
     assert "graph" not in bone.kernels
     with torch.no_grad():
         assert torch.isfinite(features(bone, "bert", "float32", "eager", ["a"])).all()

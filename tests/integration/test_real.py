@@ -64,9 +64,9 @@ def publish(server: ServerProcess, task_id: str, data: bytes) -> str:
     return version
 
 
-@pytest.fixture(scope="module")
-def real(serve_package: Serve) -> ServerProcess:
-    server = serve_package("--dtype", "float32", "--threads", "1", module="promptmux serve").ready()
+@pytest.fixture(scope="module", params=["1", "2"], ids=["one lane", "two lanes"])
+def real(serve_package: Serve, request: pytest.FixtureRequest) -> ServerProcess:
+    server = serve_package("--dtype", "float32", "--threads", request.param, module="promptmux serve").ready()
     fingerprint = server.events("backbone_loaded")[0]["fingerprint"]
     publish(server, "bare", prompt("bare", fingerprint, 1))
     publish(server, "soft", prompt("soft", fingerprint, 2, soft=12))

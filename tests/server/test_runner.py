@@ -53,7 +53,7 @@ async def test_a_load_does_not_wait_for_the_queue(device: Device) -> None:
     await device.runner.load(1, PROMPT)
     device.backbone.delay = 0.05
     waiting = [asyncio.create_task(device.batcher.submit([row()] * 100, 1)) for _ in range(8)]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.02)  # the lanes have begun
     await device.runner.load(2, PROMPT)
     assert not all(task.done() for task in waiting)
     await asyncio.gather(*waiting)
@@ -93,11 +93,22 @@ async def test_a_slot_that_was_dropped_fails_its_own_row_only(device: Device) ->
     await device.runner.load(1, PROMPT)
     await device.runner.load(2, PROMPT)
     await device.runner.drop(2)
+    # Both in one batch: a third caller's row keeps each lane until they are there.
+    device.backbone.delay = 0.2
+    busy = [asyncio.create_task(device.batcher.submit([row()], 1)) for _ in range(device.backbone.lanes)]
+    await asyncio.sleep(0.1)
+    device.backbone.delay = 0.0
     kept, lost = await asyncio.gather(
         device.batcher.submit([row()], 1), device.batcher.submit([row()], 2), return_exceptions=True
     )
     assert isinstance(kept, Scored)
     assert isinstance(lost, InferenceFailed)
+    await asyncio.gather(*busy)
+
+
+async def test_an_empty_slot_cannot_be_rehearsed(device: Device) -> None:
+    with pytest.raises(RuntimeError, match="slot 5 is empty"):
+        await device.runner.rehearse([row()], 5)
 
 
 async def test_lanes_work_at_the_same_time(device: Device) -> None:
