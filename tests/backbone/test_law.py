@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import backbone.attention
-import backbone.model
+import backbone.encoder
 from backbone import Backbone, Row
 from backbone.native import NativeRows, PrefixAddresses, Reach
 from backbone.packing import Group
@@ -154,7 +154,7 @@ def test_swapping_two_prompts_moves_logits(family: str) -> None:
 
 
 def _shifted_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = backbone.model.pack
+    real = backbone.encoder.pack
 
     def shifted(*args: object, **kwargs: object) -> object:
         packed = real(*args, **kwargs)  # type: ignore[arg-type]
@@ -162,11 +162,11 @@ def _shifted_spans(monkeypatch: pytest.MonkeyPatch) -> None:
             group.keys = (group.keys - 1).clamp(min=0)
         return packed
 
-    monkeypatch.setattr(backbone.model, "pack", shifted)
+    monkeypatch.setattr(backbone.encoder, "pack", shifted)
 
 
 def _swapped_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = backbone.model.pack
+    real = backbone.encoder.pack
 
     def swapped(
         rows: object, soft: object, prefixes: list[object], *rest: object, **kwargs: object
@@ -176,11 +176,11 @@ def _swapped_slots(monkeypatch: pytest.MonkeyPatch) -> None:
         changed[at], changed[other] = changed[other], changed[at]
         return real(rows, soft, changed, *rest, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(backbone.model, "pack", swapped)
+    monkeypatch.setattr(backbone.encoder, "pack", swapped)
 
 
 def _swapped_soft_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = backbone.model.pack
+    real = backbone.encoder.pack
 
     def swapped(rows: list[Row], soft: list[int], *rest: object, **kwargs: object) -> object:
         at, other = (i for i, row in enumerate(rows) if row.lead == 7)
@@ -188,7 +188,7 @@ def _swapped_soft_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         changed[at], changed[other] = changed[other], changed[at]
         return real(rows, changed, *rest, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(backbone.model, "pack", swapped)
+    monkeypatch.setattr(backbone.encoder, "pack", swapped)
 
 
 def _dropped_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def _shifted_rows(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__(lengths, prefixes, starts)
             self.starts[1:-1] += 1
 
-    monkeypatch.setattr(backbone.model, "NativeRows", Shifted)
+    monkeypatch.setattr(backbone.encoder, "NativeRows", Shifted)
 
 
 def _swapped_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def _swapped_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
         changed[at], changed[other] = changed[other], changed[at]
         return NativeRows(lengths, changed, starts)
 
-    monkeypatch.setattr(backbone.model, "NativeRows", swapped)
+    monkeypatch.setattr(backbone.encoder, "NativeRows", swapped)
 
 
 def _wrong_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def _forgotten_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(lengths: list[int], prefixes: list[PrefixAddresses], starts: list[int]) -> NativeRows:
         return NativeRows(lengths, [PrefixAddresses()] * len(prefixes), starts)
 
-    monkeypatch.setattr(backbone.model, "NativeRows", without)
+    monkeypatch.setattr(backbone.encoder, "NativeRows", without)
 
 
 EAGER_MISTAKES = (_shifted_spans, _swapped_slots, _swapped_soft_prompts, _dropped_prefix, _no_padding_mask)
