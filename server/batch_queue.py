@@ -143,6 +143,7 @@ class BatchQueue(Generic[R]):
     def _fill(self, batch: Batch[R], job: Job[R], share: float) -> bool:
         """Move one turn of the job's rows into the batch; False when the batch is full."""
         first = at = job.taken
+        before = batch.tokens
         if first == 0:
             job.first_taken = time.perf_counter()
         # A turn that the last batch cut short is finished, not begun again.
@@ -163,5 +164,5 @@ class BatchQueue(Generic[R]):
         job.taken = at
         if at > first:
             batch.parts.append((job, first, at - first))
-            self.waiting_tokens -= sum(map(len, job.rows[first:at])) + job.extra * (at - first)
+            self.waiting_tokens -= batch.tokens - before
         return at == end
