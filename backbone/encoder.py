@@ -94,6 +94,13 @@ class PackedEncoder:
             )
         return hidden, batch.rows
 
+    def key_values(self, row: Row, prompt: DevicePrompt) -> tuple[Tensor, Tensor]:
+        """Keys and values of a row's tokens in every layer, [layers, tokens, kv_heads, head_dim] each."""
+        recorded: list[tuple[Tensor, Tensor]] = []
+        self([row], [prompt], record=recorded)
+        keys, values = zip(*recorded, strict=True)
+        return torch.stack(keys), torch.stack(values)
+
     def _inputs(
         self,
         rows: Sequence[Row],

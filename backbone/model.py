@@ -21,7 +21,6 @@ from backbone.errors import UnsupportedBackbone
 from backbone.folding import fold, has_window, pays, soft_row
 from backbone.heads import probabilities, score_rows, split_lm_head
 from backbone.native import NativeAttention
-from backbone.packing import PackedRows
 from backbone.pooling import pool, split_pooler
 from backbone.prompts import DevicePrompt, bind, label_word_id, refuse_misfit
 from backbone.rows import Row, RowEncoder, text_row
@@ -160,7 +159,7 @@ class Backbone:
             lead = parse_template(prompt.manifest.template).num_leading_soft
             if not lead or not self._folds:
                 return loaded
-            folded = loaded.with_prefix(*self._record(soft_row(lead), loaded))
+            folded = loaded.with_prefix(*self._encoder.key_values(soft_row(lead), loaded))
             if lead == loaded.num_soft_tokens:  # no row needs the vectors any more
                 folded = replace(folded, soft_prompt=None)
             return replace(loaded, folded=folded, folded_tokens=lead, nbytes=folded.nbytes)
@@ -191,14 +190,14 @@ class Backbone:
         if not rows:
             return []
         hidden, packed = self._encoder(rows, prompts)
-        pooled = self._pool(hidden, packed, prompts)
+        pooled = pool(hidden, packed, [prompt.pooler for prompt in prompts], self._pooler)
         logits = score_rows(pooled, [p.head for p in prompts], lm_head=self._lm_head, dtype=self.dtype)
         return [prompt.calibrated(value) for value, prompt in zip(logits, prompts, strict=True)]
 
     def features(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> Tensor:
         """Pooled hidden states [rows, hidden], float32: what a head sees. For training heads on frozen features."""
         hidden, packed = self._encoder(rows, prompts)
-        return self._pool(hidden, packed, prompts)
+        return pool(hidden, packed, [prompt.pooler for prompt in prompts], self._pooler)
 
     def score(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> list[tuple[float, ...]]:
         """Probabilities of each row's labels: softmax, or sigmoid of each label for multi-label prompts.
@@ -277,7 +276,7 @@ class Backbone:
 
         float32, on the host. Keys are as attention sees them, after any rotation by position: as a prefix stores them.
         """
-        keys, values = self._record(text_row(token_ids), self._bare(len(token_ids)))
+        keys, values = self._encoder.key_values(text_row(token_ids), self._bare(len(token_ids)))
         return keys.float().cpu(), values.float().cpu()
 
     def weights(self) -> list[nn.Parameter]:
@@ -292,24 +291,8 @@ class Backbone:
             )
         return list(self._base.parameters())
 
-    def _record(self, row: Row, prompt: DevicePrompt) -> tuple[Tensor, Tensor]:
-        recorded: list[tuple[Tensor, Tensor]] = []
-        self._encoder([row], [prompt], record=recorded)
-        keys, values = zip(*recorded, strict=True)
-        return torch.stack(keys), torch.stack(values)
-
     def _bare(self, max_tokens: int) -> DevicePrompt:
         labels = torch.zeros(2, self.shape.hidden_size)
         return self.bind(
             family.bare_manifest(self.shape, max_tokens=max_tokens), {"verbalizer.label_embeddings": labels}
         )
-
-    def _pool(self, hidden: Tensor, packed: PackedRows, prompts: Sequence[DevicePrompt]) -> Tensor:
-        pooled = pool(hidden, packed)
-        asking = [row for row, prompt in enumerate(prompts) if prompt.pooler]
-        if not asking:
-            return pooled
-        assert self._pooler is not None, "bind() refuses pooler prompts on a backbone without one"
-        index = torch.tensor(asking, device=self.device)
-        states = self._pooler(pooled.index_select(0, index).to(self.dtype))
-        return pooled.index_copy(0, index, states.float())

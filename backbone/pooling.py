@@ -5,7 +5,7 @@ Owns averaging over the places that a prompt pools, and the stock model's traine
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,20 @@ from backbone.packing import PackedRows
 Pooler = Callable[[Tensor], Tensor]
 
 
-def pool(hidden: Tensor, rows: PackedRows) -> Tensor:
-    """Average the pooled places of each row: [T, hidden] → [R, hidden] float32."""
+def pool(hidden: Tensor, rows: PackedRows, asking: Sequence[bool], pooler: Pooler | None) -> Tensor:
+    """Average the pooled places of each row: [T, hidden] → [R, hidden] float32; rows that are `asking` go through
+    the `pooler` as well, which must be there for them.
+    """
     picked = hidden.index_select(0, rows.pool_at).float()
     total = picked.new_zeros(rows.num_rows, hidden.shape[1]).index_add(0, rows.pool_row, picked)
-    return total / rows.pool_count.unsqueeze(1)
+    pooled = total / rows.pool_count.unsqueeze(1)
+    wanted = [row for row, asks in enumerate(asking) if asks]
+    if not wanted:
+        return pooled
+    assert pooler is not None, "bind() refuses pooler prompts on a backbone without one"
+    index = torch.tensor(wanted, device=hidden.device)
+    states = pooler(pooled.index_select(0, index).to(hidden.dtype))
+    return pooled.index_copy(0, index, states.float())
 
 
 def split_pooler(base: Any, *, trained: bool) -> Pooler | None:
