@@ -141,7 +141,7 @@ class Catalogue:
 
     def set_alias(
         self, task_id: str, alias: str, targets: Sequence[Target], expected: int | None, actor: str
-    ) -> AliasRecord:
+    ) -> tuple[AliasRecord, Revision]:
         """Compare and set; UnknownTask, UnknownVersion, RevisionConflict."""
         pairs: list[JsonValue] = [[target.version, target.weight] for target in targets]
         with self._transaction("BEGIN IMMEDIATE"):
@@ -155,9 +155,9 @@ class Catalogue:
                 "INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?)",
                 (task_id, alias, json.dumps(pairs), number),
             )
-            return AliasRecord(alias, tuple(targets), number)
+            return AliasRecord(alias, tuple(targets), number), self.revision()
 
-    def delete_alias(self, task_id: str, alias: str, expected: int | None, actor: str) -> None:
+    def delete_alias(self, task_id: str, alias: str, expected: int | None, actor: str) -> Revision:
         """Compare and delete; UnknownTask, UnknownAlias, RevisionConflict."""
         with self._transaction("BEGIN IMMEDIATE"):
             self._require_task(task_id)
@@ -165,8 +165,9 @@ class Catalogue:
                 raise UnknownAlias(f"task {task_id} has no alias {alias}")
             self._change(task_id, actor, "delete_alias", {"alias": alias})
             self._db.execute("DELETE FROM aliases WHERE task_id = ? AND name = ?", (task_id, alias))
+            return self.revision()
 
-    def delete_version(self, task_id: str, version: str, actor: str) -> None:
+    def delete_version(self, task_id: str, version: str, actor: str) -> Revision:
         """Remove a version; UnknownTask, UnknownVersion, VersionInUse."""
         with self._transaction("BEGIN IMMEDIATE"):
             self._require_task(task_id)
@@ -179,8 +180,9 @@ class Catalogue:
                 raise UnknownVersion(f"task {task_id} has no such version")
             self._change(task_id, actor, "delete_version", {"version": version})
             self._db.execute("DELETE FROM versions WHERE task_id = ? AND version = ?", (task_id, version))
+            return self.revision()
 
-    def delete_task(self, task_id: str, actor: str, *, force: bool) -> None:
+    def delete_task(self, task_id: str, actor: str, *, force: bool) -> Revision:
         """Leave a tombstone; UnknownTask, VersionInUse."""
         with self._transaction("BEGIN IMMEDIATE"):
             self._require_task(task_id)
@@ -191,6 +193,7 @@ class Catalogue:
             self._change(task_id, actor, "delete_task", {}, deleted=True)
             self._db.execute("DELETE FROM aliases WHERE task_id = ?", (task_id,))
             self._db.execute("DELETE FROM versions WHERE task_id = ?", (task_id,))
+            return self.revision()
 
     def unless_needed(self, versions: Collection[str], remove: Callable[[str], None]) -> None:
         """Call `remove` for each version that no task has, while no process can add one."""

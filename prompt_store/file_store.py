@@ -24,12 +24,14 @@ from prompt_store.errors import CorruptVersion, DigestMismatch, NotFound, StoreU
 from prompt_store.names import check_alias, check_task_id, is_version
 from prompt_store.prompt import Prompt
 from prompt_store.store import (
-    AliasRecord,
     Changes,
     Collected,
+    Durability,
     Event,
+    Moved,
     PromptStore,
     Published,
+    Receipt,
     Revision,
     Target,
     TaskPage,
@@ -45,6 +47,7 @@ POLL_SECONDS: Final = 0.1  # for changes by other processes; our own wake a watc
 COLLECT_CHUNK: Final = 100  # blobs per transaction: a collection must not keep publishers waiting for long
 MAX_LIMIT: Final = 1000
 MAX_ACTOR: Final = 200
+_ON_DISK: Final = Durability("always")  # `blobs` and `schema` see to it
 
 
 class FileStore(PromptStore):
@@ -65,7 +68,7 @@ class FileStore(PromptStore):
         prompt, version = await self._in_files(lambda: _check(data, expect_version))
         task_id = prompt.manifest.task_id
         if await self._is_stored(task_id, version):
-            return Published(task_id, version, created=False, revision=await self.revision())
+            return Published(await self.revision(), _ON_DISK, task_id, version, created=False)
         record = VersionRecord(
             version, len(data), time.time(), prompt.manifest.method, len(prompt.manifest.labels)
         )
@@ -76,7 +79,7 @@ class FileStore(PromptStore):
                 task_id, record, _clean(actor), ensure_blob=lambda: self._ensure(version, data)
             )
         )
-        return Published(task_id, version, created, revision)
+        return Published(revision, _ON_DISK, task_id, version, created)
 
     async def get(self, task_id: str, version: str) -> bytes:
         """See `PromptStore.get`."""
@@ -115,37 +118,45 @@ class FileStore(PromptStore):
         *,
         expected_revision: int | None,
         actor: str = "",
-    ) -> AliasRecord:
+    ) -> Moved:
         """See `PromptStore.set_alias`."""
         _check_ids(task_id, *(target.version for target in targets))
         check_alias(alias)
         check_targets(targets)
-        return await self._write(
+        record, revision = await self._write(
             lambda catalogue: catalogue.set_alias(task_id, alias, targets, expected_revision, _clean(actor))
         )
+        return Moved(revision, _ON_DISK, record)
 
     async def delete_alias(
         self, task_id: str, alias: str, *, expected_revision: int | None, actor: str = ""
-    ) -> None:
+    ) -> Receipt:
         """See `PromptStore.delete_alias`."""
         check_task_id(task_id)
         check_alias(alias)
-        await self._write(
+        revision = await self._write(
             lambda catalogue: catalogue.delete_alias(task_id, alias, expected_revision, _clean(actor))
         )
+        return Receipt(revision, _ON_DISK)
 
-    async def delete_version(self, task_id: str, version: str, *, actor: str = "") -> None:
+    async def delete_version(self, task_id: str, version: str, *, actor: str = "") -> Receipt:
         """See `PromptStore.delete_version`."""
         _check_ids(task_id, version)
         # Touched before, not after: in between a collection could find it unneeded and old.
         await self._in_files(lambda: self._blobs.touch(version))
-        await self._write(lambda catalogue: catalogue.delete_version(task_id, version, _clean(actor)))
+        revision = await self._write(
+            lambda catalogue: catalogue.delete_version(task_id, version, _clean(actor))
+        )
+        return Receipt(revision, _ON_DISK)
 
-    async def delete_task(self, task_id: str, *, force: bool = False, actor: str = "") -> None:
+    async def delete_task(self, task_id: str, *, force: bool = False, actor: str = "") -> Receipt:
         """See `PromptStore.delete_task`."""
         record = await self.task(task_id)
         await self._in_files(lambda: self._blobs.touch(*(version.version for version in record.versions)))
-        await self._write(lambda catalogue: catalogue.delete_task(task_id, _clean(actor), force=force))
+        revision = await self._write(
+            lambda catalogue: catalogue.delete_task(task_id, _clean(actor), force=force)
+        )
+        return Receipt(revision, _ON_DISK)
 
     async def watch(self, after: Revision, *, timeout: float) -> Changes:  # noqa: ASYNC109 — a long poll: the end of the wait is an answer
         """See `PromptStore.watch`."""

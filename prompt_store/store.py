@@ -74,13 +74,48 @@ class TaskRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class Durability:
+    """What the backend promised when it acknowledged a write.
+
+    `fsync` says when what was written is on the disk: `always` before the acknowledgement, `everysec` within a second
+    or two after it, `no` when the operating system likes, `off` never (nothing is kept on a disk), `unknown` where the
+    backend would not tell. `replicas` is how many copies on other machines confirmed the write.
+    """
+
+    fsync: Literal["always", "everysec", "no", "off", "unknown"]
+    replicas: int = 0
+
+    @property
+    def durable(self) -> bool:
+        """Whether the write outlives the sudden end of the machine that took it."""
+        return self.fsync == "always" or self.replicas > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The acknowledgement of a write: where the history stood after it, and what was promised.
+
+    A reader that has seen `revision` or a later one has seen the write.
+    """
+
+    revision: Revision
+    durability: Durability
+
+
+@dataclass(frozen=True, slots=True)
+class Published(Receipt):
     """What a publish came to; `created` is False when the version was there already."""
 
     task_id: str
     version: str
     created: bool
-    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Moved(Receipt):
+    """What setting an alias came to: the alias as it stands now."""
+
+    alias: AliasRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +171,9 @@ class PromptStore(ABC):
     Promises of every backend:
 
     - A version is a prompt file, named by the SHA-256 of its bytes. It never changes. What `publish` has
-      acknowledged is durable and is what `get` gives back, or CorruptVersion: never other bytes.
+      acknowledged is what `get` gives back, or CorruptVersion: never other bytes.
+    - Every write that was acknowledged outlives the backend's process; its `Receipt` says whether it also outlives
+      the machine. History that was lost all the same is told by `watch`, never passed over.
     - Every change of the catalogue is atomic, raises the revision by one, and adds one event to its task's
       history. A call that raised has changed nothing, except that a StoreUnavailable from a write leaves it
       open whether the change was made; every write may be tried again.
@@ -189,7 +226,7 @@ class PromptStore(ABC):
         *,
         expected_revision: int | None,
         actor: str = "",
-    ) -> AliasRecord:
+    ) -> Moved:
         """Create or move an alias, if it is at `expected_revision` (0: if there is none; None: in any case).
 
         UnknownTask; UnknownVersion; RevisionConflict; InvalidAlias for targets that `check_targets` refuses.
@@ -198,21 +235,21 @@ class PromptStore(ABC):
     @abstractmethod
     async def delete_alias(
         self, task_id: str, alias: str, *, expected_revision: int | None, actor: str = ""
-    ) -> None:
+    ) -> Receipt:
         """Remove an alias, if it is at `expected_revision` (None: wherever it is).
 
         UnknownTask; UnknownAlias; RevisionConflict.
         """
 
     @abstractmethod
-    async def delete_version(self, task_id: str, version: str, *, actor: str = "") -> None:
+    async def delete_version(self, task_id: str, version: str, *, actor: str = "") -> Receipt:
         """Take a version out of the catalogue; its bytes stay until `collect`.
 
         UnknownTask; UnknownVersion; VersionInUse while an alias leads to it.
         """
 
     @abstractmethod
-    async def delete_task(self, task_id: str, *, force: bool = False, actor: str = "") -> None:
+    async def delete_task(self, task_id: str, *, force: bool = False, actor: str = "") -> Receipt:
         """Delete a task with all its versions and, with `force`, its aliases; leaves a tombstone.
 
         UnknownTask; VersionInUse while it has an alias, unless `force`.

@@ -98,7 +98,7 @@ class Operations:
             return AliasRecord(alias, tuple(targets), record.revision if record else 0)
         moved = await self._store.set_alias(task_id, alias, targets, expected_revision=expected, actor=actor)
         await self._sync.refresh(task_id)
-        return moved
+        return moved.alias
 
     async def delete_alias(
         self, task_id: str, alias: str, expected: int, *, dry_run: bool, actor: str

@@ -21,10 +21,12 @@ NOWHERE = "0" * 64
 async def test_an_alias_moves_by_compare_and_set(store: PromptStore, build: Any) -> None:
     old = Target((await store.publish(build.prompt())).version)
     new = Target((await store.publish(build.prompt(seed=1))).version, weight=3)
-    first = await store.set_alias("sentiment", "current", [old], expected_revision=0)
+    first = (await store.set_alias("sentiment", "current", [old], expected_revision=0)).alias
     assert (first.name, first.targets, first.version) == ("current", (old,), old.version)
     assert first.revision > 0
-    second = await store.set_alias("sentiment", "current", [new, old], expected_revision=first.revision)
+    second = (
+        await store.set_alias("sentiment", "current", [new, old], expected_revision=first.revision)
+    ).alias
     assert (second.targets, second.version) == ((new, old), None)
     assert second.revision > first.revision
     assert (await store.task("sentiment")).aliases == {"current": second}
@@ -33,7 +35,7 @@ async def test_an_alias_moves_by_compare_and_set(store: PromptStore, build: Any)
             await store.set_alias("sentiment", "current", [old], expected_revision=stale)
         assert caught.value.current == second.revision
     assert (await store.task("sentiment")).aliases == {"current": second}
-    third = await store.set_alias("sentiment", "current", [old], expected_revision=None)
+    third = (await store.set_alias("sentiment", "current", [old], expected_revision=None)).alias
     assert third.revision > second.revision
 
 
@@ -49,7 +51,7 @@ async def test_alias_revisions_are_never_used_again(store: PromptStore, build: A
     target = Target((await store.publish(build.prompt())).version)
     seen: list[int] = []
     for step in range(3):
-        alias = await store.set_alias("sentiment", "current", [target], expected_revision=0)
+        alias = (await store.set_alias("sentiment", "current", [target], expected_revision=0)).alias
         seen.append(alias.revision)
         if step == 1:
             await store.delete_task("sentiment", force=True)
@@ -63,8 +65,8 @@ async def test_alias_revisions_are_never_used_again(store: PromptStore, build: A
 
 async def test_aliases_of_a_task_are_apart(store: PromptStore, build: Any) -> None:
     target = Target((await store.publish(build.prompt())).version)
-    one = await store.set_alias("sentiment", "current", [target], expected_revision=0)
-    two = await store.set_alias("sentiment", "canary", [target], expected_revision=0)
+    one = (await store.set_alias("sentiment", "current", [target], expected_revision=0)).alias
+    two = (await store.set_alias("sentiment", "canary", [target], expected_revision=0)).alias
     assert (await store.task("sentiment")).aliases == {"canary": two, "current": one}
     await store.set_alias("sentiment", "current", [target], expected_revision=one.revision)
     assert (await store.task("sentiment")).aliases["canary"] == two
@@ -108,7 +110,7 @@ async def test_an_alias_leads_only_to_versions_of_its_task(store: PromptStore, b
 
 async def test_an_alias_is_deleted_by_compare_and_set(store: PromptStore, build: Any) -> None:
     target = Target((await store.publish(build.prompt())).version)
-    alias = await store.set_alias("sentiment", "current", [target], expected_revision=0)
+    alias = (await store.set_alias("sentiment", "current", [target], expected_revision=0)).alias
     with pytest.raises(RevisionConflict):
         await store.delete_alias("sentiment", "current", expected_revision=alias.revision + 1)
     with pytest.raises(UnknownTask):
@@ -129,4 +131,4 @@ async def test_of_many_writers_of_one_alias_one_wins(store: PromptStore, build: 
     winners = [result for result in results if not isinstance(result, BaseException)]
     assert len(winners) == 1
     assert sum(isinstance(result, RevisionConflict) for result in results) == 19
-    assert (await store.task("sentiment")).aliases == {"current": winners[0]}
+    assert (await store.task("sentiment")).aliases == {"current": winners[0].alias}

@@ -43,9 +43,9 @@ async def test_a_limit_out_of_range_is_the_nearest_one(store: PromptStore, build
 
 async def test_history_tells_every_change_newest_first(store: PromptStore, build: Any) -> None:
     version = (await store.publish(build.prompt(), actor="anna")).version
-    alias = await store.set_alias(
-        "sentiment", "current", [Target(version, 2)], expected_revision=0, actor="ben"
-    )
+    alias = (
+        await store.set_alias("sentiment", "current", [Target(version, 2)], expected_revision=0, actor="ben")
+    ).alias
     await store.publish(build.prompt("other"))
     await store.delete_alias("sentiment", "current", expected_revision=alias.revision, actor="carl")
     await store.delete_version("sentiment", version, actor="dora")
@@ -116,7 +116,7 @@ async def test_the_epoch_stays_and_every_change_counts_one(
     backend: Any, store: PromptStore, build: Any
 ) -> None:
     version = (await store.publish(build.prompt())).version
-    alias = await store.set_alias("sentiment", "current", [Target(version)], expected_revision=0)
+    alias = (await store.set_alias("sentiment", "current", [Target(version)], expected_revision=0)).alias
     await store.delete_alias("sentiment", "current", expected_revision=alias.revision)
     await store.delete_version("sentiment", version)
     await store.delete_task("sentiment")

@@ -151,7 +151,9 @@ async def test_damaged_bytes_are_never_given_out_and_publish_puts_them_back(
 async def test_a_version_with_an_alias_on_it_is_kept(store: PromptStore, build: Any) -> None:
     old = (await store.publish(build.prompt())).version
     new = (await store.publish(build.prompt(seed=1))).version
-    alias = await store.set_alias("sentiment", "current", [Target(new), Target(old)], expected_revision=0)
+    alias = (
+        await store.set_alias("sentiment", "current", [Target(new), Target(old)], expected_revision=0)
+    ).alias
     with pytest.raises(VersionInUse, match="current"):
         await store.delete_version("sentiment", old)
     await store.set_alias("sentiment", "current", [Target(new)], expected_revision=alias.revision)
@@ -167,7 +169,7 @@ async def test_a_version_with_an_alias_on_it_is_kept(store: PromptStore, build: 
 async def test_a_deleted_task_is_unknown_but_has_a_history(store: PromptStore, build: Any) -> None:
     version = (await store.publish(build.prompt())).version
     await store.publish(build.prompt("other"))
-    alias = await store.set_alias("sentiment", "current", [Target(version)], expected_revision=0)
+    alias = (await store.set_alias("sentiment", "current", [Target(version)], expected_revision=0)).alias
     with pytest.raises(VersionInUse, match="current"):
         await store.delete_task("sentiment")
     await store.delete_alias("sentiment", "current", expected_revision=alias.revision)

@@ -182,7 +182,7 @@ async def test_an_alias_that_fails_to_move_at_any_step_is_at_one_of_two_places(
 ) -> None:
     store = FileStore(folder)
     old, new = [Target((await store.publish(build.prompt(seed=seed))).version) for seed in (0, 1)]
-    alias = await store.set_alias("sentiment", "current", [old], expected_revision=0)
+    alias = (await store.set_alias("sentiment", "current", [old], expected_revision=0)).alias
     moved = 0
     for at in range(1, 100):
         steps: list[str] = []
@@ -197,7 +197,7 @@ async def test_an_alias_that_fails_to_move_at_any_step_is_at_one_of_two_places(
         moved += now != alias
         if len(steps) < at:
             break
-        alias = await store.set_alias("sentiment", "current", [old], expected_revision=now.revision)
+        alias = (await store.set_alias("sentiment", "current", [old], expected_revision=now.revision)).alias
     assert moved > 0
     await store.aclose()
 

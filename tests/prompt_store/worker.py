@@ -26,7 +26,9 @@ async def race(url: str, task: str, version: str, rounds: int) -> None:
         aliases = (await store.task(task)).aliases
         expected = aliases["current"].revision if "current" in aliases else 0
         try:
-            alias = await store.set_alias(task, "current", [Target(version)], expected_revision=expected)
+            alias = (
+                await store.set_alias(task, "current", [Target(version)], expected_revision=expected)
+            ).alias
         except RevisionConflict:
             continue
         won += 1
