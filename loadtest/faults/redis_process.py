@@ -37,7 +37,7 @@ _WHEEL_TAGS = ("--python-version=3.11", "--implementation=cp", "--abi=cp311")
 # process id, and with it every signal.
 _DEBIAN_SERVER = """#!/bin/sh
 here=${0%/*}
-for folder in "$here"/usr/lib/* "$here"/lib/*; do LD_LIBRARY_PATH="$folder:$LD_LIBRARY_PATH"; done
+for folder in "$here"/usr/lib/* "$here"/lib/*; do LD_LIBRARY_PATH="$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"; done
 export LD_LIBRARY_PATH
 exec "$here/usr/bin/redis-server" "$@"
 """
@@ -113,7 +113,7 @@ def redis_server_from_wheel() -> Path:
 
 
 def _kept(name: str, make: Callable[[Path, Path], None]) -> Path:
-    """`redis-server` in the cache's folder `name`; `make(folder, scratch)` fills it if the server there does not run."""
+    """`redis-server` in the cache's folder `name`; `make(folder, scratch)` fills it if there is none that runs."""
     root = os.environ.get("XDG_CACHE_HOME")
     kept = (Path(root) if root else Path("~/.cache").expanduser()) / "promptmux" / "redis" / name
     server = kept / "redis-server"

@@ -130,7 +130,10 @@ async def test_what_was_in_the_black_hole_stays_dead(proxy: FaultProxy, echo: Ec
 
 async def test_what_a_mode_ends_is_closed_even_if_it_was_only_just_accepted(proxy: FaultProxy) -> None:
     with socket.create_connection(("127.0.0.1", proxy.port)) as left:
-        await asyncio.sleep(0)  # accepted, and its task not begun
+        for _ in range(1000):
+            if proxy.accepted:
+                break
+            await asyncio.sleep(0)  # one turn of the loop at a time: its task has not begun
         assert proxy.accepted == 1
         proxy.mode = Mode.REFUSE
         assert proxy.open == 1
