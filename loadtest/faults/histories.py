@@ -16,7 +16,7 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from rich.console import Console
 
 from loadtest.faults.history_places import PLACES, Place
 from loadtest.faults.history_replicas import Replica, Window, out_of_order, staleness
-from loadtest.faults.history_writers import TASKS, Plan, read_all, write_on
+from loadtest.faults.history_writers import TASKS, Plan, make_prompts, read_all, write_on
 from loadtest.faults.linearizability import (
     LIMIT,
     Operation,
@@ -85,7 +85,11 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
     """Run the histories one after another; odd seeds have writers in processes of their own, even ones in threads."""
     histories: list[History] = []
     spawn = multiprocessing.get_context("spawn")  # a fork would take along threads and event loops
-    with ThreadPoolExecutor(WRITERS) as threads, ProcessPoolExecutor(WRITERS, mp_context=spawn) as processes:
+    with (
+        ThreadPoolExecutor(WRITERS) as threads,
+        ProcessPoolExecutor(WRITERS, spawn, initializer=make_prompts) as processes,
+    ):
+        wait([processes.submit(time.sleep, 1.0) for _ in range(WRITERS)])  # until all have started
         for seed in range(options.seed, options.seed + options.histories):
             history = asyncio.run(
                 make_history(
@@ -138,9 +142,7 @@ async def make_history(
         for done in await asyncio.gather(*writing):
             history.operations += done
         await _settle(sure, replicas)
-        for task in following:
-            task.cancel()
-        await asyncio.wait(following)
+        await _end(following)
         await check(history, sure, start)
         for replica, task in zip(replicas, following, strict=True):
             if not task.cancelled() and (error := task.exception()):
@@ -174,6 +176,15 @@ async def _settle(sure: PromptStore, replicas: Sequence[Replica]) -> None:
         async with asyncio.timeout(_SETTLE_SECONDS):
             for replica in replicas:
                 await replica.has_seen(final)
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel the tasks until they end: `asyncio.wait_for` of Python 3.11, which clients use, can swallow one."""
+    waiting = set(tasks)
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=0.5)
 
 
 async def check(history: History, sure: PromptStore, start: int) -> None:

@@ -53,6 +53,13 @@ def prompt(task: str, number: int) -> bytes:
     return encode_prompt(*make_prompt(task, "bare", _BACKBONE, seed=number))
 
 
+def make_prompts() -> None:
+    """Make all of them now, so that no history waits for it."""
+    for task in TASKS:
+        for number in range(VERSIONS):
+            prompt(task, number)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one writer does: calls until `until` (of time.monotonic), `calls` at most, with pauses between."""
