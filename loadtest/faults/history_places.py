@@ -6,17 +6,23 @@ Owns: each kind of store on an empty folder, and its faults. Must not know: who 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
+import multiprocessing
 import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from loadtest.faults.fault_proxy import FaultProxy, Mode
+from loadtest.faults.history_writers import Plan, write_and_tell
+from loadtest.faults.linearizability import Operation
 from loadtest.faults.redis_process import RedisProcess
+from loadtest.faults.task_model import READS
 
 Fault = Callable[[random.Random], Awaitable[None]]
 """Breaks the store, and returns when it is healed."""
@@ -29,6 +35,7 @@ class Place:
     url: str
     sure_url: str
     faults: Mapping[str, Fault]
+    operations: list[Operation] = field(default_factory=list)  # of writers that were part of a fault
 
 
 async def _nothing(rng: random.Random) -> None:
@@ -37,9 +44,11 @@ async def _nothing(rng: random.Random) -> None:
 
 @asynccontextmanager
 async def file_place(folder: Path) -> AsyncIterator[Place]:
-    """A store on the disk. Its fault: another process keeps the catalogue locked for a while."""
+    """A store on the disk."""
     url = (folder / "store").as_uri()
     catalogue = folder / "store" / "catalogue.sqlite3"
+    operations: list[Operation] = []
+    victims = itertools.count()
 
     def hold(seconds: float) -> None:
         with closing(sqlite3.connect(catalogue, isolation_level=None)) as held:
@@ -48,9 +57,35 @@ async def file_place(folder: Path) -> AsyncIterator[Place]:
             held.execute("ROLLBACK")
 
     async def lock(rng: random.Random) -> None:
+        """Another process keeps the catalogue locked."""
         await asyncio.to_thread(hold, 0.1 + 0.4 * rng.random())
 
-    yield Place(url, url, {"none": _nothing, "lock": lock})
+    async def kill(rng: random.Random) -> None:
+        """One more process writes, and ends in the middle of it."""
+        plan = Plan(f"v{next(victims)}", rng.randrange(1 << 30), math.inf, pause=0.001)
+        operations.extend(await asyncio.to_thread(_written_until_killed, url, plan, rng))
+
+    yield Place(url, url, {"none": _nothing, "lock": lock, "kill -9": kill}, operations)
+
+
+def _written_until_killed(url: str, plan: Plan, rng: random.Random) -> list[Operation]:
+    """What a process did, and what it had begun when it was killed."""
+    calls, later = rng.randint(20, 60), 0.005 * rng.random()
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=write_and_tell, args=(url, plan, theirs.send))
+    process.start()
+    theirs.close()
+    operations: dict[str, Operation] = {}
+    with suppress(EOFError):
+        while True:
+            operation = ours.recv()
+            operations[operation.name] = operation  # the answered one in place of the one that began
+            if len(operations) == calls and operation.answer is None:
+                time.sleep(later)  # into the call, or a few calls on
+                process.kill()
+    process.join()
+    return [one for one in operations.values() if one.answer is not None or one.call.action not in READS]
 
 
 @asynccontextmanager

@@ -6,15 +6,16 @@ The long form is `python -m loadtest.faults histories`.
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import pytest
 
 from loadtest.faults.histories import WRITERS, History, make_history
-from loadtest.faults.history_replicas import Sight, Window, out_of_order, staleness
+from loadtest.faults.history_replicas import Sight, Window, out_of_order, staleness, torn
 from loadtest.faults.history_writers import make_prompts
 from loadtest.faults.linearizability import Operation
 from loadtest.faults.task_model import Answer, Call
-from prompt_store import AliasRecord, Target, TaskRecord
+from prompt_store import AliasRecord, Event, Revision, Target, TaskPage, TaskRecord
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,12 @@ def said(history: History) -> str:
     [
         ("file", "none"),
         ("file", "lock"),
+        ("file", "kill -9"),
         *(("redis", f) for f in ("kill -9", "lost replies", "reset", "pause")),
     ],
 )
 async def test_a_history_under_faults_fits(threads: ThreadPoolExecutor, store: str, fault: str) -> None:
-    history = await make_history(store, 1, threads, fault=fault, seconds=1.0)
+    history = await make_history(store, 1, threads, fault=fault, seconds=0.8)
     assert not history.wrong, said(history)
     assert history.count("ok") > 5
     assert history.sights > 5
@@ -62,6 +64,24 @@ def test_what_a_replica_sees_may_skip_and_repeat_but_never_goes_back() -> None:
         [sight(1, 7), sight(2, None), sight(3, 6)],
     ):
         assert len(out_of_order("r", bad)) == 1
+
+
+def test_a_page_shows_every_task_as_it_stood_at_one_revision() -> None:
+    def event(revision: int, action: Literal["publish", "delete_task"]) -> Event:
+        return Event(revision, 0.0, "w", action, {})
+
+    def page(number: int, **revisions: int) -> TaskPage:
+        records = tuple(TaskRecord(task, {}, (), revision) for task, revision in revisions.items())
+        return TaskPage(records, None, Revision("e", number))
+
+    events = {
+        "t": [event(5, "publish"), event(1, "publish")],
+        "u": [event(3, "delete_task"), event(2, "publish")],
+    }
+    good = [page(0), page(1, t=1), page(2, t=1, u=2), page(3, t=1), page(4, t=1), page(5, t=5)]
+    assert torn("r", good, events) == []
+    for bad in (page(2, t=1), page(4, t=5), page(5, t=1), page(3, t=1, u=2), page(5, t=5, x=4)):
+        assert len(torn("r", [bad], events)) == 1
 
 
 @pytest.mark.parametrize(
