@@ -78,7 +78,12 @@ class RedisConnection:
             ((host, port),) = place.hosts
             self._redis = Redis(host=host, port=port, **keywords)
         else:
-            quick = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, **place.sentinel_auth}
+            quick = {
+                "socket_timeout": 1.0,
+                "socket_connect_timeout": 1.0,
+                "retry": Retry(NoBackoff(), 0),
+                **place.sentinel_auth,
+            }
             self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
                 place.hosts, sentinel_kwargs={**quick, **(place.tls or {})}, **keywords
             )

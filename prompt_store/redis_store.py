@@ -228,7 +228,9 @@ class RedisStore(PromptStore):
             return
         self._closed = True
         self._wake()
-        self._unlisten()
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.wait([self._listener])
         with suppress(StoreUnavailable), as_unavailable():
             await self._connection.aclose()
 
@@ -289,13 +291,11 @@ class RedisStore(PromptStore):
     async def _hear(self) -> None:
         """Wake watchers at each message, for as long as the store is open. Nothing rests on it."""
         while True:
-            subscriber = self._connection.subscriber()
             with suppress(StoreUnavailable), as_unavailable():
-                await subscriber.subscribe(f"{self._place.prefix}changes")
-                async for _ in subscriber.listen():
-                    self._wake()
-            with suppress(StoreUnavailable), as_unavailable():
-                await subscriber.aclose()  # type: ignore[no-untyped-call]
+                async with self._connection.subscriber() as subscriber:
+                    await subscriber.subscribe(f"{self._place.prefix}changes")
+                    async for _ in subscriber.listen():
+                        self._wake()
             await asyncio.sleep(_RESUBSCRIBE_SECONDS)
 
 

@@ -6,6 +6,7 @@ know: what a setting does. Read once, by whoever starts the server, and handed o
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -194,7 +195,8 @@ def _explain(error: ValidationError) -> str:
 
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username or ''}:{_HIDDEN}@{host}").geturl()
+    login, at, hosts = parts.netloc.rpartition("@")
+    user, colon, _ = login.partition(":")  # not `parts.password`: a list of Sentinels is no host to it
+    hidden = f"{user}:{_HIDDEN}@{hosts}" if at and colon else parts.netloc
+    query = re.sub(r"(?<=password=)[^&]*", _HIDDEN, parts.query)
+    return parts._replace(netloc=hidden, query=query).geturl()
