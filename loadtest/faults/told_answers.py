@@ -33,7 +33,7 @@ class ToldTasks:
 
     def __init__(self, count: int, backbone: BackboneName, *, seed: int) -> None:
         self.ids = workload.task_ids(count)
-        self._shape, self._soft = _shape(backbone), backbone != "fake"
+        self._shape, self._soft = shape_of(backbone), backbone != "fake"
         self._texts = [LETTERLESS + text for text in workload.texts(512, seed=seed)]
         self._names: dict[str, tuple[int, int]] = {}  # version → task and number
         self._lock = threading.Lock()
@@ -89,7 +89,8 @@ def choices(count: int, seed: int) -> Sequence[int]:
     return [*often, *range(count)]
 
 
-def _shape(backbone: BackboneName) -> BackboneRef:
+def shape_of(backbone: BackboneName) -> BackboneRef:
+    """What a prompt for the backbone must fit."""
     if backbone == "fake":
         from tests.server.fakes import REF
 

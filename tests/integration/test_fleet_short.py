@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,3 +52,21 @@ def test_moves_under_load_mix_nothing() -> None:
     for never in ("tasks that stayed behind", "moves failed", "failed requests", "wrong answers"):
         assert figures[never] == 0, never
     assert figures["ways to another server timed"] > 0
+
+
+def test_a_fleet_is_filled_started_loaded_and_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "fleet.png"
+    outcome, figures = run(
+        "fleet",
+        "--backbone=fake",
+        "--replicas=2",
+        "--tasks=50",
+        "--users=2",
+        "--time=2s",
+        f"--picture={picture}",
+    )
+    assert outcome.passed, figures
+    assert figures["requests"] > 10
+    assert figures["replica-1: requests that found their prompt loaded"] > 0
+    assert [look["tasks"] for look in outcome.facts["after"]] == [50, 50]
+    assert picture.read_bytes().startswith(b"\x89PNG")
