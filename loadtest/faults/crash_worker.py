@@ -200,7 +200,10 @@ def after_half(folders: int) -> Scenario:
     async def scenario(diary: Diary, place: Place) -> None:
         for folder in (FILE_STORE.parent, FILE_STORE, FILE_STORE / "blobs", FILE_STORE / "tmp")[:folders]:
             folder.mkdir()
-        await publishes(diary, place)
+        store = place.open()
+        await diary.call(store, "open", store.revision())
+        await diary.call(store, "publish", store.publish(small_prompt("mood", 1)))
+        await store.aclose()
 
     return scenario
 

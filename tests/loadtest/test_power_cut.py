@@ -106,10 +106,23 @@ def test_writes_survive_in_any_order() -> None:
 
 
 def test_only_the_last_write_is_torn_at_sectors_and_at_odd_bytes() -> None:
-    torn = states([Write("a", 100, bytes([1]) * 2000)], {"a": b""}, sectors=9)
+    torn = states([Write("a", 100, bytes([1]) * 2000)], {"a": b""}, sectors=9, journal=True)
     lengths = sorted(len(tree["a"] or b"") - 100 for tree in torn if tree["a"])
     assert lengths == [1, 412, 924, 1001, 1436, 1948, 1999, 2000]
     assert [*states([Write("a", 0, b"12"), Sync("a", 1)], {"a": b""})] == [{"a": b"12"}]
+
+
+def test_what_did_not_arrive_may_read_as_zeros_but_not_in_a_journal() -> None:
+    written = [Write("a", 0, b"1234")]
+    torn: list[Tree] = [{"a": b"1"}, {"a": b"123"}]
+    assert states(written, {"a": b""}) == [
+        {"a": b""},
+        {"a": b"1234"},
+        *torn,
+        {"a": bytes(4)},
+        {"a": b"123\0"},
+    ]
+    assert states(written, {"a": b""}, journal=True) == [{"a": b""}, {"a": b"1234"}, *torn]
 
 
 def test_a_deaf_sync_does_nothing() -> None:
