@@ -133,6 +133,7 @@ async def make_history(
         start = (await sure.revision()).number
         replicas = [Replica(await _opened(stack, place.url), f"replica {n}") for n in range(REPLICAS)]
         following = [asyncio.create_task(replica.follow(TASKS)) for replica in replicas]
+        browsing = [asyncio.create_task(replica.browse()) for replica in replicas]
         until = time.monotonic() + seconds
         loop = asyncio.get_running_loop()
         writing = [
@@ -144,11 +145,12 @@ async def make_history(
             history.operations += done
         history.operations += place.operations
         await _settle(sure, replicas)
-        await _end(following)
+        await _end([*following, *browsing])
         await check(history, sure, start)
-        for replica, task in zip(replicas, following, strict=True):
+        for task in (*following, *browsing):
             if not task.cancelled() and (error := task.exception()):
-                history.wrong.append(f"{replica.name} ended: {type(error).__name__}: {error}")
+                history.wrong.append(f"a replica ended: {type(error).__name__}: {error}")
+        for replica in replicas:
             _check_replica(history, replica, windows)
     return history
 

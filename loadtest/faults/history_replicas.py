@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from loadtest.faults.linearizability import Operation
 from prompt_store import Event, PromptStore, Revision, StoreUnavailable, TaskPage, TaskRecord, UnknownTask
 
-_RETRY = 0.1
+_RETRY: Final = 0.1
+_BROWSE: Final = 0.05
 
 
 class Sight(NamedTuple):
@@ -63,6 +65,13 @@ class Replica:
             except StoreUnavailable:
                 await asyncio.sleep(_RETRY)
 
+    async def browse(self) -> None:
+        """Read pages until cancelled, beside `follow`, which they must not keep waiting."""
+        while True:
+            with suppress(StoreUnavailable):
+                self.pages.append(await self.store.list())
+            await asyncio.sleep(_BROWSE)
+
     async def has_seen(self, revision: Revision) -> None:
         """Wait until everything up to `revision` was seen."""
         async with self._looked:
@@ -76,7 +85,6 @@ class Replica:
                 record = None
             self.sights.append(Sight(time.monotonic(), task, record, after))
             self.due.discard(task)
-        self.pages.append(await self.store.list())
         async with self._looked:
             self._looked.notify_all()
 
