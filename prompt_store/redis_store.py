@@ -22,6 +22,7 @@ from prompt_store.errors import StoreUnavailable, UnknownTask
 from prompt_store.names import check_alias, check_task_id
 from prompt_store.redis_answers import Answer, corrupt, unwrapped
 from prompt_store.redis_connection import RedisConnection, as_unavailable
+from prompt_store.redis_hints import RedisHints
 from prompt_store.redis_records import event_of, event_text, task_of
 from prompt_store.redis_url import RedisPlace
 from prompt_store.store import (
@@ -45,7 +46,6 @@ from prompt_store.store import (
 POLL_SECONDS: Final = 0.5
 _POLL_PATIENCE: Final = 1.0  # a poll that is not answered by then is given up, and its connection with it
 _MARKS_KEPT: Final = 256  # revisions that a watcher may still ask about
-_RESUBSCRIBE_SECONDS: Final = 0.5
 COLLECT_CHUNK: Final = 100
 
 
@@ -57,7 +57,7 @@ class RedisStore(PromptStore):
         self._connection = RedisConnection(place)
         self._marks: OrderedDict[Revision, str] = OrderedDict()
         self._changed = asyncio.Event()
-        self._listener: asyncio.Task[None] | None = None
+        self._hints = RedisHints(self._connection, f"{place.prefix}changes", self._wake)
         self._closed = False
 
     async def publish(self, data: bytes, *, expect_version: str | None = None, actor: str = "") -> Published:
@@ -198,12 +198,12 @@ class RedisStore(PromptStore):
             try:
                 changes = await self._changes(after)
             except StoreUnavailable:
-                self._unlisten()  # its connection may be dead without knowing it
+                self._hints.drop()  # its connection may be dead without knowing it
                 raise
             remaining = deadline - loop.time()
             if changes.reset or changes.revision != after or remaining <= 0:
                 return changes
-            self._listen()
+            self._hints.listen()
             with suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it can swallow a cancellation that meets its own time-out.
                 async with asyncio.timeout(min(POLL_SECONDS, remaining)):
@@ -228,9 +228,7 @@ class RedisStore(PromptStore):
             return
         self._closed = True
         self._wake()
-        if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.wait([self._listener])
+        await self._hints.aclose()
         with suppress(StoreUnavailable), as_unavailable():
             await self._connection.aclose()
 
@@ -278,25 +276,6 @@ class RedisStore(PromptStore):
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    def _listen(self) -> None:
-        if self._listener is None and not self._closed:
-            self._listener = asyncio.create_task(self._hear())
-
-    def _unlisten(self) -> None:
-        if self._listener is not None:
-            self._listener.cancel()
-            self._listener = None
-
-    async def _hear(self) -> None:
-        """Wake watchers at each message, for as long as the store is open. Nothing rests on it."""
-        while True:
-            with suppress(StoreUnavailable), as_unavailable():
-                async with self._connection.subscriber() as subscriber:
-                    await subscriber.subscribe(f"{self._place.prefix}changes")
-                    async for _ in subscriber.listen():
-                        self._wake()
-            await asyncio.sleep(_RESUBSCRIBE_SECONDS)
 
 
 def _change(actor: str, action: Action, detail: dict[str, Any]) -> tuple[str, str]:
