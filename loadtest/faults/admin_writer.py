@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Self
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Self, TypeVar
 
 from loadtest.faults.faulty_server import Caller, Reply
 from loadtest.faults.known_load import json_body
 from loadtest.faults.telling import Ledger
-from prompt_store import PromptStore, Target, TaskRecord, decode_prompt, open_store, version_of
+from prompt_store import PromptStore, Target, decode_prompt, open_store, version_of
+
+T = TypeVar("T")
 
 _PAUSE = 0.1
 _AT_ONCE = 8
@@ -98,34 +100,65 @@ class AdminWriter:
 def publish(url: str, prompts: Iterable[bytes]) -> None:
     """Store prompts and make each the current one of its task, in the store itself."""
 
-    async def one(store: PromptStore, gate: asyncio.Semaphore, data: bytes) -> None:
-        async with gate:
-            published = await store.publish(data)
-            await store.set_alias(
-                published.task_id, "current", [Target(published.version)], expected_revision=None
-            )
+    async def both(store: PromptStore, data: bytes) -> None:
+        published = await store.publish(data)
+        await store.set_alias(
+            published.task_id, "current", [Target(published.version)], expected_revision=None
+        )
+
+    _each(url, both, prompts)
+
+
+def store_prompts(url: str, prompts: Iterable[bytes]) -> None:
+    """Store prompts, and leave the aliases where they are."""
+
+    async def one(store: PromptStore, data: bytes) -> None:
+        await store.publish(data)
+
+    _each(url, one, prompts)
+
+
+def make_current(url: str, versions: Mapping[str, str]) -> None:
+    """Move `current` of each task to a version that is stored."""
+
+    async def one(store: PromptStore, item: tuple[str, str]) -> None:
+        await store.set_alias(item[0], "current", [Target(item[1])], expected_revision=None)
+
+    _each(url, one, versions.items())
+
+
+def _each(url: str, job: Callable[[PromptStore, T], Awaitable[None]], items: Iterable[T]) -> None:
+    """Do the job for every item, some at once, with a store of its own."""
 
     async def run() -> None:
         store, gate = open_store(url), asyncio.Semaphore(_AT_ONCE)
+
+        async def one(item: T) -> None:
+            async with gate:
+                await job(store, item)
+
         try:
             async with asyncio.TaskGroup() as group:
-                for data in prompts:
-                    group.create_task(one(store, gate, data))
+                for item in items:
+                    group.create_task(one(item))
         finally:
             await store.aclose()
 
     asyncio.run(run())
 
 
-def records(url: str) -> dict[str, TaskRecord]:
-    """Every task as the store has it."""
+def current_versions(url: str) -> dict[str, str]:
+    """What `current` is of every task in the store that has one."""
 
-    async def run() -> dict[str, TaskRecord]:
-        store, found, after = open_store(url), dict[str, TaskRecord](), None
+    async def run() -> dict[str, str]:
+        store, found, after = open_store(url), dict[str, str](), None
         try:
             while True:
                 page = await store.list(after=after, limit=1000)
-                found |= {record.task_id: record for record in page.tasks}
+                for record in page.tasks:
+                    alias = record.aliases.get("current")
+                    if alias is not None and alias.version is not None:
+                        found[record.task_id] = alias.version
                 after = page.next
                 if after is None:
                     return found
@@ -133,12 +166,3 @@ def records(url: str) -> dict[str, TaskRecord]:
             await store.aclose()
 
     return asyncio.run(run())
-
-
-def current_versions(url: str) -> dict[str, str]:
-    """What `current` is of every task in the store that has one."""
-    return {
-        task: version
-        for task, record in records(url).items()
-        if "current" in record.aliases and (version := record.aliases["current"].version) is not None
-    }

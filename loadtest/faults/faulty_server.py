@@ -87,8 +87,14 @@ class Caller:
 class FaultyServer:
     """`promptmux serve` with these flags; a context manager, which stops it at the end."""
 
-    def __init__(self, backbone: str, *flags: str, module: str = "tests.integration.fake_server") -> None:
-        """`module` is what runs in place of `promptmux serve` for the backbone FAKE."""
+    def __init__(
+        self,
+        backbone: str,
+        *flags: str,
+        module: str = "tests.integration.fake_server",
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """`module` is what runs in place of `promptmux serve` for the backbone FAKE, with these variables."""
         ports = free_port(), free_port()
         self.url, self.admin_url = (f"http://127.0.0.1:{port}" for port in ports)
         command = [module] if backbone == FAKE else ["promptmux", "serve", "--backbone", backbone]
@@ -97,6 +103,7 @@ class FaultyServer:
             *("--port", str(ports[0]), "--admin-port", str(ports[1]), "--log-format", "json"),
             *flags,
         )
+        self._variables = dict(variables or {})
         self._stack = contextlib.ExitStack()
         self._process: Process | None = None
         self._said: list[str] = []
@@ -115,7 +122,7 @@ class FaultyServer:
             NotStarted: with the end of its log.
 
         """
-        self._process = self._stack.enter_context(process(self._command))
+        self._process = self._stack.enter_context(process(self._command, self._variables))
         wait_for(self._process, f"{self.url}/readyz", patience=patience, pause=0.02)
 
     def stop(self) -> None:
