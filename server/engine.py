@@ -28,7 +28,7 @@ _INLINE_CHARS: Final = 4_000
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a caller wants classified, checked and free of HTTP."""
+    """What a caller wants classified, checked and free of HTTP. `draw` decides between an alias's versions."""
 
     task_id: str
     texts: Sequence[str]
@@ -36,6 +36,7 @@ class Call:
     version: str | None
     max_tokens: int | None
     request_id: str
+    draw: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Engine:
 
     async def classify(self, call: Call) -> Answer:
         """Scores for every text of the call, all under one version."""
-        version = self._catalogue.resolve(call.task_id, call.version, call.request_id)
+        version = self._catalogue.resolve(call.task_id, call.version, call.draw)
         with self._batcher.admitted(len(call.texts)):
             slot = self._cache.pin_loaded(version)
             if slot is not None:

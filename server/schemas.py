@@ -51,7 +51,8 @@ class ClassifyBody(Body):
         "as the task and the model take. Longer texts are cut and marked `truncated`.",
     )
     request_id: str | None = Field(
-        None, description="Comes back in `id`; also the draw between weighted versions."
+        None,
+        description="Comes back in `id`; without the header `X-Request-Key` also the draw between weighted versions.",
     )
     add_special_tokens: Literal[True] = Field(
         True, description="The prompt's template decides on special tokens; false is refused."

@@ -197,8 +197,24 @@ async def test_cold_prompts_are_loaded_once_for_all_their_callers(start: Start) 
         assert {answer.status_code for answer in answers} == {200}
 
 
-def test_a_call_draws_by_the_bodys_request_id_first() -> None:
+def test_a_call_draws_by_its_key_then_by_the_bodys_request_id() -> None:
     limits = ClassifyLimits(BodyLimits(1000, 1.0), 10, 100, 1.0)
     body = ClassifyBody(task_id="t", input="x", request_id="body", truncate_prompt_tokens=-1)
-    call = to_call(body, "header", limits)
-    assert (call.request_id, call.max_tokens, call.pairs) == ("body", None, None)
+    call = to_call(body, "header", None, limits)
+    assert (call.request_id, call.draw, call.max_tokens, call.pairs) == ("body", "body", None, None)
+    call = to_call(body, "header", b"key", limits)
+    assert (call.request_id, call.draw) == ("body", "key")
+    call = to_call(ClassifyBody(task_id="t", input="x"), "header", None, limits)
+    assert (call.request_id, call.draw) == ("header", "header")
+
+
+@pytest.mark.parametrize("key", [b"", b"a b", b"x" * 129, "é".encode(), b"-first", b'"'])
+async def test_a_request_key_that_is_none_is_refused(start: Start, key: bytes) -> None:
+    async with start() as server:
+        answer = await server.public.post(
+            "/classify",
+            json={"task_id": "sentiment", "input": "x"},
+            headers={b"X-Request-Key": key},
+        )
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert "X-Request-Key" in answer.json()["detail"]
