@@ -152,6 +152,13 @@ class RollbackBody(Body):
     alias: str = "current"
 
 
+class PromoteBody(Body):
+    """Which of an alias's versions gets all of its requests."""
+
+    version: Annotated[str, Field(pattern=VERSION_PATTERN)]
+    alias: str = "current"
+
+
 def parse_json(body: bytes) -> object:
     """Strict JSON: UTF-8, no repeated keys, no NaN, no lone surrogates; InvalidJson otherwise."""
     try:
