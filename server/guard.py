@@ -83,23 +83,25 @@ class Guard:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            for task_id in sorted(self._due):
+            due, self._due = self._due, set()  # what is found meanwhile comes in the next turn
+            later = set()
+            for task_id in sorted(due):
                 try:
                     await self._give_up(task_id)
                 except StoreUnavailable:
-                    self._wake.set()
-                    continue
+                    later.add(task_id)
                 except NotFound:
                     pass  # deleted meanwhile
                 except Exception:
                     self._log.exception("rollback_failed", task=task_id)
-                self._due.discard(task_id)
-            if not self._wake.is_set():
+            if not later:
                 failures = 0
                 continue
-            self._log.warning("rollback_waits_for_the_store", tasks=len(self._due))
+            self._log.warning("rollback_waits_for_the_store", tasks=len(later))
             await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
             failures += 1
+            self._due |= later
+            self._wake.set()
 
     async def aclose(self) -> None:
         """End the checks that are under way."""
