@@ -1,9 +1,12 @@
 """A canary that goes wrong under load, in a real process."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,7 +15,7 @@ from prompt_store import version_of
 from tests.integration.conftest import PATIENCE, Serve, ServerProcess
 from tests.server.fakes import BRITTLE, EXPLOSIVE, prompt_bytes
 
-STABLE = prompt_bytes()
+STABLE, OTHER = prompt_bytes(), prompt_bytes(favours=1)
 CALLERS = 6
 
 
@@ -99,3 +102,41 @@ def test_a_bad_canary_is_off_within_two_seconds_and_harms_nobody_else(
     metrics = httpx.get(f"{server.admin_url}/metrics").text
     assert f'promptmux_auto_rollbacks_total{{code="{code}"}} 1.0' in metrics
     assert "promptmux_version_requests_total{" not in metrics
+
+
+def command(server: ServerProcess, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "promptmux", *arguments, "--server", server.admin_url],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_a_canary_from_the_command_line(serve: Serve, tmp_path: Path) -> None:
+    server = serve().ready()
+    file = tmp_path / "prompt.safetensors"
+    file.write_bytes(OTHER)
+    stable, canary = version_of(STABLE), version_of(OTHER)
+    command(server, "publish", str(file), "--alias", "")
+    started = command(server, "canary", "sentiment", "--version", canary[:8], "--weight", "20")
+    assert "20 %" in started
+    versions = [
+        httpx.post(
+            f"{server.url}/classify",
+            json={"task_id": "sentiment", "input": "x"},
+            headers={"X-Request-Key": f"user-{number}"},
+        ).json()["version"]
+        for number in range(40)
+    ]
+    assert set(versions) == {stable, canary}
+    lines = command(server, "canary", "sentiment").splitlines()
+    shown = {line.split()[0]: line for line in lines[1:]}
+    assert f" {versions.count(canary)} " in shown[canary]
+    assert "80 %" in shown[stable]
+    assert f"current leads to {canary}" in command(server, "promote", "sentiment")
+    assert server.classify().json()["version"] == canary
+    assert stable in command(server, "rollback", "sentiment", stable[:8])
+    assert server.classify().json()["version"] == stable
