@@ -57,7 +57,7 @@ class ClassifyEndpoint:
         self._lifecycle.admit()
         check_media(scope, b"application/json")
         body = parse_body(ClassifyBody, await read_body(scope, receive, self._limits.body))
-        call = to_call(body, scope["request_id"], header(scope, b"x-request-key"), self._limits)
+        call = to_call(body, scope["request_id"], self._limits, header(scope, b"x-request-key"))
         answer = await self._answer(call, receive)
         if answer is None:
             return  # nobody listens any more
@@ -115,7 +115,9 @@ class _Watch:
         self.task.cancel()
 
 
-def to_call(body: ClassifyBody, request_id: str, request_key: bytes | None, limits: ClassifyLimits) -> Call:
+def to_call(
+    body: ClassifyBody, request_id: str, limits: ClassifyLimits, request_key: bytes | None = None
+) -> Call:
     """The body as a Call, or what is wrong with it. `request_key` is the caller's X-Request-Key."""
     task_id = body.task_id if body.task_id is not None else body.model
     if task_id is None:

@@ -26,7 +26,7 @@ from prompt_store import (
     TaskRecord,
 )
 from server.catalogue import Catalogue
-from server.errors import InferenceFailed, NumericalError, PromptUnavailable
+from server.errors import PROMPT_FAULTS
 from server.metrics import Metrics
 from server.trial import Trial, Trials
 
@@ -59,6 +59,9 @@ class Guard:
         self._wake = asyncio.Event()
         self._log = structlog.get_logger("promptmux.guard")
         catalogue.listen(self._trials.follow)
+        for kind in PROMPT_FAULTS:  # from 0 on, so that the first one is an increase
+            metrics.quarantines.labels(kind.code)
+            metrics.auto_rollbacks.labels(kind.code)
 
     def quarantined(self, task_id: str, alias: str) -> dict[str, str]:
         """Versions that the alias leads to and this server does not use, each with its error's code."""
@@ -219,7 +222,7 @@ class Guard:
 
 def _fault(error: BaseException) -> str | None:
     """The code of an error that may be a version's fault; None for callers', the queue's and the store's."""
-    if isinstance(error, PromptUnavailable):
-        # A version that is not there was deleted a moment ago; the catalogue will say so.
-        return error.code if not isinstance(error.__cause__, NotFound) else None
-    return error.code if isinstance(error, NumericalError | InferenceFailed) else None
+    if not isinstance(error, PROMPT_FAULTS):
+        return None
+    # A version that is not there was deleted a moment ago, and a store that is away lacks every version.
+    return None if isinstance(error.__cause__, NotFound | StoreUnavailable) else error.code

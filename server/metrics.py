@@ -14,12 +14,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from server.errors import PROMPT_FAULTS
 from server.traffic import SCORE_BUCKETS, Traffic
 
 _FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TOKENS: Final = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 OTHER_TASK: Final = "_other"
+_NO_FAULTS: Final = {
+    kind.code: 0 for kind in PROMPT_FAULTS
+}  # from 0 on, so that the first one is an increase
 MAX_VERSIONS: Final = 200  # with series of their own; each has about twenty
 
 
@@ -133,7 +137,7 @@ class _VersionSeries(Collector):
         for one in counts[:MAX_VERSIONS]:
             own = (one.task_id, one.version[:12])
             requests.add_metric(own, one.requests)
-            for code, count in list(one.errors.items()):
+            for code, count in {**_NO_FAULTS, **one.errors}.items():
                 errors.add_metric((*own, code), count)
             below = list(zip(map(str, SCORE_BUCKETS), one.cumulative(), strict=True))
             scores.add_metric(own, [*below, ("+Inf", below[-1][1])], one.score_sum)

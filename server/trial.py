@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -127,7 +127,7 @@ def _split(targets: tuple[Target, ...], old: Trial | None) -> Trial:
 
 
 def _moved(
-    targets: tuple[Target, ...], served: tuple[Target, ...], old: Trial | None, known: frozenset[str]
+    targets: tuple[Target, ...], served: tuple[Target, ...], old: Trial | None, known: Collection[str]
 ) -> Trial | None:
     """The trial of an alias that leads to one version now; None where nothing is known to go back to."""
     if old is not None and old.fallback is not None and not old.over:

@@ -200,11 +200,11 @@ async def test_cold_prompts_are_loaded_once_for_all_their_callers(start: Start) 
 def test_a_call_draws_by_its_key_then_by_the_bodys_request_id() -> None:
     limits = ClassifyLimits(BodyLimits(1000, 1.0), 10, 100, 1.0)
     body = ClassifyBody(task_id="t", input="x", request_id="body", truncate_prompt_tokens=-1)
-    call = to_call(body, "header", None, limits)
+    call = to_call(body, "header", limits)
     assert (call.request_id, call.draw, call.max_tokens, call.pairs) == ("body", "body", None, None)
-    call = to_call(body, "header", b"key", limits)
+    call = to_call(body, "header", limits, b"key")
     assert (call.request_id, call.draw) == ("body", "key")
-    call = to_call(ClassifyBody(task_id="t", input="x"), "header", None, limits)
+    call = to_call(ClassifyBody(task_id="t", input="x"), "header", limits)
     assert (call.request_id, call.draw) == ("header", "header")
 
 

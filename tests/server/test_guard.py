@@ -148,6 +148,27 @@ async def test_a_canary_whose_bytes_are_damaged_is_taken_out(
         assert server.counted("auto_rollbacks_total", code="prompt_unavailable") == 1
 
 
+async def test_a_store_that_is_away_is_no_versions_fault(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.prompt_cache._RETRY_FAILED_AFTER", 0.0)
+    async with start(prompt_cache_bytes=0) as server:
+        await split(server, (STABLE, 50), (OTHER, 50))
+        store = server.apps.service.store
+        real = store.get
+
+        async def down(task_id: str, version: str) -> bytes:
+            if version == version_of(OTHER):
+                raise StoreUnavailable("down")
+            return await real(task_id, version)
+
+        monkeypatch.setattr(store, "get", down)
+        answers = await ask_many(server, range(40))
+        assert sum(answer.status_code == 503 for answer in answers) > 5
+        await settled(server)
+        assert len(await targets(server)) == 2
+
+
 async def test_a_store_that_is_away_gets_it_later(
     start: Start, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:

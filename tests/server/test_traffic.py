@@ -65,6 +65,7 @@ def test_series_come_and_go_with_the_versions() -> None:
     labels = {"task": "t", "version": "a" * 12}
     assert value("promptmux_version_requests_total", labels) == 2
     assert value("promptmux_version_errors_total", {**labels, "code": "numerical_error"}) == 1
+    assert value("promptmux_version_errors_total", {**labels, "code": "prompt_unavailable"}) == 0
     assert value("promptmux_version_score_count", labels) == 2
     assert value("promptmux_version_score_sum", labels) == 1.7
     assert value("promptmux_version_score_bucket", {**labels, "le": "0.8"}) == 1
