@@ -32,7 +32,7 @@ from server.trial import Trial, Trials
 
 ACTOR: Final = "auto-rollback"
 _CHECKS_AT_ONCE: Final = 8  # of one version
-_RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+_RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 Ask = Callable[[str], Awaitable[object]]
 
@@ -81,7 +81,7 @@ class Guard:
         check.add_done_callback(lambda done: self._checked(version, done))
 
     async def work(self) -> None:
-        """Write to the store what was found, for as long as the task lives; again while the store is away."""
+        """Write to the store what was found, for as long as the task lives; again and again while that fails."""
         failures = 0
         while True:
             await self._wake.wait()
@@ -97,10 +97,11 @@ class Guard:
                     pass  # deleted meanwhile
                 except Exception:
                     self._log.exception("rollback_failed", task=task_id)
+                    later.add(task_id)
             if not later:
                 failures = 0
                 continue
-            self._log.warning("rollback_waits_for_the_store", tasks=len(later))
+            self._log.warning("rollback_waits", tasks=len(later))
             await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
             failures += 1
             self._due |= later
@@ -130,9 +131,7 @@ class Guard:
             else:
                 sound = other
                 break
-        for alias, trial in self._on_trial(
-            task_id, version
-        ):  # looked up again: it may have changed meanwhile
+        for alias, trial in self._on_trial(task_id, version):  # again: it may have changed meanwhile
             if sound in trial.others(version):
                 trial.faults[version] += 1
                 if trial.faults[version] >= self._max_errors:
