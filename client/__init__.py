@@ -1,6 +1,6 @@
 """A small typed client of a running promptmux server: `/classify` and the admin API. Needs httpx alone."""
 
-from client.admin import AdminClient, Alias, TaskInfo, VersionInfo
+from client.admin import AdminClient, Alias, TaskInfo, Traffic, VersionInfo
 from client.classify import Answer, Client, Result
 from client.errors import ApiError, ClientError, UnreachableError
 
@@ -13,6 +13,7 @@ __all__ = [
     "ClientError",
     "Result",
     "TaskInfo",
+    "Traffic",
     "UnreachableError",
     "VersionInfo",
 ]

@@ -45,9 +45,17 @@ class Client(Connection):
     """Asks a server for labels; the public port, such as http://127.0.0.1:8000."""
 
     def classify(
-        self, task_id: str, texts: Text | list[Text] | list[str], *, version: str | None = None
+        self,
+        task_id: str,
+        texts: Text | list[Text] | list[str],
+        *,
+        version: str | None = None,
+        request_key: str | None = None,
     ) -> Answer:
         """Labels of one text or many; `version` is an alias or a SHA-256, `current` when None.
+
+        While an alias is split between versions, requests with the same `request_key` (a user's id, say) get the
+        same version.
 
         Raises ApiError (404 for an unknown task, 422 for a bad text, 429 when the server is full) or
         UnreachableError.
@@ -57,7 +65,8 @@ class Client(Connection):
         body: dict[str, object] = {"task_id": task_id, "input": [_input(text) for text in many]}
         if version is not None:
             body["version"] = version
-        return _answer(self._send("POST", "/classify", json=body).json())
+        headers = None if request_key is None else {"X-Request-Key": request_key}
+        return _answer(self._send("POST", "/classify", json=body, headers=headers).json())
 
     def is_ready(self) -> bool:
         """Whether the server takes work. Raises UnreachableError when nobody answers."""

@@ -22,6 +22,7 @@ from server.boundary import Boundary
 from server.catalogue import Catalogue
 from server.classify import ClassifyEndpoint, ClassifyLimits
 from server.engine import Engine
+from server.guard import Guard
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.operations import Operations
@@ -32,6 +33,7 @@ from server.routes import public_app
 from server.runner import Runner
 from server.service import Service
 from server.settings import Settings
+from server.traffic import Traffic
 
 if TYPE_CHECKING:
     from backbone import Backbone, Row
@@ -60,6 +62,9 @@ def create_apps(
     lifecycle = Lifecycle(metrics)
     store = open_store(settings.store)
     catalogue = Catalogue()
+    traffic = Traffic(settings.metrics_tasks)
+    catalogue.listen(traffic.follow)
+    metrics.export(traffic)
     batcher: Batcher[Row] = Batcher(
         Limits(
             settings.max_batch_tokens,
@@ -79,7 +84,8 @@ def create_apps(
             await loader.confirm(slot)  # where a request had loaded it before
 
     sync = PromptSync(store, catalogue, prepare, metrics)
-    engine = Engine(catalogue, cache, batcher, metrics)
+    guard = Guard(store, catalogue, sync.refresh, metrics, max_errors=settings.canary_max_errors)
+    engine = Engine(catalogue, cache, batcher, traffic, guard, metrics)
     classify = ClassifyEndpoint(
         engine,
         keyring,
@@ -92,7 +98,7 @@ def create_apps(
             settings.request_timeout,
         ),
     )
-    operations = Operations(store, catalogue, cache, loader, sync, prepare)
+    operations = Operations(store, catalogue, cache, loader, sync, traffic, guard, prepare)
     # A whole prompt file may take as long as a megabyte a second takes.
     upload_limits = BodyLimits(
         settings.max_prompt_bytes, settings.body_timeout + settings.max_prompt_bytes / 2**20
@@ -122,6 +128,7 @@ def create_apps(
         loader=loader,
         cache=cache,
         sync=sync,
+        guard=guard,
         lifecycle=lifecycle,
         boundaries=(public, admin),
     )

@@ -57,7 +57,7 @@ class ClassifyEndpoint:
         self._lifecycle.admit()
         check_media(scope, b"application/json")
         body = parse_body(ClassifyBody, await read_body(scope, receive, self._limits.body))
-        call = to_call(body, scope["request_id"], self._limits)
+        call = to_call(body, scope["request_id"], self._limits, header(scope, b"x-request-key"))
         answer = await self._answer(call, receive)
         if answer is None:
             return  # nobody listens any more
@@ -115,8 +115,10 @@ class _Watch:
         self.task.cancel()
 
 
-def to_call(body: ClassifyBody, request_id: str, limits: ClassifyLimits) -> Call:
-    """The body as a Call, or what is wrong with it."""
+def to_call(
+    body: ClassifyBody, request_id: str, limits: ClassifyLimits, request_key: bytes | None = None
+) -> Call:
+    """The body as a Call, or what is wrong with it. `request_key` is the caller's X-Request-Key."""
     task_id = body.task_id if body.task_id is not None else body.model
     if task_id is None:
         raise InvalidRequest("task_id is missing", param="task_id")
@@ -133,6 +135,9 @@ def to_call(body: ClassifyBody, request_id: str, limits: ClassifyLimits) -> Call
         )
     if body.request_id is not None and not REQUEST_ID.fullmatch(body.request_id):
         raise InvalidRequest("request_id: 1 to 128 of A-Z a-z 0-9 . _ : / + = -", param="request_id")
+    key = None if request_key is None else request_key.decode("latin-1")
+    if key is not None and not REQUEST_ID.fullmatch(key):
+        raise InvalidRequest("X-Request-Key: 1 to 128 of A-Z a-z 0-9 . _ : / + = -", param="X-Request-Key")
     texts, pairs = _texts(body.input, limits)
     return Call(
         task_id,
@@ -141,6 +146,7 @@ def to_call(body: ClassifyBody, request_id: str, limits: ClassifyLimits) -> Call
         body.version,
         None if max_tokens == -1 else max_tokens,
         body.request_id or request_id,
+        key or body.request_id or request_id,
     )
 
 

@@ -1,6 +1,7 @@
 """One classify call from names to scores: resolve, pin, tokenise, submit, await.
 
-Owns: the order of these steps and what is let go at the end. Must not know: HTTP, the store, tensors.
+Owns: the order of these steps, what is let go at the end, and who hears how it went. Must not know: HTTP, the store,
+tensors.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from server.batch_queue import Scores
 from server.batcher import Batcher
 from server.catalogue import Catalogue
 from server.errors import InvalidRequest, PromptUnavailable, RequestError
+from server.guard import Guard
 from server.metrics import Metrics
 from server.prompt_cache import PromptCache, Slot
+from server.traffic import UNANSWERED, Traffic
 
 if TYPE_CHECKING:
     from backbone import Row
@@ -28,7 +31,7 @@ _INLINE_CHARS: Final = 4_000
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a caller wants classified, checked and free of HTTP."""
+    """What a caller wants classified, checked and free of HTTP. `draw` decides between an alias's versions."""
 
     task_id: str
     texts: Sequence[str]
@@ -36,6 +39,7 @@ class Call:
     version: str | None
     max_tokens: int | None
     request_id: str
+    draw: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +60,44 @@ class Engine:
     """Answers calls. Everything it uses is handed to it."""
 
     def __init__(
-        self, catalogue: Catalogue, cache: PromptCache, batcher: Batcher[Row], metrics: Metrics
+        self,
+        catalogue: Catalogue,
+        cache: PromptCache,
+        batcher: Batcher[Row],
+        traffic: Traffic,
+        guard: Guard,
+        metrics: Metrics,
     ) -> None:
-        self._catalogue, self._cache, self._batcher, self._metrics = catalogue, cache, batcher, metrics
+        self._catalogue, self._cache, self._batcher = catalogue, cache, batcher
+        self._traffic, self._guard, self._metrics = traffic, guard, metrics
 
     async def classify(self, call: Call) -> Answer:
         """Scores for every text of the call, all under one version."""
-        version = self._catalogue.resolve(call.task_id, call.version, call.request_id)
-        with self._batcher.admitted(len(call.texts)):
-            slot = self._cache.pin_loaded(version)
-            if slot is not None:
-                self._metrics.cache_hits.inc()
-            else:
-                slot = await self._pin(call.task_id, version)
-            try:
-                return await self._score(call, slot)
-            finally:
-                self._cache.unpin(slot)
+        version = self._catalogue.resolve(call.task_id, call.version, call.draw)
+        counts = self._traffic.of(version)
+        try:
+            with self._batcher.admitted(len(call.texts)):
+                answer = await self._ask(call, version)
+        except BaseException as error:  # a cancelled call, too, is one that the version did not answer
+            if counts is not None:
+                gone = isinstance(error, asyncio.CancelledError)
+                counts.failed(UNANSWERED if gone else getattr(error, "code", "internal_error"))
+            self._guard.blame(call.task_id, version, error, lambda other: self._ask(call, other))
+            raise
+        if counts is not None:
+            counts.answered(answer.scores)
+        return answer
+
+    async def _ask(self, call: Call, version: str) -> Answer:
+        slot = self._cache.pin_loaded(version)
+        if slot is not None:
+            self._metrics.cache_hits.inc()
+        else:
+            slot = await self._pin(call.task_id, version)
+        try:
+            return await self._score(call, slot)
+        finally:
+            self._cache.unpin(slot)
 
     async def _pin(self, task_id: str, version: str) -> Slot:
         self._metrics.cache_misses.inc()

@@ -26,9 +26,12 @@ from prompt_store import (
     version_of,
 )
 from server.catalogue import Catalogue, Problem
+from server.errors import InvalidRequest
+from server.guard import Guard
 from server.prompt_cache import PromptCache
 from server.prompt_loader import PromptLoader
 from server.prompt_sync import PromptSync
+from server.traffic import Traffic
 
 
 class Operations:
@@ -41,10 +44,13 @@ class Operations:
         cache: PromptCache,
         loader: PromptLoader,
         sync: PromptSync,
+        traffic: Traffic,
+        guard: Guard,
         prepare: Callable[[str, str], Awaitable[None]],
     ) -> None:
         self._store, self._catalogue, self._cache = store, catalogue, cache
         self._loader, self._sync, self._prepare = loader, sync, prepare
+        self._traffic, self._guard = traffic, guard
 
     async def tasks(self, after: str | None, limit: int) -> dict[str, Any]:
         """One page of tasks."""
@@ -99,6 +105,16 @@ class Operations:
         moved = await self._store.set_alias(task_id, alias, targets, expected_revision=expected, actor=actor)
         await self._sync.refresh(task_id)
         return moved.alias
+
+    async def promote(
+        self, task_id: str, alias: str, version: str, expected: int, *, dry_run: bool, actor: str
+    ) -> AliasRecord:
+        """Give one of the alias's versions all of its requests."""
+        record = await self.alias(task_id, alias)
+        _check_revision(record, expected)
+        if version not in {target.version for target in record.targets}:
+            raise InvalidRequest(f"the alias {alias} does not lead to this version", param="version")
+        return await self.move(task_id, alias, [Target(version)], expected, dry_run=dry_run, actor=actor)
 
     async def delete_alias(
         self, task_id: str, alias: str, expected: int, *, dry_run: bool, actor: str
@@ -157,7 +173,9 @@ class Operations:
             "aliases": {
                 name: {
                     **alias_json(alias),
-                    "serving": [t.version for t in served.aliases.get(name, ())] if served else [],
+                    "targets": [self._describe_target(target) for target in alias.targets],
+                    "serving": [target.version for target in self._catalogue.targets(task.task_id, name)],
+                    "quarantined": self._guard.quarantined(task.task_id, name),
                     "problem": _problem(served.problems.get(name)) if served else None,
                 }
                 for name, alias in task.aliases.items()
@@ -174,6 +192,11 @@ class Operations:
                 for version in task.versions
             ],
         }
+
+    def _describe_target(self, target: Target) -> dict[str, Any]:
+        counts = self._traffic.of(target.version)
+        traffic = {"traffic": counts.as_json()} if counts is not None else {}
+        return {"version": target.version, "weight": target.weight, **traffic}
 
     async def _versions(self, task_id: str) -> set[str]:
         try:

@@ -28,6 +28,7 @@ from prompt_store import (
 from server.boundary import Boundary
 from server.catalogue import CURRENT, Catalogue
 from server.errors import ServerError
+from server.guard import Guard
 from server.lifecycle import Lifecycle
 from server.prompt_cache import PromptCache
 from server.prompt_loader import PromptLoader
@@ -56,6 +57,7 @@ class Service:
     loader: PromptLoader
     cache: PromptCache
     sync: PromptSync
+    guard: Guard
     lifecycle: Lifecycle
     boundaries: tuple[Boundary, ...]
     log: Any = field(default_factory=lambda: structlog.get_logger("promptmux"))
@@ -83,7 +85,9 @@ class Service:
         )
         self.loader.serve_with(backbone)
         await self._take_in_store()
-        self._background.extend(asyncio.create_task(work()) for work in (self.sync.follow, self._warm))
+        self._background.extend(
+            asyncio.create_task(work()) for work in (self.sync.follow, self.guard.work, self._warm)
+        )
         problems = sum(len(task.problems) for task in self.catalogue)
         self.log.info("store_read", tasks=len(self.catalogue), problems=problems)
         gc.collect()
@@ -112,6 +116,7 @@ class Service:
                 task.cancel()
             await asyncio.wait(self._background, timeout=0.2)
             self._background[:] = [task for task in self._background if not task.done()]
+        await self.guard.aclose()
         await self.cache.aclose()
         if not await self.runner.stop(patience=5.0):
             self.log.warning("lanes_still_busy")

@@ -82,6 +82,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(4 * 2**20, ge=64, description="bytes of a request body")
     max_prompt_bytes: int = Field(64 * 2**20, ge=64, description="bytes of a prompt file")
 
+    canary_max_errors: int = Field(
+        3, ge=0, description="failures of a version after which its alias is moved off it; 0: never"
+    )
+
     request_timeout: float = Field(60.0, gt=0, description="seconds until a request is answered 503")
     body_timeout: float = Field(10.0, gt=0, description="seconds a request's body may take to arrive")
     drain_timeout: float = Field(30.0, ge=0, description="seconds to finish accepted work after SIGTERM")
