@@ -1,6 +1,6 @@
 """A small typed client of a running promptmux server: `/classify` and the admin API. Needs httpx alone."""
 
-from client.admin import AdminClient, Alias, TaskInfo, VersionInfo
+from client.admin import AdminClient, Alias, Receipt, TaskInfo, Uploaded, VersionInfo
 from client.classify import Answer, Client, Result
 from client.errors import ApiError, ClientError, UnreachableError
 
@@ -11,8 +11,10 @@ __all__ = [
     "ApiError",
     "Client",
     "ClientError",
+    "Receipt",
     "Result",
     "TaskInfo",
     "UnreachableError",
+    "Uploaded",
     "VersionInfo",
 ]

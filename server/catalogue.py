@@ -7,8 +7,9 @@ device, HTTP. Changed by `prompt_sync` only, one whole task at a time, on the ev
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from prompt_store import (
     Target,
@@ -34,6 +35,9 @@ class Problem:
     since: float
 
 
+NO_PROBLEMS: Mapping[str, Problem] = MappingProxyType({})  # one for all: there may be 100,000 tasks
+
+
 @dataclass(frozen=True, slots=True)
 class ServedTask:
     """One task as served. `aliases` may lag behind the store where `problems` says why."""
@@ -41,9 +45,10 @@ class ServedTask:
     task_id: str
     revision: int
     aliases: Mapping[str, tuple[Target, ...]]
-    versions: frozenset[str]
+    versions: Collection[str]
     created: int
-    problems: Mapping[str, Problem] = field(default_factory=dict)
+    problems: Mapping[str, Problem] = field(default_factory=lambda: NO_PROBLEMS)
+    missing_in_store: bool = False  # the store lost it with its history; it is served on
 
     def current(self) -> str | None:
         """The version that most requests get, None where the task has no current one."""
@@ -56,6 +61,7 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._tasks: dict[str, ServedTask] = {}
+        self._listeners: list[Callable[[str], None]] = []
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -69,11 +75,27 @@ class Catalogue:
 
     def put(self, task: ServedTask) -> None:
         """Serve `task` from now on as it says."""
-        self._tasks[task.task_id] = task
+        if self._tasks.get(task.task_id) != task:
+            self._tasks[task.task_id] = task
+            self._tell(task.task_id)
 
     def drop(self, task_id: str) -> None:
         """Serve the task no longer."""
-        self._tasks.pop(task_id, None)
+        if self._tasks.pop(task_id, None) is not None:
+            self._tell(task_id)
+
+    def lags(self, task_id: str, selector: str | None) -> bool:
+        """Whether an alias leads elsewhere than the store says, for what it says was refused here."""
+        task = self._tasks.get(task_id)
+        return task is not None and (CURRENT if selector is None else selector) in task.problems
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the id of every task that is put or dropped from now on."""
+        self._listeners.append(listener)
+
+    def _tell(self, task_id: str) -> None:
+        for listener in self._listeners:
+            listener(task_id)
 
     def resolve(self, task_id: str, selector: str | None, draw: str) -> str:
         """The version for one request. `selector` is an alias or a digest; `draw` decides between weights."""

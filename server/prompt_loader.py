@@ -18,19 +18,20 @@ from prompt_store import (
     InvalidPrompt,
     Manifest,
     Prompt,
-    PromptStore,
     check_backbone,
     check_finite_in,
     decode_prompt,
 )
 from server.errors import GoldenMismatch, NotFinite, NotReady, PromptRefused
 from server.prompt_cache import Loaded, Slot
+from server.prompt_tiers import PromptTiers
 from server.runner import Runner
 
 if TYPE_CHECKING:
     from backbone import Backbone, Row, RowEncoder
     from server.batch_queue import Scores
 
+_LOADS_AT_ONCE: Final = 16  # the device takes all that wait between two batches
 _REMEMBERED: Final = 100_000
 _CANARY_TEXT: Final = "The quick brown fox jumps over the lazy dog."
 
@@ -46,8 +47,9 @@ class Checked:
 class PromptLoader:
     """Fetches, checks, rehearses and loads prompts."""
 
-    def __init__(self, store: PromptStore, runner: Runner, *, max_bytes: int) -> None:
-        self._store, self._runner, self._max_bytes = store, runner, max_bytes
+    def __init__(self, tiers: PromptTiers, runner: Runner, *, max_bytes: int) -> None:
+        self._tiers, self._runner, self._max_bytes = tiers, runner, max_bytes
+        self._gate = asyncio.Semaphore(_LOADS_AT_ONCE)
         self._backbone: Backbone | None = None
         self._rehearsed: set[str] = set()  # versions that came out right
         self._trials = itertools.count(1)  # negative slots: the cache counts upwards from 0
@@ -57,9 +59,13 @@ class PromptLoader:
         self._backbone = backbone
 
     async def load(self, task_id: str, version: str, slot: int, *, rehearse: bool) -> Loaded:
-        """Fetch a version from the store into a slot."""
-        checked = await self.check(await self._store.get(task_id, version), task_id)
-        nbytes = await self._place(checked, slot, rehearse=rehearse)
+        """Fetch a version from the nearest tier into a slot."""
+        data = await self._tiers.get(task_id, version)
+        async with (
+            self._gate
+        ):  # after the fetch: a store that hangs must not keep what is here from the device
+            checked = await self.check(data, task_id)
+            nbytes = await self._place(checked, slot, rehearse=rehearse)
         if rehearse:
             self._remember(version)
         return Loaded(checked.prompt.manifest, checked.encoder, nbytes, checked.prompt.num_virtual_tokens)

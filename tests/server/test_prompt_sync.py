@@ -91,6 +91,7 @@ async def test_damaged_bytes_leave_the_old_version_and_heal(
     start: Start, eventually: Eventually, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.prompt_sync._WATCH_SECONDS", 0.1)
+    monkeypatch.setattr("server.prompt_sync._MEND_SECONDS", 0.1)
     monkeypatch.setattr("server.prompt_cache._RETRY_FAILED_AFTER", 0.0)
     async with start() as server:
         old = (await server.classify()).json()["version"]
