@@ -94,7 +94,6 @@ class Service:
         else:
             work.append(self._catch_up)
         if self.snapshot is not None:
-            self.snapshot.attend()
             work.append(self.snapshot.follow)
         self.sync.serve()
         self._background.extend(asyncio.create_task(one()) for one in work)
@@ -163,6 +162,8 @@ class Service:
         saved = await self.snapshot.load(fingerprint) if self.snapshot is not None else None
         if saved is not None:
             self.sync.recall(saved)
+        if self.snapshot is not None:
+            self.snapshot.attend()
         while True:
             try:
                 await self._list_store()
