@@ -28,6 +28,7 @@ from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.operations import Operations
 from server.prompt_cache import PromptCache
+from server.prompt_decoder import Checked, PromptDecoder
 from server.prompt_loader import PromptLoader
 from server.prompt_sync import PromptSync
 from server.prompt_tiers import PromptTiers
@@ -83,8 +84,10 @@ def create_apps(
         disk = DiskTier(
             folder / "prompts", settings.disk_cache_bytes, max_file_bytes=settings.max_prompt_bytes
         )
-    tiers = PromptTiers(store, HostTier(settings.host_cache_bytes), disk, metrics)
-    loader = PromptLoader(tiers, runner, max_bytes=settings.max_prompt_bytes)
+    decoder = PromptDecoder(settings.max_prompt_bytes)
+    host: HostTier[Checked] = HostTier(settings.host_cache_bytes)
+    tiers = PromptTiers(store, host, disk, decoder.decode, metrics)
+    loader = PromptLoader(tiers, decoder, runner)
     cache = PromptCache(loader.load, runner.drop, capacity_bytes=settings.prompt_cache_bytes, metrics=metrics)
 
     async def prepare(task_id: str, version: str) -> None:
@@ -140,6 +143,7 @@ def create_apps(
         snapshot=snapshot,
         tiers=tiers,
         runner=runner,
+        decoder=decoder,
         loader=loader,
         cache=cache,
         sync=sync,

@@ -60,16 +60,22 @@ class DiskTier:
 
     def read(self, version: str) -> bytes | None:
         """The bytes, not checked; None when they are not here."""
-        path = self._path(version)
         try:
-            with path.open("rb") as file:
-                # One byte more than any prompt may have: a file that grew is seen to be wrong, and not read to its end.
-                data = file.read(self._max_file_bytes + 1)
+            descriptor = os.open(self._path(version), os.O_RDONLY)
         except FileNotFoundError:
             return None
-        with contextlib.suppress(OSError):
-            os.utime(path)  # used now
-        return data
+        try:
+            # One byte more than any prompt may have: a file that grew is seen to be wrong, and not read to its end.
+            size = min(os.fstat(descriptor).st_size, self._max_file_bytes) + 1
+            chunks = []
+            while size and (chunk := os.read(descriptor, size)):
+                chunks.append(chunk)
+                size -= len(chunk)
+            with contextlib.suppress(OSError):
+                os.utime(descriptor)  # used now
+        finally:
+            os.close(descriptor)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def write(self, version: str, data: bytes) -> int:
         """Keep the bytes; how many other files had to go for them."""

@@ -1,4 +1,4 @@
-"""Prompt files in host memory: the tier behind the device.
+"""Prompt files in host memory, as bytes and decoded: the tier behind the device.
 
 Owns: which files are held, bounded by bytes, least recently used first to go. Must not know: other tiers, what a file
 means, whether its bytes are still right: whoever takes them checks. Used on the event loop only.
@@ -7,17 +7,35 @@ means, whether its bytes are still right: whoever takes them checks. Used on the
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 
-# What a file takes beside its bytes: the bytes object, its key, its place in the table.
-_OVERHEAD = 300
+T = TypeVar("T")
+
+# What a file takes beside its bytes: the objects that hold it, its key, its place in the table.
+_OVERHEAD: Final = 500
 
 
-class HostTier:
-    """Bytes by version."""
+@dataclass(frozen=True, slots=True)
+class Held(Generic[T]):
+    """A file; `decoded`, made from these very bytes, is None before anybody needed it and takes `decoded_bytes`."""
+
+    data: bytes
+    decoded: T | None = None
+    decoded_bytes: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return len(self.data) + self.decoded_bytes + _OVERHEAD
+
+
+class HostTier(Generic[T]):
+    """Files by version."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
-        self._files: OrderedDict[str, bytes] = OrderedDict()  # least recently used first
+        self._files: OrderedDict[str, Held[T]] = OrderedDict()  # least recently used first
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -28,33 +46,29 @@ class HostTier:
         """Memory held."""
         return self._bytes
 
-    def get(self, version: str) -> bytes | None:
-        """The bytes, not checked; None when they are not here."""
-        data = self._files.get(version)
-        if data is not None:
+    def get(self, version: str) -> Held[T] | None:
+        """The file, not checked; None when it is not here."""
+        held = self._files.get(version)
+        if held is not None:
             self._files.move_to_end(version)
-        return data
+        return held
 
-    def put(self, version: str, data: bytes) -> int:
-        """Hold the bytes; how many other files had to go for them."""
+    def put(self, version: str, held: Held[T]) -> int:
+        """Hold the file; how many others had to go for it."""
         self.drop(version)
-        if _size(data) > self.capacity_bytes:
+        if held.nbytes > self.capacity_bytes:
             return 0
-        self._files[version] = data
-        self._bytes += _size(data)
+        self._files[version] = held
+        self._bytes += held.nbytes
         evicted = 0
         while self._bytes > self.capacity_bytes:
             _, old = self._files.popitem(last=False)
-            self._bytes -= _size(old)
+            self._bytes -= old.nbytes
             evicted += 1
         return evicted
 
     def drop(self, version: str) -> None:
-        """Let go of the bytes."""
-        data = self._files.pop(version, None)
-        if data is not None:
-            self._bytes -= _size(data)
-
-
-def _size(data: bytes) -> int:
-    return len(data) + _OVERHEAD
+        """Let go of the file."""
+        held = self._files.pop(version, None)
+        if held is not None:
+            self._bytes -= held.nbytes

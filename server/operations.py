@@ -31,6 +31,7 @@ from prompt_store import (
 )
 from server.catalogue import Catalogue, Problem, ServedTask
 from server.prompt_cache import PromptCache
+from server.prompt_decoder import Checked
 from server.prompt_loader import PromptLoader
 from server.prompt_sync import PromptSync
 from server.prompt_tiers import PromptTiers
@@ -53,7 +54,7 @@ class Operations:
         store: PromptStore,
         catalogue: Catalogue,
         cache: PromptCache,
-        tiers: PromptTiers,
+        tiers: PromptTiers[Checked],
         loader: PromptLoader,
         sync: PromptSync,
         prepare: Callable[[str, str], Awaitable[None]],

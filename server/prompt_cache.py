@@ -82,12 +82,12 @@ class PromptCache:
     def __init__(
         self,
         load: Load,
-        drop: Callable[[int], Awaitable[None]],
+        drop: Callable[[int], None],
         *,
         capacity_bytes: int,
         metrics: Metrics,
     ) -> None:
-        """`drop(slot)` frees the slot on the device."""
+        """`drop(slot)` lets the device free the slot when it comes to it."""
         self._load, self._drop = load, drop
         self._capacity = capacity_bytes
         self._metrics = metrics
@@ -99,7 +99,6 @@ class PromptCache:
             Counter()
         )  # waiters for a load: theirs must not be evicted before they wake
         self._failed: dict[str, tuple[Exception, float]] = {}
-        self._drops: set[asyncio.Task[None]] = set()
         metrics.watch(metrics.cache_bytes, lambda: self._bytes)
         metrics.watch(metrics.cache_slots, lambda: len(self._slots))
         metrics.watch(metrics.tier_bytes.labels("device"), lambda: self._bytes)
@@ -172,7 +171,7 @@ class PromptCache:
 
     async def aclose(self) -> None:
         """End loads that are under way."""
-        for task in [*self._loading.values(), *self._drops]:
+        for task in self._loading.values():
             task.cancel()
 
     def _load_once(self, task_id: str, version: str, rehearse: bool) -> asyncio.Task[None]:
@@ -217,10 +216,7 @@ class PromptCache:
             self._bytes -= slot.nbytes
             self._metrics.cache_evictions.inc()
             self._metrics.tier_evictions.labels("device").inc()
-            # A lane frees it between two batches; nobody can pin it any more.
-            drop = asyncio.ensure_future(self._drop(slot.index))
-            self._drops.add(drop)
-            drop.add_done_callback(self._drops.discard)
+            self._drop(slot.index)  # nobody can pin it any more
             if self._bytes <= self._capacity:
                 return
 

@@ -1,4 +1,4 @@
-"""Where a prompt's bytes come from: host memory, then the local disk, then the store.
+"""Where a prompt comes from: host memory, then the local disk, then the store.
 
 Owns: the order of the tiers, the check of every copy against its name each time it is used, and what happens to a copy
 that fails it. Must not know: the device, what a prompt file means, HTTP. A tier that does not work is said once,
@@ -11,28 +11,40 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 import structlog
 
 from prompt_store import PromptStore, StoreUnavailable, version_of
 from server.disk_tier import DiskTier
-from server.host_tier import HostTier
+from server.host_tier import Held, HostTier
 from server.metrics import Metrics
 
 T = TypeVar("T")
+R = TypeVar("R")
+Decode = Callable[
+    [bytes], tuple[T, int]
+]  # what a file means, and the memory that this takes; raises for a bad file
 
 _INLINE_BYTES: Final = 128 * 1024  # hashed in less time than a hop to another thread takes
 _FETCHES_AT_ONCE: Final = 16
 _LONGEST_PAUSE: Final = 1.0  # seconds without a fetch after the store did not answer
 
 
-class PromptTiers:
-    """The bytes of versions. `disk` is None where the store is a local disk itself."""
+class PromptTiers(Generic[T]):
+    """Versions, checked and decoded. `disk` is None where the store is a local disk itself."""
 
-    def __init__(self, store: PromptStore, host: HostTier, disk: DiskTier | None, metrics: Metrics) -> None:
-        self._store, self.host, self.disk, self._metrics = store, host, disk, metrics
-        self._fetches: dict[str, asyncio.Task[bytes]] = {}
+    def __init__(
+        self,
+        store: PromptStore,
+        host: HostTier[T],
+        disk: DiskTier | None,
+        decode: Decode[T],
+        metrics: Metrics,
+    ) -> None:
+        self.host, self.disk = host, disk
+        self._store, self._decode, self._metrics = store, decode, metrics
+        self._fetches: dict[str, asyncio.Task[T]] = {}
         self._gate = asyncio.Semaphore(_FETCHES_AT_ONCE)
         self._pause: tuple[float, StoreUnavailable] | None = None
         self._writes: set[asyncio.Task[None]] = set()
@@ -50,20 +62,25 @@ class PromptTiers:
         if self.disk is not None:
             await self._on_disk("count", self.disk.count, None)
 
-    async def get(self, task_id: str, version: str) -> bytes:
-        """The bytes of a version, checked against its name. Raises what the store raises."""
-        data = self.host.get(version)
-        if await self._good("host", version, data):
-            assert data is not None
-            return data
+    async def get(self, task_id: str, version: str) -> T:
+        """A version, its bytes checked against its name. Raises what the store and `decode` raise."""
+        held = self.host.get(version)
+        # What was decoded from the bytes in memory stands for as long as these are right; most are hashed right here.
+        if (
+            held is not None
+            and held.decoded is not None
+            and len(held.data) <= _INLINE_BYTES
+            and version_of(held.data) == version
+        ):
+            self._metrics.tier_hits.labels("host").inc()
+            return held.decoded
         # One fetch for all: shielded, so that one caller that leaves does not take it from the others.
         return await asyncio.shield(self._fetch_once(task_id, version))
 
     def put(self, version: str, data: bytes) -> None:
         """Take in bytes that are known to be right: those of an upload, say."""
-        self._metrics.tier_evictions.labels("host").inc(self.host.put(version, data))
-        if self.disk is not None:
-            self._write_soon(self.disk, version, data)
+        self._hold(version, Held(data))
+        self._write_soon(version, data)
 
     async def prefetch(self, task_id: str, version: str) -> None:
         """Have the bytes on the disk before anybody asks for them. Raises what the store raises."""
@@ -83,28 +100,70 @@ class PromptTiers:
             task.cancel()
         self._threads.shutdown(wait=False)
 
-    def _fetch_once(self, task_id: str, version: str) -> asyncio.Task[bytes]:
+    def _fetch_once(self, task_id: str, version: str) -> asyncio.Task[T]:
         task = self._fetches.get(version)
         if task is None:
             task = self._fetches[version] = asyncio.create_task(self._fetch(task_id, version))
             task.add_done_callback(lambda done: self._fetched(version, done))
         return task
 
-    def _fetched(self, version: str, task: asyncio.Task[bytes]) -> None:
+    def _fetched(self, version: str, task: asyncio.Task[T]) -> None:
         del self._fetches[version]
         if not task.cancelled():
             task.exception()  # where every waiter has gone, asyncio need not complain
 
-    async def _fetch(self, task_id: str, version: str) -> bytes:
-        if (disk := self.disk) is not None:
-            data = await self._on_disk("read", lambda: disk.read(version), None)
-            if await self._good("disk", version, data):
-                assert data is not None
-                self._metrics.tier_evictions.labels("host").inc(self.host.put(version, data))
-                return data
+    async def _fetch(self, task_id: str, version: str) -> T:
+        found = await self._from_host(version)
+        if found is None:
+            found = await self._from_disk(version)
+        if found is not None:
+            return found
         data = await self._from_store(task_id, version)
-        self.put(version, data)
-        return data
+        decoded, size = await asyncio.to_thread(self._decode, data)
+        self._hold(version, Held(data, decoded, size))
+        self._write_soon(version, data)
+        return decoded
+
+    async def _from_host(self, version: str) -> T | None:
+        held = self.host.get(version)
+        if held is None:
+            self._metrics.tier_misses.labels("host").inc()
+            return None
+        if await asyncio.to_thread(version_of, held.data) != version:
+            self._corrupt("host", version)
+            self.host.drop(version)
+            return None
+        self._metrics.tier_hits.labels("host").inc()
+        if held.decoded is not None:
+            return held.decoded
+        decoded, size = await asyncio.to_thread(self._decode, held.data)
+        self._hold(version, Held(held.data, decoded, size))
+        return decoded
+
+    async def _from_disk(self, version: str) -> T | None:
+        disk = self.disk
+        if disk is None:
+            return None
+
+        def read() -> tuple[bytes, T, int] | bool:
+            """In one go, for a hop to another thread takes longer than any of it; whether there was a file at all."""
+            data = disk.read(version)
+            if data is None or version_of(data) != version:
+                return data is not None
+            return data, *self._decode(data)
+
+        nothing: tuple[bytes, T, int] | bool = False
+        found = await self._on_disk("read", read, nothing)
+        if isinstance(found, tuple):
+            self._metrics.tier_hits.labels("disk").inc()
+            self._hold(version, Held(*found))
+            return found[1]
+        if found:
+            self._corrupt("disk", version)
+            await self._on_disk("drop", lambda: disk.drop(version), None)
+        else:
+            self._metrics.tier_misses.labels("disk").inc()
+        return None
 
     async def _from_store(self, task_id: str, version: str) -> bytes:
         async with self._gate:
@@ -112,46 +171,34 @@ class PromptTiers:
             if self._pause is not None and time.monotonic() < self._pause[0]:
                 raise StoreUnavailable(str(self._pause[1]), retry_after=self._pause[1].retry_after)
             try:
-                data = await self._store.get(task_id, version)
-            except StoreUnavailable as error:
+                data = await self._store.get(task_id, version)  # checked there: its contract says so
+            except Exception as error:
                 self._metrics.tier_misses.labels("store").inc()
-                self._pause = (time.monotonic() + min(_LONGEST_PAUSE, error.retry_after), error)
-                raise
-            except Exception:
-                self._metrics.tier_misses.labels("store").inc()
+                if isinstance(error, StoreUnavailable):
+                    self._pause = (time.monotonic() + min(_LONGEST_PAUSE, error.retry_after), error)
                 raise
         self._pause = None
-        self._metrics.tier_hits.labels("store").inc()  # checked by the store: its contract says so
+        self._metrics.tier_hits.labels("store").inc()
         return data
 
-    async def _good(self, tier: str, version: str, data: bytes | None) -> bool:
-        """Whether a tier had the bytes and they are right; wrong ones are dropped."""
-        if data is None:
-            self._metrics.tier_misses.labels(tier).inc()
-            return False
-        inline = len(data) <= _INLINE_BYTES
-        if (version_of(data) if inline else await asyncio.to_thread(version_of, data)) == version:
-            self._metrics.tier_hits.labels(tier).inc()
-            return True
+    def _hold(self, version: str, held: Held[T]) -> None:
+        self._metrics.tier_evictions.labels("host").inc(self.host.put(version, held))
+
+    def _corrupt(self, tier: str, version: str) -> None:
         self._metrics.tier_corrupt.labels(tier).inc()
         self._log.warning("tier_copy_corrupt", tier=tier, version=version)
-        if tier == "host":
-            self.host.drop(version)
-        elif (disk := self.disk) is not None:
-            await self._on_disk("drop", lambda: disk.drop(version), None)
-        return False
 
-    def _write_soon(self, disk: DiskTier, version: str, data: bytes) -> None:
-        task = asyncio.create_task(self._write(disk, version, data))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+    def _write_soon(self, version: str, data: bytes) -> None:
+        if self.disk is not None:
+            task = asyncio.create_task(self._write(self.disk, version, data))
+            self._writes.add(task)
+            task.add_done_callback(self._writes.discard)
 
     async def _write(self, disk: DiskTier, version: str, data: bytes) -> None:
-        self._metrics.tier_evictions.labels("disk").inc(
-            await self._on_disk("write", lambda: disk.write(version, data), 0)
-        )
+        evicted = await self._on_disk("write", lambda: disk.write(version, data), 0)
+        self._metrics.tier_evictions.labels("disk").inc(evicted)
 
-    async def _on_disk(self, what: str, job: Callable[[], T], otherwise: T) -> T:
+    async def _on_disk(self, what: str, job: Callable[[], R], otherwise: R) -> R:
         """What `job` gives, off the event loop; `otherwise` where the disk fails."""
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._threads, job)

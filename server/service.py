@@ -30,6 +30,7 @@ from server.catalogue import CURRENT, Catalogue
 from server.errors import ServerError
 from server.lifecycle import Lifecycle
 from server.prompt_cache import PromptCache
+from server.prompt_decoder import Checked, PromptDecoder
 from server.prompt_loader import PromptLoader
 from server.prompt_sync import PromptSync
 from server.prompt_tiers import PromptTiers
@@ -56,8 +57,9 @@ class Service:
     store: PromptStore
     catalogue: Catalogue
     snapshot: Snapshot | None
-    tiers: PromptTiers
+    tiers: PromptTiers[Checked]
     runner: Runner
+    decoder: PromptDecoder
     loader: PromptLoader
     cache: PromptCache
     sync: PromptSync
@@ -86,7 +88,7 @@ class Service:
             lanes=backbone.lanes,
             seconds=round(time.perf_counter() - began, 2),
         )
-        self.loader.serve_with(backbone)
+        self.decoder.serve_with(backbone)
         await self.tiers.open()
         work = [self._warm]
         if await self._take_in_store(backbone.fingerprint):

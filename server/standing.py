@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from server.prompt_cache import PromptCache
+from server.prompt_decoder import Checked
 from server.prompt_tiers import PromptTiers
 from server.view import Source, View
 
@@ -47,7 +48,7 @@ class Standing(BaseModel):
     tiers: Tiers
 
 
-def describe(view: View, cache: PromptCache, device_bytes: int, tiers: PromptTiers) -> Standing:
+def describe(view: View, cache: PromptCache, device_bytes: int, tiers: PromptTiers[Checked]) -> Standing:
     """How the parts stand now."""
     revision = view.revision
     host, disk = tiers.host, tiers.disk
