@@ -76,6 +76,15 @@ class Settings(BaseSettings):
         1_000_000, ge=16, description="tokens accepted and not answered; more get 429"
     )
     prompt_cache_bytes: int = Field(512 * 2**20, ge=0, description="device memory for prompts")
+    host_cache_bytes: int = Field(2**30, ge=0, description="host memory for prompt files")
+    disk_cache_bytes: int = Field(
+        10 * 2**30, ge=0, description="disk space for prompt files in cache_dir; 0 keeps none there"
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="folder for prompt files and the catalogue's snapshot, with which a server starts while its store "
+        "is away; default: promptmux-cache, and none for a file:// store, which is a local disk itself",
+    )
 
     max_inputs: int = Field(256, ge=1, description="texts in one request")
     max_text_chars: int = Field(100_000, ge=1, description="characters of one text")
@@ -150,6 +159,13 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Constructed directly, a Settings holds what it is given: `load` alone looks at the process."""
         return (init_settings,)
+
+    def cache_folder(self) -> Path | None:
+        """Where prompt files and the snapshot are kept; None for nowhere."""
+        if self.cache_dir is not None:
+            return self.cache_dir
+        scheme, separator, _ = self.store.partition("://")
+        return None if not separator or scheme == "file" else Path("promptmux-cache")
 
     def key_lines(self) -> list[str]:
         """All API key lines, from the setting and the file. SettingsError when the file cannot be read."""

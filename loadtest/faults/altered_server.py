@@ -9,9 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from server.host_tier import HostTier
-
 import server.app
+from server.host_tier import HostTier
 from tests.integration import fake_server
 
 
