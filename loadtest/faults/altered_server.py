@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import server.app
-from server.host_tier import HostTier
+from server.host_tier import Held, HostTier
 from tests.integration import fake_server
 
 
-class GarbledHostTier(HostTier):
-    """Holds what it was given, until a file named by the version says what stands there now: once."""
+class GarbledHostTier(HostTier[Any]):
+    """Holds what it was given, until a file named by the version says what stands there now."""
 
     folder = Path()
 
-    def get(self, version: str) -> bytes | None:
+    def get(self, version: str) -> Held[Any] | None:
         """See `HostTier.get`."""
         held = super().get(version)
         path = self.folder / version
@@ -27,11 +29,11 @@ class GarbledHostTier(HostTier):
             return held
         said = path.read_bytes()
         path.unlink()
-        self.drop(version)
         if said == b"gone":
-            return None
-        self.put(version, said[4:])
-        return said[4:]
+            self.drop(version)
+        else:
+            self.put(version, replace(held, data=said[4:]))
+        return super().get(version)
 
 
 if __name__ == "__main__":

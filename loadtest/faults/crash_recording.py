@@ -17,17 +17,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from loadtest.faults.crash_worker import SCENARIOS
+from loadtest.faults.crash_scenarios import SCENARIOS, State
 from loadtest.faults.operations import Mark, Operation, Sync, Tree, Write, read_tree
 from loadtest.faults.power_cut import Disk
 from loadtest.faults.syscalls import record
 from loadtest.server_process import ROOT
 
-State = Mapping[str, Any]  # as `crash_worker.look` has it
 OURS: Final = "ours: "
-_OTHERS: Final = {"file": "SQLite", "redis": "Redis"}
 
 
 class NotWhole(RuntimeError):
@@ -60,7 +58,7 @@ class Recording:
             base = _without_shared_memory(read_tree(root))
             run = [*command, "run", str(marks)]
             operations = record(run, root, marks, ignore=_is_shared_memory, variables=path)
-            self.disk = Disk(base, [*_named(operations, _OTHERS[kind])])
+            self.disk = Disk(base, [*_named(operations, "SQLite" if kind == "file" else "Redis")])
             if self.disk.seen() != _without_shared_memory(read_tree(root)):
                 raise NotWhole(f"{kind}, {scenario}: the folder is not what the trace says")
         self.expected = [*_expected(self.disk.operations, before)]

@@ -5,12 +5,12 @@ Owns: the threads, their pace, and the counting. Must not know: what is broken m
 
 from __future__ import annotations
 
-import itertools
 import json
+import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -35,7 +35,7 @@ class Tally:
 
 
 class KnownLoad:
-    """Requests for all tasks of the ledger in turn, `rate` a second over `connections`; runs inside a `with` block.
+    """Requests for all tasks of the ledger, `rate` a second over `connections`; runs inside a `with` block.
 
     Open in its pace as long as a request takes less than a connection's turn: one that hangs holds up its own
     connection only, and what it held up is sent at once afterwards.
@@ -54,7 +54,7 @@ class KnownLoad:
         self._turn, self._patience = connections / rate, patience
         self._tally = Tally()
         self._lock = threading.Lock()
-        self._order = itertools.cycle([(task, text) for text in TEXTS for task in ledger.tasks])
+        self._order = _rounds(ledger.tasks)
         self._stop = threading.Event()
         self._go = threading.Event()
         self._busy = 0
@@ -128,6 +128,15 @@ class KnownLoad:
             else:
                 tally.answered += 1
                 tally.slowest = max(tally.slowest, seconds)
+
+
+def _rounds(tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
+    # In another order each time: in always the same, a tier that holds the latest ones would never have the next.
+    rng, order = random.Random(0), list(tasks)
+    while True:
+        rng.shuffle(order)
+        for task in order:
+            yield task, rng.choice(TEXTS)
 
 
 @dataclass

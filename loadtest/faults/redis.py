@@ -35,6 +35,7 @@ from loadtest.faults.telling import Ledger
 from prompt_store import decode_prompt
 
 CONVERGED_SECONDS = 3.0
+_HITS = "promptmux_tier_hits_total"
 _PATIENCE = 30.0  # for what should take less than CONVERGED_SECONDS
 WANTED = (
     "every request for a known task answered 200 with the right scores; every publish a success or a 503 "
@@ -107,12 +108,14 @@ def run(options: Namespace, console: Console) -> Outcome:
                 runs.append(done)
                 console.print(_line(done), highlight=False, markup=False)
         log = stage.site.server.said()
+        hits = {tier: int(stage.site.server.metric(_HITS, tier=tier)) for tier in ("host", "disk", "store")}
     rows = [_row(fault.name, [one for one in runs if one.fault == fault.name]) for fault in chosen]
     facts = {
         "tasks": options.tasks,
         "prompts on the device, about": options.on_device,
         "backbone": options.backbone,
         "requests a second": options.rate,
+        "prompts from a tier, since the last start": hits,
         "runs": [_facts(one) for one in runs],
         "errors in the server's log": sum('"level": "error"' in line for line in log.splitlines()),
     }
@@ -157,7 +160,7 @@ def tier_flags(ledger: Ledger, prompts: int, cache: Path) -> list[str]:
     on_device = sum(tensor.nbytes for tensor in decode_prompt(data).tensors.values()) * 2  # cast to float32
     return [
         *("--prompt-cache-bytes", str(prompts * on_device)),
-        *("--host-cache-bytes", str(prompts * (len(data) + 300))),  # with what the host tier counts for each
+        *("--host-cache-bytes", str(prompts * (len(data) + 500))),  # with what the host tier counts for each
         *("--cache-dir", str(cache)),
     ]
 
