@@ -27,7 +27,7 @@ from prompt_store.redis_url import RedisPlace
 from prompt_store.store import Durability
 
 _CONNECT_SECONDS: Final = 2.0
-_CONNECTIONS: Final = 64  # at most; opened as they are needed
+MOST_CONNECTIONS: Final = 64  # at most; opened as they are needed
 
 # What Redis writes in capitals at the head of an error, also of one inside a script.
 _BY_WORD: Final = {
@@ -68,7 +68,7 @@ class RedisConnection:
             "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
-            "max_connections": _CONNECTIONS,
+            "max_connections": MOST_CONNECTIONS,
             **(place.tls or {}),
         }
         self._sentinel: Sentinel | None = None
@@ -86,6 +86,11 @@ class RedisConnection:
     def redis(self) -> Redis:
         """The client itself, for commands that are no script."""
         return self._redis
+
+    @property
+    def sentinels(self) -> tuple[Redis, ...]:
+        """A client for each Sentinel, in the URL's order; none where the URL names the primary itself."""
+        return () if self._sentinel is None else tuple(self._sentinel.sentinels)
 
     def subscriber(self) -> PubSub:
         """A connection of its own, to hear messages on."""

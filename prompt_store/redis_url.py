@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from prompt_store.errors import PromptStoreError
 
@@ -27,6 +27,7 @@ SCHEMES: Final = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
 _OPTIONS: Final = (
     "prefix", "replicas", "replicas_timeout", "timeout", "ca", "cert", "key", "sentinel_user", "sentinel_password",
 )  # fmt: skip
+_HIDDEN: Final = "********"
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._:{}-]{1,64}")
 
 
@@ -87,6 +88,22 @@ def parse_redis_url(url: str) -> RedisPlace:
             if name in options
         },
     )
+
+
+def without_secrets(url: str) -> str:
+    """`url` as it may be shown and logged: its passwords are hidden. A URL of any kind of store will do."""
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    user, colon, _ = login.partition(":")
+    query = [
+        (name, _HIDDEN if "password" in name.lower() else value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+    ]
+    if not colon and all(value != _HIDDEN for _, value in query):
+        return url  # as it was given, for somebody who looks for it
+    return parts._replace(
+        netloc=f"{user}{colon}{_HIDDEN if colon else ''}{at}{hosts}", query=urlencode(query, safe="*/:{}")
+    ).geturl()
 
 
 def _options(query: str) -> dict[str, str]:

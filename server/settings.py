@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -22,6 +21,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 from pydantic_settings.exceptions import SettingsError as SourceError
+
+from prompt_store.redis_url import without_secrets
 
 _HIDDEN = "********"
 
@@ -160,7 +161,7 @@ class Settings(BaseSettings):
         """What holds, for the log: secrets are hidden."""
         values = self.model_dump(mode="json")
         values["api_keys"] = [f"{key.rpartition(':')[0]}:{_HIDDEN}" for key in self.api_keys]
-        values["store"] = _without_password(self.store)
+        values["store"] = without_secrets(self.store)
         return values
 
 
@@ -190,11 +191,3 @@ def _explain(error: ValidationError) -> str:
         text = "no such setting" if one["type"] == "extra_forbidden" else one["msg"]
         lines.append(f"{name}: {text}" if name else text)
     return "; ".join(lines)
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username or ''}:{_HIDDEN}@{host}").geturl()
