@@ -16,7 +16,6 @@ from prompt_store.redis_probe import (
     PINGS,
     RedisFacts,
     SentinelFacts,
-    Stand,
     ask_redis,
     ask_sentinels,
     needed_commands,
@@ -68,7 +67,7 @@ def judge(place: RedisPlace, facts: RedisFacts) -> Iterator[Finding]:
     yield from replicas(place, facts, settings)
     yield from memory(facts, settings)
     yield from limits(facts, settings)
-    yield _store(place, facts.stand, facts.refused)
+    yield _store(place, facts)
 
 
 def _ping(seconds: float) -> Finding:
@@ -132,8 +131,8 @@ def _rights(place: RedisPlace, facts: RedisFacts) -> Iterator[Finding]:
         "rights",
         f"user {facts.user} may not {', '.join(sorted(lacking))}",
         "problem",
-        f"redis-cli ACL SETUSER {facts.user} '~{place.prefix}*' '&{place.prefix}*' {allow};"
-        " then ACL SAVE, or CONFIG REWRITE where there is no aclfile",
+        "as an administrator, and then ACL SAVE (CONFIG REWRITE where there is no aclfile):"
+        f" redis-cli ACL SETUSER {facts.user} '~{place.prefix}*' '&{place.prefix}*' {allow}",
     )
 
 
@@ -169,7 +168,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _kind(facts: RedisFacts) -> Finding:
-    if str(facts.info.get("cluster_enabled")) == "1":
+    if _is_cluster(facts):
         return Finding(
             "kind",
             "a cluster",
@@ -190,6 +189,10 @@ def _kind(facts: RedisFacts) -> Finding:
     return Finding("kind", "a primary, no cluster")
 
 
+def _is_cluster(facts: RedisFacts) -> bool:
+    return str(facts.info.get("cluster_enabled")) == "1"
+
+
 def _clock(ahead: float | None) -> Finding:
     if ahead is None:
         return Finding("clock", UNKNOWN, "warning", "allow this user TIME")
@@ -202,10 +205,11 @@ def _clock(ahead: float | None) -> Finding:
     return Finding("clock", found, verdict, advice)
 
 
-def _store(place: RedisPlace, stand: Stand | None, refused: frozenset[str] | None) -> Finding:
+def _store(place: RedisPlace, facts: RedisFacts) -> Finding:
+    stand = facts.stand
     if stand is None:
-        missing = UNKNOWN if refused and "HMGET" in refused else "none yet"
-        return Finding("store", f"{missing} under {place.prefix}")
+        hidden = "HMGET" in (facts.refused or ()) or _is_cluster(facts)
+        return Finding("store", f"{UNKNOWN if hidden else 'none yet'} under {place.prefix}")
     found = f"{stand.tasks} tasks, revision {stand.revision} of epoch {stand.epoch}"
     if stand.schema != _SCHEMA:
         advice = "another promptmux made it: upgrade, or give prefix=… in --store"

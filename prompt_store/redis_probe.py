@@ -210,15 +210,11 @@ def _call(redis: Redis, *command: str) -> Any:
 
 
 async def _allowed(answer: Any) -> Any:
-    """What Redis answers, or None where this user may not ask."""
+    """What Redis answers; None where it refuses: this user may not ask, or (in a cluster) another is to be asked."""
     try:
         return await answer
-    except exceptions.NoPermissionError:
+    except exceptions.ResponseError:
         return None
-    except exceptions.ResponseError as error:
-        if "unknown command" in str(error).lower():
-            return None
-        raise
 
 
 async def _ask_sentinel(host: str, port: int, sentinel: Redis, service: str) -> SentinelFacts:

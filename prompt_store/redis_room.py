@@ -28,8 +28,8 @@ def memory(facts: RedisFacts, settings: RedisSettings) -> Iterator[Finding]:
             "maxmemory",
             "no limit",
             "warning",
-            f"without one the kernel ends a Redis that grows: {config_set('maxmemory', f'{total // 2**21}mb')}"
-            " (half of the machine)",
+            "without one the kernel ends a Redis that grows; half of this one's machine is:"
+            f" {config_set('maxmemory', f'{total // 2**21}mb')}",
         )
     else:
         full = int(used or 0) / most
@@ -72,7 +72,8 @@ def limits(facts: RedisFacts, settings: RedisSettings) -> Iterator[Finding]:
         room = max(0, most - facts.others) // MOST_CONNECTIONS
         found = f"{most}, {facts.others} connected: room for {room} servers"
         advice = (
-            f"a server opens up to {MOST_CONNECTIONS}: {config_set('maxclients', '10000')}, and its ulimit -n"
+            f"a server opens up to {MOST_CONNECTIONS}; Redis's ulimit -n must allow as many:"
+            f" {config_set('maxclients', '10000')}"
         )
         verdict = "problem" if room == 0 else "warning" if room < _SERVERS else "ok"
         yield Finding("maxclients", found, verdict, "" if verdict == "ok" else advice)

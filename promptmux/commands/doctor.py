@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -118,11 +119,14 @@ def _advise(out: Console, findings: Sequence[Finding]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    for one in findings:
+    alike: dict[tuple[str, str], list[str]] = {}
+    for one in sorted(findings, key=lambda one: one.verdict == "problem"):  # what matters most stands last
         if one.advice:
-            out.print(Text(f"{one.name}: {one.verdict}", style=_STYLES[one.verdict]))
-            out.print(Padding(Text(_lines(one.advice)), (0, 0, 0, 2)))
-            out.print()
+            alike.setdefault((one.verdict, one.advice), []).append(one.name)
+    for (verdict, advice), names in alike.items():
+        out.print(Text(f"{', '.join(names)}: {verdict}", style=_STYLES[verdict]))
+        out.print(Padding(Text(_lines(advice)), (0, 0, 0, 2)))
+        out.print()
 
 
 def _conclude(out: Console, findings: Sequence[Finding]) -> None:
