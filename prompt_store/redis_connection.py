@@ -9,8 +9,8 @@ ask for it once more.
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
@@ -63,7 +63,9 @@ class RedisConnection:
             "password": place.password,
             "client_name": "promptmux",
             "protocol": 2,
-            "socket_timeout": place.timeout + (place.replicas_timeout if place.replicas else 0.0),
+            # With a socket_timeout redis-py sends through asyncio.wait_for, which before Python 3.12 can swallow
+            # a cancellation that meets the end of the write. `_in_time` bounds whole calls instead.
+            "socket_timeout": None,
             "socket_connect_timeout": min(_CONNECT_SECONDS, place.timeout),
             "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),
@@ -76,7 +78,12 @@ class RedisConnection:
             ((host, port),) = place.hosts
             self._redis = Redis(host=host, port=port, **keywords)
         else:
-            quick = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, **place.sentinel_auth}
+            quick = {
+                "socket_timeout": 1.0,
+                "socket_connect_timeout": 1.0,
+                "retry": Retry(NoBackoff(), 0),
+                **place.sentinel_auth,
+            }
             self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
                 place.hosts, sentinel_kwargs={**quick, **(place.tls or {})}, **keywords
             )
@@ -84,7 +91,7 @@ class RedisConnection:
 
     @property
     def redis(self) -> Redis:
-        """The client itself, for commands that are no script."""
+        """The client itself, without a bound on the time that a call takes."""
         return self._redis
 
     @property
@@ -96,10 +103,17 @@ class RedisConnection:
         """A connection of its own, to hear messages on."""
         return self._redis.pubsub(ignore_subscribe_messages=True)
 
-    async def ask(self, script: str, *arguments: str | int | float | bytes) -> list[Any]:
-        """What a script answers; StoreUnavailable."""
-        with as_unavailable():
-            (answer,) = await self._send([(script, arguments)])
+    async def command(self, *words: str | int) -> Any:
+        """What one command answers; StoreUnavailable."""
+        async with self._in_time(self._place.timeout):
+            return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+
+    async def ask(
+        self, script: str, *arguments: str | int | float | bytes, patience: float | None = None
+    ) -> list[Any]:
+        """What a script answers, within `patience` seconds or the URL's timeout; StoreUnavailable."""
+        async with self._in_time(patience or self._place.timeout):
+            (answer,) = await self._send(script, arguments)
             return list(answer)
 
     async def tell(self, script: str, *arguments: str | int | float | bytes) -> tuple[list[Any], Durability]:
@@ -107,11 +121,13 @@ class RedisConnection:
 
         The settings are asked for in the same round trip, for an operator may change them at any time.
         """
-        with as_unavailable():
-            wait = ("WAIT", self._place.replicas, int(self._place.replicas_timeout * 1000))
-            more = [("CONFIG", "GET", "*append*"), *([wait] if self._place.replicas else [])]
-            answer, settings, *confirmed = await self._send([(script, arguments)], *more)
-            return list(answer), Durability(_fsync(settings), int(confirmed[0]) if confirmed else 0)
+        place = self._place
+        wait = ("WAIT", place.replicas, int(place.replicas_timeout * 1000))
+        more = [("CONFIG", "GET", "*append*"), *([wait] if place.replicas else [])]
+        async with self._in_time(place.timeout + (place.replicas_timeout if place.replicas else 0.0)):
+            answer, settings, *confirmed = await self._send(script, arguments, *more)
+        replicas = confirmed[0] if confirmed and isinstance(confirmed[0], int) else 0
+        return list(answer), Durability(_fsync(settings), replicas)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -121,29 +137,31 @@ class RedisConnection:
             for sentinel in self._sentinel.sentinels:
                 await sentinel.aclose()
 
+    @asynccontextmanager
+    async def _in_time(self, seconds: float) -> AsyncIterator[None]:
+        with as_unavailable():
+            async with asyncio.timeout(seconds):
+                yield
+
     async def _send(
-        self, scripts: list[tuple[str, tuple[str | int | float | bytes, ...]]], *commands: tuple[object, ...]
+        self, script: str, arguments: Sequence[str | int | float | bytes], *commands: tuple[object, ...]
     ) -> list[Any]:
-        """One round trip: a script, then commands on the same connection. The commands' errors are among the results;
-        the script's is raised.
+        """One round trip: the script, then commands on the same connection. The commands' errors are among the
+        results; the script's is raised.
         """
-        for whole in (False, True):
+        source, digest = _script(script)
+        for head in (("EVALSHA", digest), ("EVAL", source)):
             pipeline = self._redis.pipeline(transaction=False)
-            for name, arguments in scripts:
-                source, digest = _script(name)
-                head = ("EVAL", source) if whole else ("EVALSHA", digest)
-                pipeline.execute_command(
-                    *head, 1, f"{self._place.prefix}store", self._place.prefix, *arguments
-                )
+            pipeline.execute_command(*head, 1, f"{self._place.prefix}store", self._place.prefix, *arguments)
             for command in commands:
                 pipeline.execute_command(*command)
             results: list[Any] = await pipeline.execute(raise_on_error=False)
-            if isinstance(results[0], exceptions.NoScriptError) and not whole:
-                continue  # a Redis that was restarted, or never saw it: nothing was done
-            if isinstance(results[0], Exception):
-                raise results[0]
-            return results
-        raise AssertionError("the second turn returns or raises")
+            if not isinstance(results[0], exceptions.NoScriptError):
+                break
+            # A Redis that was restarted, or never saw the script: nothing was done.
+        if isinstance(results[0], Exception):
+            raise results[0]
+        return results
 
 
 @cache

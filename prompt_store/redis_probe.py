@@ -10,10 +10,10 @@ import asyncio
 import re
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from redis import exceptions
 from redis.asyncio import Redis
@@ -29,6 +29,7 @@ SETTINGS: Final = (
 )  # fmt: skip
 
 Command = tuple[str, ...]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +73,17 @@ async def ask_redis(place: RedisPlace) -> RedisFacts:
     connection = RedisConnection(place)
     try:
         with as_unavailable():
-            redis = connection.redis
-            ping = await _ping_seconds(redis)
-            info = await _allowed(redis.info()) or {}
+            redis, seconds = connection.redis, place.timeout
+            ping = await _ping_seconds(redis, seconds)
+            info = await _within(seconds, _allowed(redis.info())) or {}
             return RedisFacts(
                 ping_seconds=ping,
                 info=info,
-                config=await _config(redis),
-                clock_ahead=await _clock_ahead(redis),
-                refused=await _refused(redis, needed_commands(place)),
+                config=await _within(seconds, _config(redis)),
+                clock_ahead=await _within(seconds, _clock_ahead(redis)),
+                refused=await _within(seconds, _refused(redis, needed_commands(place))),
                 user=place.user or "default",
-                stand=await _stand(redis, place.prefix),
+                stand=await _within(seconds, _stand(redis, place.prefix)),
                 others=max(0, int(info.get("connected_clients", 1)) - 1),
             )
     finally:
@@ -135,12 +136,12 @@ def _script_commands() -> set[str]:
     return {name for source in sources for name in re.findall(r"redis\.p?call\('([A-Z]+)'", source)}
 
 
-async def _ping_seconds(redis: Redis) -> float:
+async def _ping_seconds(redis: Redis, seconds: float) -> float:
     """The median; the connection is made before."""
     taken = []
     for _ in range(PINGS + 1):
         started = time.perf_counter()
-        await _allowed(_call(redis, "PING"))  # a refusal takes as long
+        await _within(seconds, _allowed(_call(redis, "PING")))  # a refusal takes as long
         taken.append(time.perf_counter() - started)
     return statistics.median(taken[1:])
 
@@ -207,6 +208,11 @@ async def _accepted(connection: Any) -> bool:
 
 def _call(redis: Redis, *command: str) -> Any:
     return cast("Any", redis).execute_command(*command)
+
+
+async def _within(seconds: float, answer: Awaitable[_T]) -> _T:
+    async with asyncio.timeout(seconds):
+        return await answer
 
 
 async def _allowed(answer: Any) -> Any:

@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from prompt_store.arguments import check_ids, check_upload, clamp_limit, clean_actor
 from prompt_store.codec import version_of
@@ -88,9 +88,8 @@ class RedisStore(PromptStore):
         """See `PromptStore.task`."""
         check_task_id(task_id)
         self._check_open()
-        with as_unavailable():
-            fields = await self._connection.redis.hgetall(f"{self._place.prefix}task:{task_id}")
-        record = task_of(task_id, cast("dict[bytes, bytes]", fields))
+        found = await self._connection.command("HGETALL", f"{self._place.prefix}task:{task_id}")
+        record = task_of(task_id, found)
         if record is None:
             raise UnknownTask(f"unknown task {task_id}")
         return record
@@ -111,13 +110,12 @@ class RedisStore(PromptStore):
         """See `PromptStore.history`."""
         check_task_id(task_id)
         self._check_open()
-        with as_unavailable():
-            lines = await self._connection.redis.lrange(
-                f"{self._place.prefix}events:{task_id}", 0, clamp_limit(limit) - 1
-            )
+        lines = await self._connection.command(
+            "LRANGE", f"{self._place.prefix}events:{task_id}", 0, clamp_limit(limit) - 1
+        )
         if not lines:
             raise UnknownTask(f"unknown task {task_id}")
-        return tuple(map(event_of, cast("Sequence[bytes]", lines)))
+        return tuple(map(event_of, lines))
 
     async def set_alias(
         self,
@@ -197,7 +195,11 @@ class RedisStore(PromptStore):
         deadline = loop.time() + timeout
         while True:
             changed = self._changed  # taken before the look, so that nothing between look and wait is missed
-            changes = await self._changes(after)
+            try:
+                changes = await self._changes(after)
+            except StoreUnavailable:
+                self._unlisten()  # its connection may be dead without knowing it
+                raise
             remaining = deadline - loop.time()
             if changes.reset or changes.revision != after or remaining <= 0:
                 return changes
@@ -235,15 +237,10 @@ class RedisStore(PromptStore):
     # ── parts ────────────────────────────────────────────────────────────
 
     async def _changes(self, after: Revision) -> Changes:
-        try:
-            async with asyncio.timeout(_POLL_PATIENCE):
-                reset, tasks, stand = await self._read(
-                    "changes", after.epoch, after.number, self._marks.get(after, "")
-                )
-        except TimeoutError:
-            raise StoreUnavailable(
-                "Redis does not answer in time: look at its load and at the network"
-            ) from None
+        mark = self._marks.get(after, "")
+        reset, tasks, stand = await self._read(
+            "changes", after.epoch, after.number, mark, patience=_POLL_PATIENCE
+        )
         return Changes(self._stand(stand), tuple(task.decode() for task in tasks), bool(reset))
 
     def _stand(self, stand: Sequence[Any]) -> Revision:
@@ -257,9 +254,12 @@ class RedisStore(PromptStore):
                 self._marks.popitem(last=False)
         return revision
 
-    async def _read(self, script: str, *arguments: Any, about: str = "") -> Answer:
+    async def _read(
+        self, script: str, *arguments: Any, about: str = "", patience: float | None = None
+    ) -> Answer:
         self._check_open()
-        return unwrapped(await self._connection.ask(script, secrets.token_hex(8), *arguments), about)
+        epoch = secrets.token_hex(8)  # of a new store, if there is none
+        return unwrapped(await self._connection.ask(script, epoch, *arguments, patience=patience), about)
 
     async def _write(
         self, script: str, *arguments: Any, about: str = "", alias: str = "", expected: int | None = None
@@ -283,16 +283,19 @@ class RedisStore(PromptStore):
         if self._listener is None and not self._closed:
             self._listener = asyncio.create_task(self._hear())
 
+    def _unlisten(self) -> None:
+        if self._listener is not None:
+            self._listener.cancel()
+            self._listener = None
+
     async def _hear(self) -> None:
         """Wake watchers at each message, for as long as the store is open. Nothing rests on it."""
         while True:
-            subscriber = self._connection.subscriber()
             with suppress(StoreUnavailable), as_unavailable():
-                await subscriber.subscribe(f"{self._place.prefix}changes")
-                async for _ in subscriber.listen():
-                    self._wake()
-            with suppress(StoreUnavailable), as_unavailable():
-                await subscriber.aclose()  # type: ignore[no-untyped-call]
+                async with self._connection.subscriber() as subscriber:
+                    await subscriber.subscribe(f"{self._place.prefix}changes")
+                    async for _ in subscriber.listen():
+                        self._wake()
             await asyncio.sleep(_RESUBSCRIBE_SECONDS)
 
 

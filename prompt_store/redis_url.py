@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from prompt_store.errors import PromptStoreError
 
@@ -94,16 +94,12 @@ def without_secrets(url: str) -> str:
     """`url` as it may be shown and logged: its passwords are hidden. A URL of any kind of store will do."""
     parts = urlsplit(url)
     login, at, hosts = parts.netloc.rpartition("@")
-    user, colon, _ = login.partition(":")
-    query = [
-        (name, _HIDDEN if "password" in name.lower() else value)
-        for name, value in parse_qsl(parts.query, keep_blank_values=True)
-    ]
-    if not colon and all(value != _HIDDEN for _, value in query):
+    user, colon, _ = login.partition(":")  # not `parts.password`: a list of Sentinels is no host to it
+    netloc = f"{user}:{_HIDDEN}@{hosts}" if at and colon else parts.netloc
+    query = re.sub(r"(?<=password=)[^&]*", _HIDDEN, parts.query)
+    if (netloc, query) == (parts.netloc, parts.query):
         return url  # as it was given, for somebody who looks for it
-    return parts._replace(
-        netloc=f"{user}{colon}{_HIDDEN if colon else ''}{at}{hosts}", query=urlencode(query, safe="*/:{}")
-    ).geturl()
+    return parts._replace(netloc=netloc, query=query).geturl()
 
 
 def _options(query: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,8 @@ from typing import Final
 from rich.console import Console
 
 from loadtest.faults.history_places import PLACES, Place
-from loadtest.faults.history_replicas import Replica, Window, out_of_order, staleness
-from loadtest.faults.history_writers import TASKS, Plan, read_all, write_on
+from loadtest.faults.history_replicas import Replica, Window, out_of_order, staleness, torn
+from loadtest.faults.history_writers import TASKS, Plan, make_prompts, read_all, write_on
 from loadtest.faults.linearizability import (
     LIMIT,
     Operation,
@@ -60,7 +60,7 @@ class History:
     stale: list[float] = field(default_factory=list)
     sights: int = 0
     undecided: int = 0  # tasks whose search was given up before the unknown outcomes were looked up
-    epochs: set[str] = field(default_factory=set)
+    events: dict[str, Sequence[Event]] = field(default_factory=dict)  # what the store's own history tells
 
     def count(self, kind: str) -> int:
         """How many operations were `ok`, `refused` or `unknown`."""
@@ -85,7 +85,11 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
     """Run the histories one after another; odd seeds have writers in processes of their own, even ones in threads."""
     histories: list[History] = []
     spawn = multiprocessing.get_context("spawn")  # a fork would take along threads and event loops
-    with ThreadPoolExecutor(WRITERS) as threads, ProcessPoolExecutor(WRITERS, mp_context=spawn) as processes:
+    with (
+        ThreadPoolExecutor(WRITERS) as threads,
+        ProcessPoolExecutor(WRITERS, spawn, initializer=make_prompts) as processes,
+    ):
+        wait([processes.submit(time.sleep, 1.0) for _ in range(WRITERS)])  # until all have started
         for seed in range(options.seed, options.seed + options.histories):
             history = asyncio.run(
                 make_history(
@@ -106,6 +110,7 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
         "replicas": REPLICAS,
         "tasks": len(TASKS),
         "seconds of writes": options.writing,
+        "sights of the replicas": sum(history.sights for history in histories),
         "given up before looking up unknown outcomes": sum(history.undecided for history in histories),
         "failed": {str(history.seed): history.wrong for history in histories if history.wrong},
     }
@@ -137,10 +142,9 @@ async def make_history(
         windows = await _break(place, history.fault, rng, until)
         for done in await asyncio.gather(*writing):
             history.operations += done
+        history.operations += place.operations
         await _settle(sure, replicas)
-        for task in following:
-            task.cancel()
-        await asyncio.wait(following)
+        await _end(following)
         await check(history, sure, start)
         for replica, task in zip(replicas, following, strict=True):
             if not task.cancelled() and (error := task.exception()):
@@ -176,9 +180,18 @@ async def _settle(sure: PromptStore, replicas: Sequence[Replica]) -> None:
                 await replica.has_seen(final)
 
 
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel the tasks until they end: `asyncio.wait_for` of Python 3.11, which clients use, can swallow one."""
+    waiting = set(tasks)
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=0.5)
+
+
 async def check(history: History, sure: PromptStore, start: int) -> None:
     """Read the quiet store out, and check what the writers were told against it and against each other."""
-    events: dict[str, Sequence[Event]] = {}
+    events = history.events
     while True:
         before = await sure.revision()
         reads = await read_all(sure, "end", history.operations)
@@ -208,7 +221,8 @@ async def check(history: History, sure: PromptStore, start: int) -> None:
 def _check_replica(history: History, replica: Replica, windows: Sequence[Window]) -> None:
     history.wrong += replica.wrong
     history.wrong += out_of_order(replica.name, replica.sights)
-    history.sights += len(replica.sights)
+    history.wrong += torn(replica.name, replica.pages, history.events)
+    history.sights += len(replica.sights) + len(replica.pages)
     for write in history.operations:
         if not write.is_change:
             continue
@@ -236,10 +250,9 @@ def _row(fault: str, histories: Sequence[History]) -> dict[str, str | int | floa
         "ok": sum(history.count("ok") for history in histories),
         "refused": sum(history.count("refused") for history in histories),
         "unknown": sum(history.count("unknown") for history in histories),
-        "sights": sum(history.sights for history in histories),
         "violations": sum(bool(history.wrong) for history in histories),
-        "staleness p99, s": round(stale[int(0.99 * (len(stale) - 1))], 3) if stale else 0.0,
-        "staleness max, s": round(stale[-1], 3) if stale else 0.0,
+        "stale p99, s": round(stale[int(0.99 * (len(stale) - 1))], 3) if stale else 0.0,
+        "stale max, s": round(stale[-1], 3) if stale else 0.0,
     }
 
 
@@ -254,3 +267,10 @@ def _tell(history: History, options: argparse.Namespace, console: Console) -> No
     )
     for wrong in history.wrong[:10]:
         console.print(wrong, highlight=False, markup=False, soft_wrap=True)
+    # Playing it again makes the same choices in another interleaving: this one is kept.
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"histories-{options.store}-{history.seed}-failed.txt"
+    since = min(operation.invoked for operation in history.operations)
+    lines = [operation.told(since) for operation in sorted(history.operations, key=lambda one: one.invoked)]
+    path.write_text("\n".join([*history.wrong, "", *lines, ""]), encoding="utf-8")
+    console.print(f"its operations: {path}", highlight=False)

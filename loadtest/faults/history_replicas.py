@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from loadtest.faults.linearizability import Operation
-from prompt_store import PromptStore, Revision, StoreUnavailable, TaskRecord, UnknownTask
+from prompt_store import Event, PromptStore, Revision, StoreUnavailable, TaskPage, TaskRecord, UnknownTask
 
 _RETRY = 0.1
 
@@ -45,6 +45,7 @@ class Replica:
     store: PromptStore
     name: str
     sights: list[Sight] = field(default_factory=list)
+    pages: list[TaskPage] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     revision: Revision | None = None
     due: set[str] = field(default_factory=set)  # tasks to look at
@@ -75,6 +76,7 @@ class Replica:
                 record = None
             self.sights.append(Sight(time.monotonic(), task, record, after))
             self.due.discard(task)
+        self.pages.append(await self.store.list())
         async with self._looked:
             self._looked.notify_all()
 
@@ -106,6 +108,26 @@ def out_of_order(name: str, sights: Sequence[Sight]) -> list[str]:
             )
         last[sight.task] = (max(before, now), sight.record)
     return wrong
+
+
+def torn(name: str, pages: Sequence[TaskPage], events: Mapping[str, Sequence[Event]]) -> list[str]:
+    """Pages that show some task otherwise than it stood at the page's revision, by the store's history."""
+    wrong: list[str] = []
+    for page in pages:
+        number = page.revision.number
+        shown = {record.task_id: record.revision for record in page.tasks}
+        stood: dict[str, int] = {}
+        for task, told in events.items():
+            last = max((event for event in told if event.revision <= number), key=_revision, default=None)
+            if last is not None and last.action != "delete_task":
+                stood[task] = last.revision
+        if shown != stood:
+            wrong.append(f"{name}: a page at revision {number} shows {shown}, the tasks stood at {stood}")
+    return wrong
+
+
+def _revision(event: Event) -> int:
+    return event.revision
 
 
 def staleness(sights: Sequence[Sight], write: Operation, faults: Sequence[Window]) -> float | None:

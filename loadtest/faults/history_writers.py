@@ -53,6 +53,13 @@ def prompt(task: str, number: int) -> bytes:
     return encode_prompt(*make_prompt(task, "bare", _BACKBONE, seed=number))
 
 
+def make_prompts() -> None:
+    """Make all of them now, so that no history waits for it."""
+    for task in TASKS:
+        for number in range(VERSIONS):
+            prompt(task, number)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one writer does: calls until `until` (of time.monotonic), `calls` at most, with pauses between."""
@@ -77,9 +84,24 @@ def write_on(url: str, plan: Plan) -> list[Operation]:
     return asyncio.run(run())
 
 
-async def write(store: PromptStore, plan: Plan) -> list[Operation]:
+def write_and_tell(url: str, plan: Plan, tell: Callable[[Operation], None]) -> None:
+    """`write` in a process that may be killed: `tell` hears of each call before it is made, and again afterwards."""
+
+    async def run() -> None:
+        await write(open_store(url), plan, tell)
+
+    asyncio.run(run())
+
+
+def _to_nobody(_operation: Operation) -> None:
+    return
+
+
+async def write(
+    store: PromptStore, plan: Plan, tell: Callable[[Operation], None] = _to_nobody
+) -> list[Operation]:
     """Carry the plan out; what came of it, in the order of the calls."""
-    recorder = Recorder(store, plan.name)
+    recorder = Recorder(store, plan.name, tell)
     rng = random.Random(f"{plan.seed} {plan.name}")
     while time.monotonic() < plan.until and len(recorder.operations) < plan.calls:
         if not await recorder.make(_choose(rng, recorder.known)):
@@ -113,20 +135,19 @@ class Recorder:
 
     store: PromptStore
     name: str
+    tell: Callable[[Operation], None] = _to_nobody
     operations: list[Operation] = field(default_factory=list)
     known: dict[tuple[str, str], int] = field(default_factory=dict)
-    unanswered_reads: int = 0
 
     async def make(self, call: Call) -> bool:
         """Whether the call was answered."""
         name = f"{self.name}-{len(self.operations)}"
         invoked = time.monotonic_ns()
+        self.tell(Operation(name, call, invoked, None, None))
         try:
             answer = await _CALLS[call.action](self.store, call, name)
         except StoreUnavailable:
-            if call.action in READS:  # tells nothing
-                self.unanswered_reads += 1
-            else:
+            if call.action not in READS:  # a read without an answer says nothing
                 self.operations.append(Operation(name, call, invoked, None, None))
             return False
         except RevisionConflict as error:
@@ -137,6 +158,7 @@ class Recorder:
         except Exception as error:
             answer = Answer(f"{type(error).__name__} ({error})")  # which no state of a task allows
         self.operations.append(Operation(name, call, invoked, time.monotonic_ns(), answer))
+        self.tell(self.operations[-1])
         self._learn(call, answer)
         return True
 

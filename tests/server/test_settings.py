@@ -142,3 +142,20 @@ def test_keys_come_from_the_setting_and_the_file(tmp_path: Path) -> None:
     assert len([key for key in settings.key_lines() if not key.startswith("#")]) == 2
     with pytest.raises(SettingsError, match="api_keys_file"):
         Settings(api_keys_file=tmp_path / "none").key_lines()
+
+
+@pytest.mark.parametrize(
+    ("store", "shown"),
+    [
+        ("redis://:hunter2@h:1/0", "redis://:********@h:1/0"),
+        ("redis://ann:hunter2@h", "redis://ann:********@h"),
+        ("redis://h/1?prefix=a:", "redis://h/1?prefix=a:"),
+        (
+            "redis+sentinel://ann:hunter2@h1:1,h2:2/s?sentinel_password=hunter2&prefix=a:",
+            "redis+sentinel://ann:********@h1:1,h2:2/s?sentinel_password=********&prefix=a:",
+        ),
+        ("file:///a/b", "file:///a/b"),
+    ],
+)
+def test_the_store_is_shown_without_its_passwords(store: str, shown: str) -> None:
+    assert Settings(store=store).effective()["store"] == shown
