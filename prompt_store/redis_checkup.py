@@ -34,6 +34,7 @@ _SLOW_PING: Final = 0.02
 _CLOCK_OFF: Final = (1.0, 60.0)  # a warning, a problem
 _SCHEMA: Final = 1
 _OPTIONAL: Final = frozenset({"CONFIG GET", "INFO"})  # the store lives without them, and says less
+_HINTS: Final = frozenset({"PUBLISH", "SUBSCRIBE"})  # it lives without them, and hears later
 
 
 async def examine_redis(url: str) -> tuple[list[Finding], bool]:
@@ -130,8 +131,9 @@ def _rights(place: RedisPlace, facts: RedisFacts) -> Iterator[Finding]:
     yield Finding(
         "rights",
         f"user {facts.user} may not {', '.join(sorted(lacking))}",
-        "problem",
-        "as an administrator, and then ACL SAVE (CONFIG REWRITE where there is no aclfile):"
+        "warning" if lacking <= _HINTS else "problem",
+        ("servers see changes half a second later; " if lacking <= _HINTS else "")
+        + "as an administrator, and then ACL SAVE (CONFIG REWRITE where there is no aclfile):"
         f" redis-cli ACL SETUSER {facts.user} '~{place.prefix}*' '&{place.prefix}*' {allow}",
     )
 

@@ -200,6 +200,8 @@ def as_unavailable() -> Iterator[None]:
 
 
 def _advice(error: BaseException) -> str:
+    if "user executing the script" in str(error):  # no NOPERM from inside a script
+        return _BY_WORD["NOPERM"]
     words = set(str(error).replace("-", " ").replace(":", " ").split())
     for word, advice in _BY_WORD.items():
         if word in words:
