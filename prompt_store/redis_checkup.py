@@ -126,16 +126,23 @@ def _rights(place: RedisPlace, facts: RedisFacts) -> Iterator[Finding]:
     if not lacking:
         yield Finding("rights", f"user {facts.user} may do all that the store does")
         return
-    names = sorted({command[0] for command in needed_commands(place)} - {"CONFIG", "INFO"})
-    allow = " ".join(f"+{name.lower()}" for name in (sorted(lacking) if len(lacking) < len(names) else names))
+    hints = lacking <= _HINTS
     yield Finding(
         "rights",
         f"user {facts.user} may not {', '.join(sorted(lacking))}",
-        "warning" if lacking <= _HINTS else "problem",
-        ("servers see changes half a second later; " if lacking <= _HINTS else "")
+        "warning" if hints else "problem",
+        ("servers see changes half a second later; " if hints else "")
         + "as an administrator, and then ACL SAVE (CONFIG REWRITE where there is no aclfile):"
-        f" redis-cli ACL SETUSER {facts.user} '~{place.prefix}*' '&{place.prefix}*' {allow}",
+        f" redis-cli ACL SETUSER {facts.user} {_rights_to(lacking, place)}",
     )
+
+
+def _rights_to(lacking: frozenset[str], place: RedisPlace) -> str:
+    """What ACL SETUSER is to add. Keys and channels only where they may be what lacks: who has all may not add one."""
+    keyed = {command[0] for command in needed_commands(place)} - _OPTIONAL - _HINTS - {"CONFIG", "WAIT"}
+    rules = [f"'~{place.prefix}*'"] if keyed <= lacking else []
+    rules += [f"'&{place.prefix}*'"] if lacking & _HINTS else []
+    return " ".join([*rules, *(f"+{name.lower()}" for name in sorted(lacking))])
 
 
 def _network(place: RedisPlace) -> Finding:
@@ -148,8 +155,9 @@ def _network(place: RedisPlace) -> Finding:
             "network",
             found,
             "problem",
-            "whoever reaches it can change every prompt. redis.conf: `user promptmux on >PASSWORD ~promptmux:*"
-            " &promptmux:* +@all -@dangerous +client|setname +config|get +info`; then --store redis://promptmux:PASSWORD@…",
+            f"whoever reaches it can change every prompt. redis.conf: `user promptmux on >PASSWORD ~{place.prefix}*"
+            f" resetchannels &{place.prefix}* +@all -@dangerous +client|setname +config|get +info`;"
+            " then --store redis://promptmux:PASSWORD@…",
         )
     if place.tls is None:
         return Finding(

@@ -34,7 +34,9 @@ def memory(facts: RedisFacts, settings: RedisSettings) -> Iterator[Finding]:
     else:
         full = int(used or 0) / most
         found = f"{size(most)}, {full:.0%} used" if used is not None else size(most)
-        advice = f"raise it before writes are refused: {config_set('maxmemory', f'{most * 2 // 2**20}mb')}"
+        advice = (
+            f"raise it before writes are refused: {config_set('maxmemory', f'{max(1, most * 2 // 2**20)}mb')}"
+        )
         verdict = "problem" if full > 0.95 else "warning" if full > 0.8 else "ok"
         yield Finding("maxmemory", found, verdict, "" if verdict == "ok" else advice)
     policy = settings.text("maxmemory-policy")

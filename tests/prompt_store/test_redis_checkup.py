@@ -74,7 +74,7 @@ async def test_a_good_redis_has_no_problems_and_is_left_as_it_was(good: RedisPro
         ("no-appendfsync-on-rewrite", "yes", "warning", "redis-cli CONFIG SET no-appendfsync-on-rewrite no"),
         ("aof-load-truncated", "no", "warning", "redis-cli CONFIG SET aof-load-truncated yes"),
         ("maxmemory", "0", "warning", "redis-cli CONFIG SET maxmemory "),
-        ("maxmemory", "1mb", "problem", "redis-cli CONFIG SET maxmemory 2mb"),
+        ("maxmemory", "600kb", "problem", "redis-cli CONFIG SET maxmemory 1mb"),
         ("maxmemory-policy", "allkeys-lru", "problem", "redis-cli CONFIG SET maxmemory-policy noeviction"),
         ("maxmemory-policy", "volatile-lru", "warning", "redis-cli CONFIG SET maxmemory-policy noeviction"),
         ("min-replicas-to-write", "1", "problem", "redis-cli CONFIG SET min-replicas-to-write 0"),
@@ -103,7 +103,7 @@ async def test_each_setting_that_is_wrong_is_found(
     words = findings[name].advice.partition("redis-cli ")[2].split()
     misset.run(*words)
     after = (await found(misset.url))[name]
-    assert after.verdict == "ok" or (name, value) == ("maxmemory", "1mb")
+    assert after.verdict == "ok" or (name, value) == ("maxmemory", "600kb")
 
 
 async def test_snapshots_that_fail_unseen(misset: RedisProcess) -> None:
@@ -114,7 +114,18 @@ async def test_snapshots_that_fail_unseen(misset: RedisProcess) -> None:
 
 
 async def test_a_user_who_may_not_ask_for_settings(misset: RedisProcess) -> None:
-    misset.run("ACL", "SETUSER", "ann", "on", ">pw", "~promptmux:*", "&promptmux:*", "+@all", "-config")
+    misset.run(
+        "ACL",
+        "SETUSER",
+        "ann",
+        "on",
+        ">pw",
+        "~promptmux:*",
+        "resetchannels",
+        "&promptmux:*",
+        "+@all",
+        "-config",
+    )
     findings = await found(misset.url.replace("//", "//ann:pw@"))
     assert findings["rights"].verdict == "ok"
     for name in ("appendfsync", "no-appendfsync-on-rewrite", "timeout", "proto-max-bulk-len"):
