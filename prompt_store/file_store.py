@@ -9,6 +9,7 @@ nobody needs, which `collect` removes.
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -45,6 +46,7 @@ from prompt_store.unavailable import as_unavailable
 T = TypeVar("T")
 
 POLL_SECONDS: Final = 0.1  # for changes by other processes; our own wake a watcher at once
+SEEN_KEPT: Final = 256
 COLLECT_CHUNK: Final = 100  # blobs per transaction: a collection must not keep publishers waiting for long
 _ON_DISK: Final = Durability("always")  # `blobs` and `schema` see to it
 
@@ -61,6 +63,7 @@ class FileStore(PromptStore):
         self._writer = CatalogueThread(path, self._blobs, "prompt-store-write")
         self._files = ThreadPoolExecutor(4, thread_name_prefix="prompt-store-files")
         self._changed = asyncio.Event()
+        self._seen: OrderedDict[Revision, int] = OrderedDict()  # in which file; the latest few
         self._closed = False
 
     async def publish(self, data: bytes, *, expect_version: str | None = None, actor: str = "") -> Published:
@@ -166,7 +169,7 @@ class FileStore(PromptStore):
         deadline = loop.time() + timeout
         while True:
             changed = self._changed  # taken before the look, so that nothing between look and wait is missed
-            changes = await self._read(lambda catalogue: catalogue.changes(after))
+            changes = await self._changes(after)
             remaining = deadline - loop.time()
             if changes.reset or changes.revision != after or remaining <= 0:
                 return changes
@@ -177,7 +180,7 @@ class FileStore(PromptStore):
 
     async def revision(self) -> Revision:
         """See `PromptStore.revision`."""
-        return await self._read(Catalogue.revision)
+        return (await self._changes(Revision("", 0))).revision
 
     async def collect(self, *, grace: float) -> Collected:
         """See `PromptStore.collect`."""
@@ -205,6 +208,21 @@ class FileStore(PromptStore):
         await self._reader.aclose()
         await self._writer.aclose()
         await asyncio.to_thread(self._files.shutdown)
+
+    async def _changes(self, after: Revision) -> Changes:
+        """What changed since `after`. A store that was restored from a backup and written on goes by the same numbers;
+        that it is another file gives it away.
+        """
+        changes, generation = await self._read(
+            lambda catalogue: (catalogue.changes(after), self._reader.generation)
+        )
+        if self._seen.get(after, generation) != generation:
+            changes = Changes(changes.revision, (), reset=True)
+        self._seen[changes.revision] = generation
+        self._seen.move_to_end(changes.revision)
+        if len(self._seen) > SEEN_KEPT:
+            self._seen.popitem(last=False)
+        return changes
 
     async def _read(self, job: Callable[[Catalogue], T]) -> T:
         self._check_open()

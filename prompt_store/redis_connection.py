@@ -27,7 +27,8 @@ from prompt_store.redis_url import RedisPlace
 from prompt_store.store import Durability
 
 _CONNECT_SECONDS: Final = 2.0
-MOST_CONNECTIONS: Final = 64  # at most; opened as they are needed
+_CALLS_AT_ONCE: Final = 32  # each has a connection; more of them wait their turn
+MOST_CONNECTIONS: Final = _CALLS_AT_ONCE + 8  # for polls, which do not wait, and the subscription
 
 # What Redis writes in capitals at the head of an error, also of one inside a script.
 _BY_WORD: Final = {
@@ -57,6 +58,7 @@ class RedisConnection:
 
     def __init__(self, place: RedisPlace) -> None:
         self._place = place
+        self._turns = asyncio.Semaphore(_CALLS_AT_ONCE)
         keywords: dict[str, Any] = {
             "db": place.database,
             "username": place.user,
@@ -111,10 +113,16 @@ class RedisConnection:
     async def ask(
         self, script: str, *arguments: str | int | float | bytes, patience: float | None = None
     ) -> list[Any]:
-        """What a script answers, within `patience` seconds or the URL's timeout; StoreUnavailable."""
-        async with self._in_time(patience or self._place.timeout):
-            (answer,) = await self._send(script, arguments)
-            return list(answer)
+        """What a script answers; StoreUnavailable.
+
+        A call with `patience`, in seconds, does not wait behind others: a poll must not be late for a slow download.
+        """
+        if patience is not None:
+            with as_unavailable():
+                async with asyncio.timeout(patience):
+                    return list((await self._send(script, arguments))[0])
+        async with self._in_time(self._place.timeout):
+            return list((await self._send(script, arguments))[0])
 
     async def tell(self, script: str, *arguments: str | int | float | bytes) -> tuple[list[Any], Durability]:
         """What a script that writes answers, and what Redis promises of it; StoreUnavailable.
@@ -139,9 +147,10 @@ class RedisConnection:
 
     @asynccontextmanager
     async def _in_time(self, seconds: float) -> AsyncIterator[None]:
-        with as_unavailable():
-            async with asyncio.timeout(seconds):
-                yield
+        async with self._turns:
+            with as_unavailable():
+                async with asyncio.timeout(seconds):
+                    yield
 
     async def _send(
         self, script: str, arguments: Sequence[str | int | float | bytes], *commands: tuple[object, ...]

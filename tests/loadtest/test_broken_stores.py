@@ -202,7 +202,7 @@ async def wrong_with(kind: type[FileStore], folder: Path, seed: int) -> list[str
     sure = kind(folder) if kind is ForgetsAnEvent else FileStore(folder)
     stores = [kind(folder) for _ in range(3)]
     done = await asyncio.gather(
-        *(write(store, Plan(f"w{n}", seed, math.inf, 50, 0.004)) for n, store in enumerate(stores))
+        *(write(store, Plan(f"w{n}", seed, math.inf, 35, 0.004)) for n, store in enumerate(stores))
     )
     for store in stores:
         await store.aclose()

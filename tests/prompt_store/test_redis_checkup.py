@@ -79,7 +79,7 @@ async def test_a_good_redis_has_no_problems_and_is_left_as_it_was(good: RedisPro
         ("maxmemory-policy", "volatile-lru", "warning", "redis-cli CONFIG SET maxmemory-policy noeviction"),
         ("min-replicas-to-write", "1", "problem", "redis-cli CONFIG SET min-replicas-to-write 0"),
         ("maxclients", "100", "warning", "redis-cli CONFIG SET maxclients 10000"),
-        ("maxclients", "40", "problem", "redis-cli CONFIG SET maxclients 10000"),
+        ("maxclients", "20", "problem", "redis-cli CONFIG SET maxclients 10000"),
         ("proto-max-bulk-len", "32mb", "problem", "redis-cli CONFIG SET proto-max-bulk-len 512mb"),
         (
             "client-query-buffer-limit",
