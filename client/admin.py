@@ -58,6 +58,28 @@ class TaskInfo:
     versions: tuple[VersionInfo, ...]
 
 
+@dataclass(frozen=True)
+class Receipt:
+    """The acknowledgement of a write.
+
+    `revision` is the store's after it: a `min_revision` of `Client.classify`. `durable` says whether the write outlives
+    the sudden end of the store's machine: it is on a disk (`fsync` is "always") or on other machines (`replicas`).
+    """
+
+    revision: str
+    durable: bool
+    fsync: str
+    replicas: int
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What an upload came to; `receipt` is None for a dry run."""
+
+    created: bool
+    receipt: Receipt | None
+
+
 class AdminClient(Connection):
     """Operates a server through its admin port, such as http://127.0.0.1:8001."""
 
@@ -75,8 +97,8 @@ class AdminClient(Connection):
         """One task. Raises ApiError 404 when there is none."""
         return _task(self._send("GET", _path(task_id)).json())
 
-    def put_version(self, task_id: str, data: bytes, *, dry_run: bool = False) -> bool:
-        """Upload a prompt file; whether it was new to the server. Idempotent: the path is the file's SHA-256.
+    def put_version(self, task_id: str, data: bytes, *, dry_run: bool = False) -> Uploaded:
+        """Upload a prompt file. Idempotent: the path is the file's SHA-256.
 
         Raises ApiError 415 or 422, naming what was expected and got, for a file that the server cannot serve.
         """
@@ -87,31 +109,33 @@ class AdminClient(Connection):
             headers={"Content-Type": "application/octet-stream"},
             params={"dry_run": "true"} if dry_run else None,
         )
-        return bool(response.json()["created"])
+        body = response.json()
+        return Uploaded(bool(body["created"]), None if dry_run else _receipt(body))
 
-    def set_alias(self, task_id: str, alias: str, version: str, *, revision: int) -> None:
+    def set_alias(self, task_id: str, alias: str, version: str, *, revision: int) -> Receipt:
         """Point an alias to a version if it is still at `revision` (0: if there is none yet).
 
         Raises ApiError 412 when somebody moved it in between.
         """
-        self._put_alias(task_id, alias, {"version": version}, revision)
+        return self._put_alias(task_id, alias, {"version": version}, revision)
 
     def set_split(
         self, task_id: str, alias: str, shares: Sequence[tuple[str, int]], *, revision: int
-    ) -> None:
+    ) -> Receipt:
         """Split an alias between versions by weight, if it is still at `revision` (0: if there is none yet)."""
         targets = [{"version": version, "weight": weight} for version, weight in shares]
-        self._put_alias(task_id, alias, {"targets": targets}, revision)
+        return self._put_alias(task_id, alias, {"targets": targets}, revision)
 
-    def promote(self, task_id: str, version: str, *, revision: int, alias: str = "current") -> None:
+    def promote(self, task_id: str, version: str, *, revision: int, alias: str = "current") -> Receipt:
         """Give one of the versions that an alias leads to all of its requests, if it is still at `revision`.
 
         Raises ApiError 422 when the alias does not lead to it.
         """
         body = {"version": version, "alias": alias}
-        self._send("POST", _path(task_id, "promote"), json=body, headers={"If-Match": f'"{revision}"'})
+        condition = {"If-Match": f'"{revision}"'}
+        return _receipt(self._send("POST", _path(task_id, "promote"), json=body, headers=condition).json())
 
-    def move_alias(self, task_id: str, alias: str, version: str) -> None:
+    def move_alias(self, task_id: str, alias: str, version: str) -> Receipt:
         """Point an alias to a version, whatever it pointed to when this was called.
 
         Raises ApiError 412 when two writers move it at the same moment and the other one wins.
@@ -122,24 +146,36 @@ class AdminClient(Connection):
             if error.status != 404:
                 raise
             known = None
-        self.set_alias(task_id, alias, version, revision=known.revision if known else 0)
+        return self.set_alias(task_id, alias, version, revision=known.revision if known else 0)
 
-    def rollback(self, task_id: str, version: str, *, revision: int, alias: str = "current") -> None:
+    def rollback(self, task_id: str, version: str, *, revision: int, alias: str = "current") -> Receipt:
         """Point an alias back to a version that the task still has, if the alias is still at `revision`."""
         body = {"version": version, "alias": alias}
-        self._send("POST", _path(task_id, "rollback"), json=body, headers={"If-Match": f'"{revision}"'})
+        condition = {"If-Match": f'"{revision}"'}
+        return _receipt(self._send("POST", _path(task_id, "rollback"), json=body, headers=condition).json())
 
-    def delete_version(self, task_id: str, version: str) -> None:
+    def delete_version(self, task_id: str, version: str) -> Receipt:
         """Delete a version. Raises ApiError 409 while an alias leads to it."""
-        self._send("DELETE", _path(task_id, "versions", version))
+        return _receipt(self._send("DELETE", _path(task_id, "versions", version)).json())
 
-    def _put_alias(self, task_id: str, alias: str, body: object, revision: int) -> None:
+    def _put_alias(self, task_id: str, alias: str, body: object, revision: int) -> Receipt:
         condition = {"If-Match": f'"{revision}"'} if revision else {"If-None-Match": "*"}
-        self._send("PUT", _path(task_id, "aliases", alias), json=body, headers=condition)
+        path = _path(task_id, "aliases", alias)
+        return _receipt(self._send("PUT", path, json=body, headers=condition).json())
 
 
 def _path(task_id: str, *parts: str) -> str:
     return "/".join(["/admin/tasks", *(quote(part, safe="") for part in (task_id, *parts))])
+
+
+def _receipt(body: Mapping[str, Any]) -> Receipt:
+    revision, promised = body["store_revision"], body["durability"]
+    return Receipt(
+        f"{revision['epoch']}:{revision['number']}",
+        promised["durable"],
+        promised["fsync"],
+        promised["replicas"],
+    )
 
 
 def _task(body: Mapping[str, Any]) -> TaskInfo:

@@ -32,13 +32,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Answer:
-    """One request's answer. `version` is the SHA-256 of the prompt file that gave it."""
+    """One request's answer. `version` is the SHA-256 of the prompt file that gave it.
+
+    `store_revision` is how much of the store's history the server had seen, `<epoch>:<number>`.
+    """
 
     task_id: str
     version: str
     labels: tuple[str, ...]
     results: tuple[Result, ...]
     request_id: str
+    store_revision: str
 
 
 class Client(Connection):
@@ -51,11 +55,15 @@ class Client(Connection):
         *,
         version: str | None = None,
         request_key: str | None = None,
+        min_revision: str | None = None,
     ) -> Answer:
         """Labels of one text or many; `version` is an alias or a SHA-256, `current` when None.
 
         While an alias is split between versions, requests with the same `request_key` (a user's id, say) get the
         same version.
+
+        With `min_revision`, from a receipt or an answer, the server answers from a catalogue that has seen it: what
+        was published is what answers, on every replica; ApiError 503 `revision_not_reached` where one is far behind.
 
         Raises ApiError (404 for an unknown task, 422 for a bad text, 429 when the server is full) or
         UnreachableError.
@@ -65,8 +73,11 @@ class Client(Connection):
         body: dict[str, object] = {"task_id": task_id, "input": [_input(text) for text in many]}
         if version is not None:
             body["version"] = version
+        if min_revision is not None:
+            body["min_revision"] = min_revision
         headers = None if request_key is None else {"X-Request-Key": request_key}
-        return _answer(self._send("POST", "/classify", json=body, headers=headers).json())
+        response = self._send("POST", "/classify", json=body, headers=headers)
+        return _answer(response.json(), response.headers.get("X-Store-Revision", ""))
 
     def is_ready(self) -> bool:
         """Whether the server takes work. Raises UnreachableError when nobody answers."""
@@ -81,7 +92,7 @@ def _input(text: Text) -> str | dict[str, str]:
     return text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
 
 
-def _answer(body: Mapping[str, Any]) -> Answer:
+def _answer(body: Mapping[str, Any], store_revision: str) -> Answer:
     return Answer(
         task_id=body["task_id"],
         version=body["version"],
@@ -97,4 +108,5 @@ def _answer(body: Mapping[str, Any]) -> Answer:
             for item in body["data"]
         ),
         request_id=body["id"],
+        store_revision=store_revision,
     )

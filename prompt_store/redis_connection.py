@@ -28,7 +28,7 @@ from prompt_store.store import Durability
 
 _CONNECT_SECONDS: Final = 2.0
 _CALLS_AT_ONCE: Final = 32  # each has a connection; more of them wait their turn
-_CONNECTIONS: Final = _CALLS_AT_ONCE + 8  # for polls, which do not wait, and the subscription
+MOST_CONNECTIONS: Final = _CALLS_AT_ONCE + 8  # for polls, which do not wait, and the subscription
 
 # What Redis writes in capitals at the head of an error, also of one inside a script.
 _BY_WORD: Final = {
@@ -72,7 +72,7 @@ class RedisConnection:
             "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
-            "max_connections": _CONNECTIONS,
+            "max_connections": MOST_CONNECTIONS,
             **(place.tls or {}),
         }
         self._sentinel: Sentinel | None = None
@@ -90,6 +90,16 @@ class RedisConnection:
                 place.hosts, sentinel_kwargs={**quick, **(place.tls or {})}, **keywords
             )
             self._redis = self._sentinel.master_for(place.service)
+
+    @property
+    def redis(self) -> Redis:
+        """The client itself, without a bound on the time that a call takes."""
+        return self._redis
+
+    @property
+    def sentinels(self) -> tuple[Redis, ...]:
+        """A client for each Sentinel, in the URL's order; none where the URL names the primary itself."""
+        return () if self._sentinel is None else tuple(self._sentinel.sentinels)
 
     def subscriber(self) -> PubSub:
         """A connection of its own, to hear messages on."""
@@ -199,6 +209,8 @@ def as_unavailable() -> Iterator[None]:
 
 
 def _advice(error: BaseException) -> str:
+    if "user executing the script" in str(error):  # no NOPERM from inside a script
+        return _BY_WORD["NOPERM"]
     words = set(str(error).replace("-", " ").replace(":", " ").split())
     for word, advice in _BY_WORD.items():
         if word in words:

@@ -5,11 +5,12 @@ Owns: admin paths, preconditions, and their documentation. Must not know: what t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 
-from prompt_store import AliasRecord, Target, check_task_id, is_version
+from prompt_store import AliasRecord, Receipt, Target, check_task_id, is_version
 from server.auth import Keyring
 from server.body import BodyLimits, check_media, read_body
 from server.errors import InvalidRequest, PreconditionRequired
@@ -18,6 +19,8 @@ from server.metrics import Metrics
 from server.operations import Operations, alias_json
 from server.routes import document, health_router, new_app, require
 from server.schemas import AliasBody, Body, M, PromoteBody, RollbackBody, parse_body
+from server.standing import Standing
+from server.view import revision_text
 
 # Whole paths, without a prefix on the router: the route that a metric names is then the whole path too.
 _TASKS = "/admin/tasks"
@@ -38,6 +41,7 @@ def admin_app(
     operations: Operations,
     keyring: Keyring,
     lifecycle: Lifecycle,
+    standing: Callable[[], Standing],
     metrics: Metrics,
     limits: BodyLimits,
     version: str,
@@ -45,7 +49,7 @@ def admin_app(
     """The app of the admin port; `limits` are those of a prompt file."""
     app = new_app("promptmux admin", version)
     admin = [require(keyring, "admin")]
-    app.include_router(health_router(lifecycle))
+    app.include_router(health_router(lifecycle, standing))
     app.include_router(_metrics_router(metrics), dependencies=admin)
     app.include_router(_reading(operations), dependencies=admin)
     app.include_router(_writing(operations, lifecycle, limits), dependencies=admin)
@@ -116,18 +120,17 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         check_media(request.scope, _OCTETS.encode())
         _checked_version(version)
         data = await read_body(request.scope, request.receive, limits)
-        created, method = await operations.upload(
-            task_id, version, data, dry_run=dry_run, actor=_actor(request)
-        )
-        response.status_code = 201 if created and not dry_run else 200
+        uploaded = await operations.upload(task_id, version, data, dry_run=dry_run, actor=_actor(request))
+        response.status_code = 201 if uploaded.created and not dry_run else 200
         response.headers["ETag"] = f'"{version}"'
         return {
             "task_id": task_id,
             "version": version,
             "size": len(data),
-            "method": method,
-            "created": created,
+            "method": uploaded.method,
+            "created": uploaded.created,
             "dry_run": dry_run,
+            **_receipt(uploaded.receipt, response),
         }
 
     @router.put(
@@ -145,10 +148,10 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         if (body.version is None) == (body.targets is None):
             raise InvalidRequest("give either version or targets")
         targets = [Target(t.version, t.weight) for t in body.targets or ()] or [Target(body.version or "")]
-        moved = await operations.move(
+        moved, done = await operations.move(
             task_id, alias, targets, expected, dry_run=dry_run, actor=_actor(request)
         )
-        return {**_alias_answer(moved, response), "dry_run": dry_run}
+        return {**_alias_answer(moved, response), "dry_run": dry_run, **_receipt(done, response)}
 
     @router.post(
         _TASKS + "/{task_id}/rollback",
@@ -162,10 +165,10 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         lifecycle.admit()
         body = await _read(RollbackBody, request, small)
         expected, targets = _expected(request), [Target(body.version)]
-        moved = await operations.move(
+        moved, done = await operations.move(
             task_id, body.alias, targets, expected, dry_run=dry_run, actor=_actor(request)
         )
-        return {**_alias_answer(moved, response), "dry_run": dry_run}
+        return {**_alias_answer(moved, response), "dry_run": dry_run, **_receipt(done, response)}
 
     @router.post(
         _TASKS + "/{task_id}/promote",
@@ -178,41 +181,42 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
     ) -> dict[str, Any]:
         lifecycle.admit()
         body = await _read(PromoteBody, request, small)
-        promoted = await operations.promote(
+        promoted, done = await operations.promote(
             task_id, body.alias, body.version, _expected(request), dry_run=dry_run, actor=_actor(request)
         )
-        return {**_alias_answer(promoted, response), "dry_run": dry_run}
+        return {**_alias_answer(promoted, response), "dry_run": dry_run, **_receipt(done, response)}
 
     @router.delete(
         _TASKS + "/{task_id}/aliases/{alias}", summary="Delete an alias", description=_PRECONDITION
     )
     async def delete_alias(
-        task_id: TaskId, alias: Alias, request: Request, dry_run: DryRun = False
+        task_id: TaskId, alias: Alias, request: Request, response: Response, dry_run: DryRun = False
     ) -> dict[str, Any]:
         expected = _expected(request)
-        await operations.delete_alias(task_id, alias, expected, dry_run=dry_run, actor=_actor(request))
-        return {"task_id": task_id, "alias": alias, "deleted": not dry_run}
+        done = await operations.delete_alias(task_id, alias, expected, dry_run=dry_run, actor=_actor(request))
+        return {"task_id": task_id, "alias": alias, "deleted": not dry_run, **_receipt(done, response)}
 
     @router.delete(
         _TASKS + "/{task_id}/versions/{version}", summary="Delete a version that no alias leads to"
     )
     async def delete_version(
-        task_id: TaskId, version: Version, request: Request, dry_run: DryRun = False
+        task_id: TaskId, version: Version, request: Request, response: Response, dry_run: DryRun = False
     ) -> dict[str, Any]:
-        await operations.delete_version(
+        done = await operations.delete_version(
             task_id, _checked_version(version), dry_run=dry_run, actor=_actor(request)
         )
-        return {"task_id": task_id, "version": version, "deleted": not dry_run}
+        return {"task_id": task_id, "version": version, "deleted": not dry_run, **_receipt(done, response)}
 
     @router.delete(_TASKS + "/{task_id}", summary="Delete a task")
     async def delete_task(
         task_id: TaskId,
         request: Request,
+        response: Response,
         force: Annotated[bool, Query(description="Its aliases too.")] = False,
         dry_run: DryRun = False,
     ) -> dict[str, Any]:
-        await operations.delete_task(task_id, force=force, dry_run=dry_run, actor=_actor(request))
-        return {"task_id": task_id, "deleted": not dry_run}
+        done = await operations.delete_task(task_id, force=force, dry_run=dry_run, actor=_actor(request))
+        return {"task_id": task_id, "deleted": not dry_run, **_receipt(done, response)}
 
     return router
 
@@ -244,6 +248,22 @@ def _checked_version(version: str) -> str:
 def _alias_answer(alias: AliasRecord, response: Response) -> dict[str, Any]:
     response.headers["ETag"] = f'"{alias.revision}"'
     return alias_json(alias)
+
+
+def _receipt(receipt: Receipt | None, response: Response) -> dict[str, Any]:
+    """What a write is acknowledged with: nothing for a dry run."""
+    if receipt is None:
+        return {}
+    response.headers["X-Store-Revision"] = revision_text(receipt.revision)
+    promised = receipt.durability
+    return {
+        "store_revision": {"epoch": receipt.revision.epoch, "number": receipt.revision.number},
+        "durability": {
+            "durable": promised.durable,
+            "fsync": promised.fsync,
+            "replicas": promised.replicas,
+        },
+    }
 
 
 def _actor(request: Request) -> str:

@@ -21,19 +21,26 @@ from server.body import BodyLimits
 from server.boundary import Boundary
 from server.catalogue import Catalogue
 from server.classify import ClassifyEndpoint, ClassifyLimits
+from server.disk_tier import DiskTier
 from server.engine import Engine
 from server.guard import Guard
+from server.host_tier import HostTier
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.operations import Operations
 from server.prompt_cache import PromptCache
+from server.prompt_decoder import Checked, PromptDecoder
 from server.prompt_loader import PromptLoader
 from server.prompt_sync import PromptSync
+from server.prompt_tiers import PromptTiers
 from server.routes import public_app
 from server.runner import Runner
 from server.service import Service
 from server.settings import Settings
+from server.snapshot import Snapshot
+from server.standing import Standing, describe
 from server.traffic import Traffic
+from server.view import View
 
 if TYPE_CHECKING:
     from backbone import Backbone, Row
@@ -76,16 +83,31 @@ def create_apps(
         loop=loop,
     )
     runner = Runner(batcher, loop=loop)
-    loader = PromptLoader(store, runner, max_bytes=settings.max_prompt_bytes)
+    folder = settings.cache_folder()
+    disk = None
+    if folder is not None and settings.disk_cache_bytes:
+        disk = DiskTier(
+            folder / "prompts", settings.disk_cache_bytes, max_file_bytes=settings.max_prompt_bytes
+        )
+    decoder = PromptDecoder(settings.max_prompt_bytes)
+    host: HostTier[Checked] = HostTier(settings.host_cache_bytes)
+    tiers = PromptTiers(store, host, disk, decoder.decode, metrics)
+    loader = PromptLoader(tiers, decoder, runner)
     cache = PromptCache(loader.load, runner.drop, capacity_bytes=settings.prompt_cache_bytes, metrics=metrics)
 
     async def prepare(task_id: str, version: str) -> None:
         async with cache.pinned(task_id, version, rehearse=True) as slot:
             await loader.confirm(slot)  # where a request had loaded it before
 
-    sync = PromptSync(store, catalogue, prepare, metrics)
-    guard = Guard(store, catalogue, sync.refresh, metrics, max_errors=settings.canary_max_errors)
-    engine = Engine(catalogue, cache, batcher, traffic, guard, metrics)
+    view = View(metrics)
+    snapshot = None if folder is None else Snapshot(folder, settings.store, catalogue, view, metrics)
+    sync = PromptSync(store, catalogue, prepare, view, metrics)
+    guard = Guard(store, catalogue, sync.refresh_after_write, metrics, max_errors=settings.canary_max_errors)
+    engine = Engine(catalogue, view, cache, batcher, traffic, guard, metrics)
+
+    def standing() -> Standing:
+        return describe(view, cache, settings.prompt_cache_bytes, tiers)
+
     classify = ClassifyEndpoint(
         engine,
         keyring,
@@ -98,20 +120,20 @@ def create_apps(
             settings.request_timeout,
         ),
     )
-    operations = Operations(store, catalogue, cache, loader, sync, traffic, guard, prepare)
+    operations = Operations(store, catalogue, cache, tiers, loader, sync, traffic, guard, prepare)
     # A whole prompt file may take as long as a megabyte a second takes.
     upload_limits = BodyLimits(
         settings.max_prompt_bytes, settings.body_timeout + settings.max_prompt_bytes / 2**20
     )
     public = Boundary(
-        public_app(classify, catalogue, keyring, lifecycle, VERSION),
+        public_app(classify, catalogue, keyring, lifecycle, standing, VERSION),
         "public",
         metrics,
         access_log=settings.access_log,
         direct={("POST", "/classify"): classify},
     )
     admin = Boundary(
-        admin_app(operations, keyring, lifecycle, metrics, upload_limits, VERSION),
+        admin_app(operations, keyring, lifecycle, standing, metrics, upload_limits, VERSION),
         "admin",
         metrics,
         access_log=settings.access_log,
@@ -124,7 +146,10 @@ def create_apps(
         seed_dir=settings.seed_dir,
         store=store,
         catalogue=catalogue,
+        snapshot=snapshot,
+        tiers=tiers,
         runner=runner,
+        decoder=decoder,
         loader=loader,
         cache=cache,
         sync=sync,

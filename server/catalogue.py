@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from prompt_store import (
     Target,
@@ -36,6 +37,9 @@ class Problem:
     since: float
 
 
+NO_PROBLEMS: Mapping[str, Problem] = MappingProxyType({})  # one for all: there may be 100,000 tasks
+
+
 @dataclass(frozen=True, slots=True)
 class ServedTask:
     """One task as served. `aliases` may lag behind the store where `problems` says why."""
@@ -43,9 +47,10 @@ class ServedTask:
     task_id: str
     revision: int
     aliases: Mapping[str, tuple[Target, ...]]
-    versions: frozenset[str]
+    versions: Collection[str]
     created: int
-    problems: Mapping[str, Problem] = field(default_factory=dict)
+    problems: Mapping[str, Problem] = field(default_factory=lambda: NO_PROBLEMS)
+    missing_in_store: bool = False  # the store lost it with its history; it is served on
 
     def current(self) -> str | None:
         """The version that most requests get, None where the task has no current one."""
@@ -78,16 +83,18 @@ class Catalogue:
     def put(self, task: ServedTask) -> None:
         """Serve `task` from now on as it says."""
         before = self._tasks.get(task.task_id)
-        self._tasks[task.task_id] = task
-        self._tell(task.task_id, before, task)
+        if before != task:
+            self._tasks[task.task_id] = task
+            self._tell(task.task_id, before, task)
 
     def drop(self, task_id: str) -> None:
         """Serve the task no longer."""
         before = self._tasks.pop(task_id, None)
-        self._tell(task_id, before, None)
+        if before is not None:
+            self._tell(task_id, before, None)
 
     def listen(self, listener: Listener) -> None:
-        """Call `listener` after every `put` and `drop`."""
+        """Call `listener` after every `put` and `drop` that changed something."""
         self._listeners.append(listener)
 
     def detour(self, task_id: str, alias: str, targets: tuple[Target, ...] | None) -> None:
@@ -101,6 +108,11 @@ class Catalogue:
         """Where the alias's requests go; nothing where the alias does not serve."""
         task = self._tasks.get(task_id)
         return self._led(task, alias) if task is not None else ()
+
+    def lags(self, task_id: str, selector: str | None) -> bool:
+        """Whether an alias leads elsewhere than the store says, for what it says was refused here."""
+        task = self._tasks.get(task_id)
+        return task is not None and (CURRENT if selector is None else selector) in task.problems
 
     def resolve(self, task_id: str, selector: str | None, draw: str) -> str:
         """The version for one request. `selector` is an alias or a digest; `draw` decides between weights."""

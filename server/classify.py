@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from prompt_store import Revision
 from server.auth import Keyring
 from server.body import BodyLimits, check_media, header, read_body
 from server.boundary import REQUEST_ID, send_bytes
@@ -24,6 +25,7 @@ from server.errors import EmptyInput, InvalidRequest, NotOffered, RequestTimeout
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.schemas import ClassifyBody, TextPair, parse_body
+from server.view import parse_revision
 
 # Most answers are ready in fewer seconds: only later is it worth a task to see whether the caller is there.
 _PATIENCE: Final = 0.25
@@ -57,13 +59,20 @@ class ClassifyEndpoint:
         self._lifecycle.admit()
         check_media(scope, b"application/json")
         body = parse_body(ClassifyBody, await read_body(scope, receive, self._limits.body))
-        call = to_call(body, scope["request_id"], self._limits, header(scope, b"x-request-key"))
+        call = to_call(
+            body,
+            scope["request_id"],
+            self._limits,
+            request_key=header(scope, b"x-request-key"),
+            min_revision=header(scope, b"x-min-revision"),
+        )
         answer = await self._answer(call, receive)
         if answer is None:
             return  # nobody listens any more
         self._metrics.task_requests.labels(self._metrics.task_label(call.task_id)).inc()
         headers = {
             "x-prompt-version": answer.slot.version,
+            "x-store-revision": answer.revision,
             "server-timing": _server_timing(answer),
         }
         await send_bytes(send, 200, "application/json", to_bytes(call, answer), headers)
@@ -116,9 +125,14 @@ class _Watch:
 
 
 def to_call(
-    body: ClassifyBody, request_id: str, limits: ClassifyLimits, request_key: bytes | None = None
+    body: ClassifyBody,
+    request_id: str,
+    limits: ClassifyLimits,
+    *,
+    request_key: bytes | None = None,
+    min_revision: bytes | None = None,
 ) -> Call:
-    """The body as a Call, or what is wrong with it. `request_key` is the caller's X-Request-Key."""
+    """The body as a Call, or what is wrong with it. `request_key` and `min_revision` are the caller's headers."""
     task_id = body.task_id if body.task_id is not None else body.model
     if task_id is None:
         raise InvalidRequest("task_id is missing", param="task_id")
@@ -147,7 +161,22 @@ def to_call(
         None if max_tokens == -1 else max_tokens,
         body.request_id or request_id,
         key or body.request_id or request_id,
+        _min_revision(body.min_revision, min_revision),
     )
+
+
+def _min_revision(field: str | None, given: bytes | None) -> Revision | None:
+    text = given.decode("latin-1") if given is not None else field
+    if text is None:
+        return None
+    if field is not None and field != text:
+        raise InvalidRequest("min_revision and X-Min-Revision differ", param="min_revision")
+    try:
+        return parse_revision(text)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"min_revision: {error}, as X-Store-Revision has it", param="min_revision"
+        ) from None
 
 
 def _texts(

@@ -12,21 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from prompt_store import PromptStoreError, StoreUnavailable
+from prompt_store import PromptStoreError, Revision
 from server.batch_queue import Scores
 from server.batcher import Batcher
 from server.catalogue import Catalogue
-from server.errors import InvalidRequest, PromptUnavailable, RequestError
+from server.errors import InvalidRequest, PromptUnavailable, RequestError, RevisionNotReached
 from server.guard import Guard
 from server.metrics import Metrics
 from server.prompt_cache import PromptCache, Slot
 from server.traffic import UNANSWERED, Traffic
+from server.view import View
 
 if TYPE_CHECKING:
     from backbone import Row
 
 # Characters that are tokenised in less time than a hop to another thread takes.
 _INLINE_CHARS: Final = 4_000
+_REACH_SECONDS: Final = 2.0  # how far behind a healthy server's catalogue may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Call:
     max_tokens: int | None
     request_id: str
     draw: str
+    min_revision: Revision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Answer:
     tokenize: float
     queued: float
     forward: float
+    revision: str  # of the catalogue that named the version
 
 
 class Engine:
@@ -62,54 +66,69 @@ class Engine:
     def __init__(
         self,
         catalogue: Catalogue,
+        view: View,
         cache: PromptCache,
         batcher: Batcher[Row],
         traffic: Traffic,
         guard: Guard,
         metrics: Metrics,
     ) -> None:
-        self._catalogue, self._cache, self._batcher = catalogue, cache, batcher
+        self._catalogue, self._view, self._cache, self._batcher = catalogue, view, cache, batcher
         self._traffic, self._guard, self._metrics = traffic, guard, metrics
+        self._device_hits = metrics.tier_hits.labels("device")
+        self._device_misses = metrics.tier_misses.labels("device")
 
     async def classify(self, call: Call) -> Answer:
         """Scores for every text of the call, all under one version."""
+        if call.min_revision is not None:
+            await self._reach(call, call.min_revision)
+        revision = self._view.text
         version = self._catalogue.resolve(call.task_id, call.version, call.draw)
         counts = self._traffic.of(version)
         try:
             with self._batcher.admitted(len(call.texts)):
-                answer = await self._ask(call, version)
+                answer = await self._ask(call, version, revision)
         except BaseException as error:  # a cancelled call, too, is one that the version did not answer
             if counts is not None:
                 gone = isinstance(error, asyncio.CancelledError)
                 counts.failed(UNANSWERED if gone else getattr(error, "code", "internal_error"))
-            self._guard.blame(call.task_id, version, error, lambda other: self._ask(call, other))
+            self._guard.blame(call.task_id, version, error, lambda other: self._ask(call, other, revision))
             raise
         if counts is not None:
             counts.answered(answer.scores)
         return answer
 
-    async def _ask(self, call: Call, version: str) -> Answer:
+    async def _ask(self, call: Call, version: str, revision: str) -> Answer:
         slot = self._cache.pin_loaded(version)
         if slot is not None:
             self._metrics.cache_hits.inc()
+            self._device_hits.inc()
         else:
             slot = await self._pin(call.task_id, version)
         try:
-            return await self._score(call, slot)
+            return await self._score(call, slot, revision)
         finally:
             self._cache.unpin(slot)
 
+    async def _reach(self, call: Call, wanted: Revision) -> None:
+        if not await self._view.reached(wanted, _REACH_SECONDS):
+            raise RevisionNotReached(
+                f"this server's catalogue is at {self._view.text}, the request wants {wanted.epoch}:{wanted.number}"
+            )
+        # What was published by then, or nothing: not the version before it in its stead.
+        if self._catalogue.lags(call.task_id, call.version):
+            raise PromptUnavailable("the published version cannot be served here; the admin API says why")
+
     async def _pin(self, task_id: str, version: str) -> Slot:
         self._metrics.cache_misses.inc()
+        self._device_misses.inc()
         try:
             return await self._cache.pin(task_id, version)
-        except StoreUnavailable:
-            raise
         except (PromptStoreError, RequestError) as error:
             # The prompt's fault, not the caller's: what was wrong with it is for the operator.
             raise PromptUnavailable(f"the task's prompt cannot be loaded here ({error.code})") from error
 
-    async def _score(self, call: Call, slot: Slot) -> Answer:
+    async def _score(self, call: Call, slot: Slot, revision: str) -> Answer:
         if call.pairs is not None and not slot.takes_pair:
             raise InvalidRequest("this task takes no text_pair", param="input")
         began = time.perf_counter()
@@ -129,6 +148,7 @@ class Engine:
             tokenize,
             scored.queued,
             scored.forward,
+            revision,
         )
 
 

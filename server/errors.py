@@ -32,6 +32,7 @@ library's message.
         ├── NotReady             503 not_ready
         ├── Draining             503 draining
         ├── RequestTimeout       503 request_timeout
+        ├── RevisionNotReached   503 revision_not_reached this server has not seen the revision yet
         └── PromptUnavailable    503 prompt_unavailable   the task's prompt cannot be loaded here
 """
 
@@ -245,6 +246,12 @@ class RequestTimeout(Unavailable):
     """The answer was not ready in time."""
 
     code = "request_timeout"
+
+
+class RevisionNotReached(Unavailable):
+    """The catalogue of this server is older than the caller demands."""
+
+    code = "revision_not_reached"
 
 
 class PromptUnavailable(Unavailable):

@@ -37,8 +37,8 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"promptmux_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"promptmux_{name}", text, registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"promptmux_{name}", text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
             return Histogram(f"promptmux_{name}", text, labels, buckets=tuple(buckets), registry=registry)
@@ -88,13 +88,35 @@ class Metrics:
         self.auto_rollbacks = counter(
             "auto_rollbacks", "Aliases that this server moved off a version for its errors, by code", "code"
         )
+        self.tier_bytes = gauge("tier_bytes", "Prompts held, by tier: device, host, disk", "tier")
+        self.tier_entries = gauge("tier_entries", "Number of prompts held", "tier")
+        self.tier_hits = counter("tier_hits", "Looks into a tier that found the prompt there, whole", "tier")
+        self.tier_misses = counter("tier_misses", "Looks into a tier that did not", "tier")
+        self.tier_corrupt = counter(
+            "tier_corrupt", "Copies dropped because they no longer hash to their name", "tier"
+        )
+        self.tier_evictions = counter("tier_evictions", "Prompts dropped to make room", "tier")
+        self.tier_errors = counter("tier_errors", "Reads and writes that the tier's disk refused", "tier")
 
         self.tasks = gauge("catalogue_tasks", "Tasks served")
+        self.missing_tasks = gauge(
+            "catalogue_missing_tasks", "Tasks served that the store lost with its history"
+        )
         self.refused_versions = counter(
             "refused_versions", "Alias moves not followed because the new version cannot be served", "code"
         )
         self.sync_failures = counter("store_sync_failures", "Failed attempts to follow the store", "code")
-        self.store_staleness = gauge("store_staleness_seconds", "Since the store was last heard of")
+        self.history_lost = counter(
+            "store_history_lost", "Times the store came back with less than was known"
+        )
+        self.store_revision = gauge("store_revision", "The store's revision that the catalogue has taken in")
+        self.store_staleness = gauge(
+            "store_staleness_seconds", "Since the catalogue was all that the store had"
+        )
+        self.serving_snapshot = gauge(
+            "serving_snapshot", "1 while the catalogue is the last good snapshot, the store being away"
+        )
+        self.snapshot_failures = counter("snapshot_failures", "Failed attempts to write the snapshot")
         self.ready = gauge("ready", "1 while /readyz answers 200")
 
     def task_label(self, task_id: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prompt_store import (
@@ -16,22 +17,36 @@ from prompt_store import (
     DigestMismatch,
     NotFound,
     PromptStore,
+    Receipt,
     RevisionConflict,
     Target,
     TaskRecord,
     UnknownAlias,
+    UnknownTask,
     UnknownVersion,
     VersionInUse,
+    VersionRecord,
     check_alias,
     version_of,
 )
-from server.catalogue import Catalogue, Problem
+from server.catalogue import Catalogue, Problem, ServedTask
 from server.errors import InvalidRequest
 from server.guard import Guard
 from server.prompt_cache import PromptCache
+from server.prompt_decoder import Checked
 from server.prompt_loader import PromptLoader
 from server.prompt_sync import PromptSync
+from server.prompt_tiers import PromptTiers
 from server.traffic import Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """What an upload came to; `receipt` is None for a dry run."""
+
+    created: bool
+    method: str
+    receipt: Receipt | None
 
 
 class Operations:
@@ -42,13 +57,14 @@ class Operations:
         store: PromptStore,
         catalogue: Catalogue,
         cache: PromptCache,
+        tiers: PromptTiers[Checked],
         loader: PromptLoader,
         sync: PromptSync,
         traffic: Traffic,
         guard: Guard,
         prepare: Callable[[str, str], Awaitable[None]],
     ) -> None:
-        self._store, self._catalogue, self._cache = store, catalogue, cache
+        self._store, self._catalogue, self._cache, self._tiers = store, catalogue, cache, tiers
         self._loader, self._sync, self._prepare = loader, sync, prepare
         self._traffic, self._guard = traffic, guard
 
@@ -56,15 +72,31 @@ class Operations:
         """One page of tasks."""
         page = await self._store.list(after=after, limit=limit)
         revision = {"epoch": page.revision.epoch, "number": page.revision.number}
+        end = page.next  # None: to the last
+        missing = [
+            _as_record(task)
+            for task in self._catalogue
+            if task.missing_in_store
+            and (after is None or task.task_id > after)
+            and (end is None or task.task_id <= end)
+        ]
+        known = {task.task_id for task in page.tasks}
+        tasks = [*page.tasks, *(task for task in missing if task.task_id not in known)]
         return {
-            "tasks": [self.describe(task) for task in page.tasks],
+            "tasks": [self.describe(task) for task in sorted(tasks, key=lambda task: task.task_id)],
             "next": page.next,
             "revision": revision,
         }
 
     async def task(self, task_id: str) -> dict[str, Any]:
         """One task."""
-        return self.describe(await self._store.task(task_id))
+        try:
+            return self.describe(await self._store.task(task_id))
+        except UnknownTask:
+            served = self._catalogue.get(task_id)
+            if served is None or not served.missing_in_store:
+                raise
+            return self.describe(_as_record(served))
 
     async def alias(self, task_id: str, alias: str) -> AliasRecord:
         """One alias as the store has it."""
@@ -73,24 +105,23 @@ class Operations:
             raise UnknownAlias(f"the task has no alias {alias}")
         return record
 
-    async def upload(
-        self, task_id: str, version: str, data: bytes, *, dry_run: bool, actor: str
-    ) -> tuple[bool, str]:
-        """Check and store a prompt file. Whether it is new, and its method."""
+    async def upload(self, task_id: str, version: str, data: bytes, *, dry_run: bool, actor: str) -> Uploaded:
+        """Check and store a prompt file."""
         if await asyncio.to_thread(version_of, data) != version:
             raise DigestMismatch(f"the body's SHA-256 is not {version}")
         manifest = await self._loader.try_out(data, task_id)
         if dry_run:
-            return version not in await self._versions(task_id), manifest.method
+            return Uploaded(version not in await self._versions(task_id), manifest.method, None)
         published = await self._store.publish(data, expect_version=version, actor=actor)
         self._cache.forget_failure(version)
-        await self._sync.refresh(task_id)
-        return published.created, manifest.method
+        self._tiers.put(version, data)
+        await self._sync.refresh_after_write(task_id)
+        return Uploaded(published.created, manifest.method, published)
 
     async def move(
         self, task_id: str, alias: str, targets: Sequence[Target], expected: int, *, dry_run: bool, actor: str
-    ) -> AliasRecord:
-        """Create or move an alias, once its versions are on the device."""
+    ) -> tuple[AliasRecord, Receipt | None]:
+        """Create or move an alias, once its versions are on the device. No receipt for a dry run."""
         check_alias(alias)
         task = await self._store.task(task_id)
         record = task.aliases.get(alias)
@@ -101,14 +132,14 @@ class Operations:
                 raise UnknownVersion(f"the task has no version {target.version}")
             await self._prepare(task_id, target.version)
         if dry_run:
-            return AliasRecord(alias, tuple(targets), record.revision if record else 0)
+            return AliasRecord(alias, tuple(targets), record.revision if record else 0), None
         moved = await self._store.set_alias(task_id, alias, targets, expected_revision=expected, actor=actor)
-        await self._sync.refresh(task_id)
-        return moved.alias
+        await self._sync.refresh_after_write(task_id)
+        return moved.alias, moved
 
     async def promote(
         self, task_id: str, alias: str, version: str, expected: int, *, dry_run: bool, actor: str
-    ) -> AliasRecord:
+    ) -> tuple[AliasRecord, Receipt | None]:
         """Give one of the alias's versions all of its requests."""
         record = await self.alias(task_id, alias)
         _check_revision(record, expected)
@@ -118,15 +149,18 @@ class Operations:
 
     async def delete_alias(
         self, task_id: str, alias: str, expected: int, *, dry_run: bool, actor: str
-    ) -> None:
+    ) -> Receipt | None:
         """Remove an alias."""
         if dry_run:
             _check_revision(await self.alias(task_id, alias), expected)
-            return
-        await self._store.delete_alias(task_id, alias, expected_revision=expected, actor=actor)
-        await self._sync.refresh(task_id)
+            return None
+        receipt = await self._store.delete_alias(task_id, alias, expected_revision=expected, actor=actor)
+        await self._sync.refresh_after_write(task_id)
+        return receipt
 
-    async def delete_version(self, task_id: str, version: str, *, dry_run: bool, actor: str) -> None:
+    async def delete_version(
+        self, task_id: str, version: str, *, dry_run: bool, actor: str
+    ) -> Receipt | None:
         """Remove a version that no alias leads to."""
         if dry_run:
             task = await self._store.task(task_id)
@@ -134,18 +168,20 @@ class Operations:
                 raise UnknownVersion("the task has no such version")
             if any(target.version == version for alias in task.aliases.values() for target in alias.targets):
                 raise VersionInUse("an alias leads to this version")
-            return
-        await self._store.delete_version(task_id, version, actor=actor)
-        await self._sync.refresh(task_id)
+            return None
+        receipt = await self._store.delete_version(task_id, version, actor=actor)
+        await self._sync.refresh_after_write(task_id)
+        return receipt
 
-    async def delete_task(self, task_id: str, *, force: bool, dry_run: bool, actor: str) -> None:
+    async def delete_task(self, task_id: str, *, force: bool, dry_run: bool, actor: str) -> Receipt | None:
         """Remove a task."""
         if dry_run:
             if (await self._store.task(task_id)).aliases and not force:
                 raise VersionInUse("the task has aliases; delete them first, or use force")
-            return
-        await self._store.delete_task(task_id, force=force, actor=actor)
-        await self._sync.refresh(task_id)
+            return None
+        receipt = await self._store.delete_task(task_id, force=force, actor=actor)
+        await self._sync.refresh_after_write(task_id)
+        return receipt
 
     async def history(self, task_id: str, limit: int) -> list[dict[str, Any]]:
         """What happened to a task, newest first."""
@@ -170,6 +206,7 @@ class Operations:
         return {
             "task_id": task.task_id,
             "revision": task.revision,
+            "missing_in_store": bool(served and served.missing_in_store),
             "aliases": {
                 name: {
                     **alias_json(alias),
@@ -203,6 +240,16 @@ class Operations:
             return {version.version for version in (await self._store.task(task_id)).versions}
         except NotFound:
             return set()
+
+
+def _as_record(served: ServedTask) -> TaskRecord:
+    """A task that the store lost, as far as this server still knows it."""
+    return TaskRecord(
+        served.task_id,
+        {name: AliasRecord(name, targets, 0) for name, targets in served.aliases.items()},
+        tuple(VersionRecord(version, 0, served.created, "unknown", 0) for version in served.versions),
+        served.revision,
+    )
 
 
 def alias_json(alias: AliasRecord) -> dict[str, Any]:

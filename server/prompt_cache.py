@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
 
+from prompt_store import StoreUnavailable
 from server.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 _RETRY_FAILED_AFTER: Final = (
     2.0  # seconds: a version that cannot be loaded must not be fetched for every request
 )
-_LOADS_AT_ONCE: Final = 16  # the device takes all that wait between two batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,12 @@ class PromptCache:
     def __init__(
         self,
         load: Load,
-        drop: Callable[[int], Awaitable[None]],
+        drop: Callable[[int], None],
         *,
         capacity_bytes: int,
         metrics: Metrics,
     ) -> None:
-        """`drop(slot)` frees the slot on the device."""
+        """`drop(slot)` lets the device free the slot when it comes to it."""
         self._load, self._drop = load, drop
         self._capacity = capacity_bytes
         self._metrics = metrics
@@ -99,10 +99,10 @@ class PromptCache:
             Counter()
         )  # waiters for a load: theirs must not be evicted before they wake
         self._failed: dict[str, tuple[Exception, float]] = {}
-        self._gate = asyncio.Semaphore(_LOADS_AT_ONCE)
-        self._drops: set[asyncio.Task[None]] = set()
         metrics.watch(metrics.cache_bytes, lambda: self._bytes)
         metrics.watch(metrics.cache_slots, lambda: len(self._slots))
+        metrics.watch(metrics.tier_bytes.labels("device"), lambda: self._bytes)
+        metrics.watch(metrics.tier_entries.labels("device"), lambda: len(self._slots))
 
     def __contains__(self, version: str) -> bool:
         return version in self._slots
@@ -118,6 +118,14 @@ class PromptCache:
             slot.pins += 1
             self._slots.move_to_end(version)
         return slot
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory held."""
+        return self._bytes
 
     @property
     def has_room(self) -> bool:
@@ -163,7 +171,7 @@ class PromptCache:
 
     async def aclose(self) -> None:
         """End loads that are under way."""
-        for task in [*self._loading.values(), *self._drops]:
+        for task in self._loading.values():
             task.cancel()
 
     def _load_once(self, task_id: str, version: str, rehearse: bool) -> asyncio.Task[None]:
@@ -177,8 +185,11 @@ class PromptCache:
         began = time.perf_counter()
         index = next(self._indices)
         try:
-            async with self._gate:
-                loaded = await self._load(task_id, version, index, rehearse=rehearse)
+            loaded = await self._load(task_id, version, index, rehearse=rehearse)
+        except StoreUnavailable:
+            # No word about the version: it may be had again the moment that the store is back.
+            self._metrics.prompt_loads.labels("failed").inc()
+            raise
         except Exception as error:
             self._metrics.prompt_loads.labels("failed").inc()
             if len(self._failed) > 1000:
@@ -204,10 +215,8 @@ class PromptCache:
             del self._slots[version]
             self._bytes -= slot.nbytes
             self._metrics.cache_evictions.inc()
-            # A lane frees it between two batches; nobody can pin it any more.
-            drop = asyncio.ensure_future(self._drop(slot.index))
-            self._drops.add(drop)
-            drop.add_done_callback(self._drops.discard)
+            self._metrics.tier_evictions.labels("device").inc()
+            self._drop(slot.index)  # nobody can pin it any more
             if self._bytes <= self._capacity:
                 return
 

@@ -1,6 +1,6 @@
-"""From a prompt's bytes to a slot, with every check on the way.
+"""From a tier to a slot, with every check on the way.
 
-Owns: the order of the checks, for uploads and for what comes from the store. Must not know: slots'
+Owns: the order of the checks, for uploads and for what comes from the tiers. Must not know: slots'
 bookkeeping, aliases, HTTP. Decoding and template work happen off the event loop; the device's part on one of
 its lanes.
 """
@@ -11,55 +11,42 @@ import asyncio
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from prompt_store import (
-    InvalidPrompt,
-    Manifest,
-    Prompt,
-    PromptStore,
-    check_backbone,
-    check_finite_in,
-    decode_prompt,
-)
-from server.errors import GoldenMismatch, NotFinite, NotReady, PromptRefused
+from prompt_store import InvalidPrompt, Manifest
+from server.errors import GoldenMismatch, NotFinite, PromptRefused
 from server.prompt_cache import Loaded, Slot
+from server.prompt_decoder import Checked, PromptDecoder
+from server.prompt_tiers import PromptTiers
 from server.runner import Runner
 
 if TYPE_CHECKING:
-    from backbone import Backbone, Row, RowEncoder
+    from backbone import Row, RowEncoder
     from server.batch_queue import Scores
 
+_LOADS_AT_ONCE: Final = 16  # the device takes all that wait between two batches
 _REMEMBERED: Final = 100_000
 _CANARY_TEXT: Final = "The quick brown fox jumps over the lazy dog."
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A prompt that passed every check that needs no forward."""
-
-    prompt: Prompt
-    encoder: RowEncoder
 
 
 class PromptLoader:
     """Fetches, checks, rehearses and loads prompts."""
 
-    def __init__(self, store: PromptStore, runner: Runner, *, max_bytes: int) -> None:
-        self._store, self._runner, self._max_bytes = store, runner, max_bytes
-        self._backbone: Backbone | None = None
+    def __init__(self, tiers: PromptTiers[Checked], decoder: PromptDecoder, runner: Runner) -> None:
+        """`tiers` decode with `decoder`, too."""
+        self._tiers, self._decoder, self._runner = tiers, decoder, runner
+        self._gate = asyncio.Semaphore(_LOADS_AT_ONCE)
         self._rehearsed: set[str] = set()  # versions that came out right
         self._trials = itertools.count(1)  # negative slots: the cache counts upwards from 0
 
-    def serve_with(self, backbone: Backbone) -> None:
-        """The backbone is there: prompts can be checked against it."""
-        self._backbone = backbone
-
     async def load(self, task_id: str, version: str, slot: int, *, rehearse: bool) -> Loaded:
-        """Fetch a version from the store into a slot."""
-        checked = await self.check(await self._store.get(task_id, version), task_id)
-        nbytes = await self._place(checked, slot, rehearse=rehearse)
+        """Fetch a version from the nearest tier into a slot."""
+        checked = await self._tiers.get(task_id, version)
+        _check_task(checked, task_id)
+        async with (
+            self._gate
+        ):  # after the fetch: a store that hangs must not keep what is here from the device
+            nbytes = await self._place(checked, slot, rehearse=rehearse)
         if rehearse:
             self._remember(version)
         return Loaded(checked.prompt.manifest, checked.encoder, nbytes, checked.prompt.num_virtual_tokens)
@@ -71,15 +58,13 @@ class PromptLoader:
             judge(slot.manifest, await self._runner.rehearse(rows, slot.index))
             self._remember(slot.version)
 
-    async def check(self, data: bytes, task_id: str) -> Checked:
-        """Every check that needs no forward. Raises InvalidPrompt or one of its kinds."""
-        return await asyncio.to_thread(self._check, data, task_id)
-
     async def try_out(self, data: bytes, task_id: str) -> Manifest:
         """Everything that must hold before an upload is stored; leaves nothing on the device."""
-        checked, slot = await self.check(data, task_id), -next(self._trials)
+        checked, _ = await asyncio.to_thread(self._decoder.decode, data)
+        _check_task(checked, task_id)
+        slot = -next(self._trials)
         await self._place(checked, slot, rehearse=True)
-        await self._runner.drop(slot)
+        self._runner.drop(slot)
         return checked.prompt.manifest
 
     async def _place(self, checked: Checked, slot: int, *, rehearse: bool) -> int:
@@ -89,7 +74,7 @@ class PromptLoader:
         try:
             judge(manifest, scores)
         except PromptRefused:
-            await self._runner.drop(slot)
+            self._runner.drop(slot)
             raise
         return nbytes
 
@@ -98,15 +83,11 @@ class PromptLoader:
             self._rehearsed.clear()
         self._rehearsed.add(version)
 
-    def _check(self, data: bytes, task_id: str) -> Checked:
-        if self._backbone is None:
-            raise NotReady("the model is still loading")
-        prompt = decode_prompt(data, max_bytes=self._max_bytes)
-        if prompt.manifest.task_id != task_id:
-            raise InvalidPrompt(f"the file is for task {prompt.manifest.task_id}, not for {task_id}")
-        check_backbone(prompt.manifest, self._backbone.shape)
-        check_finite_in(prompt, self._backbone.dtype_name)
-        return Checked(prompt, self._backbone.row_encoder(prompt.manifest))
+
+def _check_task(checked: Checked, task_id: str) -> None:
+    own = checked.prompt.manifest.task_id
+    if own != task_id:
+        raise InvalidPrompt(f"the file is for task {own}, not for {task_id}")
 
 
 def rehearsal(manifest: Manifest, encoder: RowEncoder) -> list[Row]:

@@ -2,14 +2,16 @@
 
 Owns: when the catalogue changes. Must not know: HTTP, tensors, how prompts are checked. One task is refreshed
 at a time, always from the store's present state, so that no late answer can move an alias back. What cannot
-be served is counted and shown; the old version stays.
+be served is counted and shown; the old version stays. A store that lost its history takes no task away: what
+it no longer has is served on and marked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -24,13 +26,17 @@ from prompt_store import (
     TaskRecord,
     UnknownTask,
 )
-from server.catalogue import CURRENT, Catalogue, Problem, ServedTask
+from server.catalogue import CURRENT, NO_PROBLEMS, Catalogue, Problem, ServedTask
 from server.errors import ServerError
 from server.metrics import Metrics
+from server.snapshot import Saved
+from server.view import View
 
-_WATCH_SECONDS: Final = 5.0
+_WATCH_SECONDS: Final = 0.5  # a quarter of how far behind the view may be
+_MEND_SECONDS: Final = 5.0  # between two tries at versions that were refused
 _RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 _TASKS_AT_ONCE: Final = 8
+_PAGE: Final = 500
 _WARM_TASKS: Final = 64  # at start; the others are loaded by their first request
 
 
@@ -42,36 +48,85 @@ class PromptSync:
         store: PromptStore,
         catalogue: Catalogue,
         prepare: Callable[[str, str], Awaitable[None]],
+        view: View,
         metrics: Metrics,
     ) -> None:
-        self._store, self._catalogue, self._prepare, self._metrics = store, catalogue, prepare, metrics
-        self._revision: Revision | None = None
-        self._heard = time.monotonic()
+        self._store, self._catalogue, self._prepare = store, catalogue, prepare
+        self._view, self._metrics = view, metrics
+        self._watched: Revision | None = None  # what `watch` is asked about next; the view may be behind it
+        self._mended = time.monotonic()
+        self._serving = False
         self._locks = [asyncio.Lock() for _ in range(64)]  # shared by tasks with equal hashes
         self._gate = asyncio.Semaphore(_TASKS_AT_ONCE)
         self._retry: set[str] = set()  # tasks whose refresh met a store that did not answer
         self._log = structlog.get_logger("promptmux.sync")
         metrics.watch(metrics.tasks, lambda: len(catalogue))
-        metrics.watch(metrics.store_staleness, lambda: time.monotonic() - self._heard)
+        metrics.watch(metrics.missing_tasks, lambda: sum(task.missing_in_store for task in self._catalogue))
 
-    async def start(self) -> None:
-        """Take in every task of the store, the first with their prompts. Raises what the store raises."""
-        revision = (
-            await self._store.revision()
-        )  # before the list: what changes meanwhile comes again by `watch`
-        records = [record async for record in self._records()]
-        await asyncio.gather(
-            *(self._take_in(record, warm=at < _WARM_TASKS) for at, record in enumerate(records))
-        )
-        self._revision, self._heard = revision, time.monotonic()
+    def recall(self, saved: Saved) -> None:
+        """Begin with what was served when the snapshot was written; `start` sets right what changed since."""
+        for task in saved.tasks:
+            self._catalogue.put(task)
+        self._view.recall(saved.revision, saved.age)
 
-    async def _take_in(self, record: TaskRecord, *, warm: bool) -> None:
-        if warm:
-            async with self._gate:
-                await self._apply(record)
-        else:
+    def serve(self) -> None:
+        """Requests come from now on: whatever changes is made ready first."""
+        self._serving = True
+
+    async def start(self, *, lost: bool = False) -> None:
+        """Take in every task of the store. Raises what the store raises; may then be called again.
+
+        `lost`: it is known already that the store has less than was known here.
+        """
+        as_of = time.monotonic()
+        # Before the list: what changes meanwhile comes again by `watch`.
+        revision = await self._store.revision()
+        lost = lost or self._view.goes_back(revision)
+        unseen = {task.task_id for task in self._catalogue}
+        after, at = None, 0
+        while True:
+            page = await self._store.list(after=after, limit=_PAGE)
+            unseen.difference_update(record.task_id for record in page.tasks)
+            await asyncio.gather(
+                *(
+                    self._take_in(record, warm=at + nth < _WARM_TASKS, lost=lost)
+                    for nth, record in enumerate(page.tasks)
+                )
+            )
+            after, at = page.next, at + len(page.tasks)
+            if after is None:
+                break
+        for task_id in unseen:
+            await self._absent(task_id, lost=lost)
+        if lost:
+            missing = sum(task.missing_in_store for task in self._catalogue)
+            self._metrics.history_lost.inc()
+            self._log.warning(
+                "store_history_lost", epoch=revision.epoch, revision=revision.number, kept_tasks=missing
+            )
+        self._watched = revision
+        self._view.advance(revision, as_of, lost=lost)
+
+    async def _take_in(self, record: TaskRecord, *, warm: bool, lost: bool) -> None:
+        served = self._catalogue.get(record.task_id)
+        if warm or self._serving or (served is not None and served.problems):
+            async with self._lock(record.task_id), self._gate:
+                await self._apply(record, lost=lost)
+        else:  # nobody asks yet: the first request loads it
             aliases = {name: alias.targets for name, alias in record.aliases.items()}
             self._catalogue.put(_served(record, aliases, {}))
+
+    async def _absent(self, task_id: str, *, lost: bool) -> None:
+        """The store's list does not have a task that is served."""
+        async with self._lock(task_id):
+            served = self._catalogue.get(task_id)
+            if served is None:
+                return
+            if lost:
+                # Revision 0: whatever the store says about it from now on is news.
+                self._catalogue.put(replace(served, revision=0, missing_in_store=True))
+            elif not served.missing_in_store:
+                self._catalogue.drop(task_id)
 
     async def follow(self) -> None:
         """Follow the store for as long as the task lives; a store that fails stops nothing."""
@@ -91,46 +146,61 @@ class PromptSync:
 
     async def refresh(self, task_id: str) -> None:
         """Bring one task up to date now."""
-        async with self._locks[hash(task_id) % len(self._locks)], self._gate:
+        async with self._lock(task_id), self._gate:
             try:
                 record = await self._store.task(task_id)
             except UnknownTask:
-                self._catalogue.drop(task_id)
+                known, now = self._view.revision, await self._store.revision()
+                # A store that was emptied this moment knows no task either: that drops nothing.
+                if known is None or known.epoch == now.epoch:
+                    self._catalogue.drop(task_id)
             else:
                 await self._apply(record)
 
+    async def refresh_after_write(self, task_id: str) -> None:
+        """Show a write that the store has acknowledged; where the store is away again, as soon as it is back."""
+        try:
+            await self.refresh(task_id)
+        except PromptStoreError as error:
+            self._log.warning("store_sync_failed", code=error.code, exc_info=False)
+            self._retry.add(task_id)
+
     async def _step(self) -> None:
-        assert self._revision is not None, "start comes first"
-        changes = await self._store.watch(self._revision, timeout=0.5 if self._retry else _WATCH_SECONDS)
-        self._heard = time.monotonic()
-        due = set(changes.tasks) | self._retry
+        assert self._watched is not None, "start comes first"
+        changes = await self._store.watch(self._watched, timeout=_WATCH_SECONDS)
+        as_of = time.monotonic()
         if changes.reset:
-            self._log.warning("store_history_lost", epoch=changes.revision.epoch)
-            due |= {record.task_id async for record in self._records()}
-        elif not due:
+            await self.start(lost=True)
+            return
+        retry, self._retry = self._retry, set()
+        due = list(retry.union(changes.tasks))
+        if not due and as_of - self._mended > _MEND_SECONDS:
             # A quiet moment: what was broken may have been mended without a change in the catalogue.
-            due = {task.task_id for task in self._catalogue if task.problems}
+            due = [task.task_id for task in self._catalogue if task.problems and not task.missing_in_store]
+            self._mended = as_of
         results = await asyncio.gather(*map(self.refresh, due), return_exceptions=True)
-        self._revision = changes.revision
+        self._watched = changes.revision
         failed = {
             task: error for task, error in zip(due, results, strict=True) if isinstance(error, Exception)
         }
-        self._retry = set(failed)
+        self._retry |= failed.keys()
         for error in failed.values():
             raise error
+        self._view.advance(changes.revision, as_of)
 
-    async def _records(self) -> AsyncIterator[TaskRecord]:
-        after = None
-        while True:
-            page = await self._store.list(after=after, limit=500)
-            for record in page.tasks:
-                yield record
-            after = page.next
-            if after is None:
-                return
+    def _lock(self, task_id: str) -> asyncio.Lock:
+        return self._locks[hash(task_id) % len(self._locks)]
 
-    async def _apply(self, record: TaskRecord) -> None:
+    async def _apply(self, record: TaskRecord, *, lost: bool = False) -> None:
         served = self._catalogue.get(record.task_id)
+        if served is not None and record.revision < served.revision and not lost:
+            return  # from a copy of the store that lags behind
+        if served is not None and (lost or served.missing_in_store) and _half_restored(served, record):
+            # Whoever brings the task back publishes first and moves the alias then: requests must not see that.
+            versions = tuple({*served.versions, *(version.version for version in record.versions)})
+            kept = replace(served, revision=record.revision, versions=versions, missing_in_store=True)
+            self._catalogue.put(kept)
+            return
         known = {target.version for target in record.versions}
         aliases: dict[str, tuple[Target, ...]] = {}
         problems: dict[str, Problem] = {}
@@ -179,14 +249,23 @@ class PromptSync:
         return Problem(versions, code, detail, time.time())
 
 
+def _half_restored(served: ServedTask, record: TaskRecord) -> bool:
+    return CURRENT in served.aliases and CURRENT not in record.aliases
+
+
 def _served(
     record: TaskRecord, aliases: dict[str, tuple[Target, ...]], problems: dict[str, Problem]
 ) -> ServedTask:
+    # One string for each digest and no empty tables: there may be 100,000 tasks.
+    names = {version.version: version.version for version in record.versions}
     return ServedTask(
         record.task_id,
         record.revision,
-        aliases,
-        frozenset(version.version for version in record.versions),
+        {
+            name: tuple(Target(names.get(one.version, one.version), one.weight) for one in targets)
+            for name, targets in aliases.items()
+        },
+        tuple(names),
         int(min((version.published_at for version in record.versions), default=0.0)),
-        problems,
+        problems or NO_PROBLEMS,
     )

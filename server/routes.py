@@ -5,6 +5,7 @@ Owns: public paths and their documentation. Must not know: how answers come abou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response, Security
@@ -25,6 +26,7 @@ from server.errors import ServerError
 from server.lifecycle import Lifecycle
 from server.problem import problem
 from server.schemas import ClassifyAnswer, ClassifyBody, Model, ModelList, ProblemBody
+from server.standing import Standing
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key; none is needed where the server has no keys.")
 _REQUEST_KEY = (
@@ -62,12 +64,17 @@ def require(keyring: Keyring, scope: str) -> Any:
 
 
 def public_app(
-    classify: ClassifyEndpoint, catalogue: Catalogue, keyring: Keyring, lifecycle: Lifecycle, version: str
+    classify: ClassifyEndpoint,
+    catalogue: Catalogue,
+    keyring: Keyring,
+    lifecycle: Lifecycle,
+    standing: Callable[[], Standing],
+    version: str,
 ) -> FastAPI:
     """The app of the public port."""
     app = new_app("promptmux", version)
     app.router.routes.insert(0, Route("/classify", classify, methods=["POST"]))
-    app.include_router(health_router(lifecycle))
+    app.include_router(health_router(lifecycle, standing))
     app.include_router(_lists(catalogue), dependencies=[require(keyring, "infer")])
     shown = APIRoute(
         "/classify",
@@ -97,8 +104,8 @@ def document(app: FastAPI, more: list[APIRoute]) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change the schema
 
 
-def health_router(lifecycle: Lifecycle) -> APIRouter:
-    """`/healthz` and `/readyz`."""
+def health_router(lifecycle: Lifecycle, standing: Callable[[], Standing]) -> APIRouter:
+    """`/healthz` and `/readyz`; `standing` says how a ready server stands."""
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz", summary="The process is alive")
@@ -108,9 +115,9 @@ def health_router(lifecycle: Lifecycle) -> APIRouter:
     @router.get(
         "/readyz", summary="The server takes work: the model and the store are there, and it is not stopping"
     )
-    async def readyz() -> dict[str, str]:
+    async def readyz() -> Standing:
         lifecycle.admit()
-        return {"status": "ready"}
+        return standing()
 
     return router
 

@@ -11,6 +11,7 @@ name it, and is dropped when no batch can name it any more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Seconds that a lane looks for the guilty rows of a forward that raised: a device that is gone fails all of them.
 _APART_SECONDS: Final = 5.0
+
+_SWEEP_AFTER: Final = 0.05  # seconds
 
 
 class Work(Protocol):
@@ -51,6 +54,7 @@ class Runner:
     def __init__(self, work: Work, *, loop: asyncio.AbstractEventLoop) -> None:
         self._work, self._loop = work, loop
         self._calls: deque[tuple[Callable[[], object], asyncio.Future[object]]] = deque()
+        self._dropped: deque[int] = deque()
         self._prompts: dict[int, DevicePrompt] = {}
         self._backbone: Backbone | None = None
         self._stopping = False
@@ -73,9 +77,16 @@ class Runner:
         """
         return await self._call(lambda: self._load(slot, prompt, rows))
 
-    async def drop(self, slot: int) -> None:
-        """Free the slot's memory."""
-        await self._call(lambda: self._forget(slot))
+    def drop(self, slot: int) -> None:
+        """Free the slot's memory soon: when a lane is up anyway, or after a moment."""
+        if not self._dropped:
+            # One wake for all that are dropped together: each costs a lane as much as a small prompt's load.
+            self._loop.call_later(_SWEEP_AFTER, self._sweep)
+        self._dropped.append(slot)
+
+    def _sweep(self) -> None:
+        if self._dropped:
+            self._work.wake()
 
     async def rehearse(self, rows: Sequence[Row], slot: int) -> list[Scores]:
         """Scores of `rows` under the prompt in `slot`, outside the queue."""
@@ -114,9 +125,6 @@ class Runner:
         rest = iter(scores)
         return [None if prompt is None else next(rest) for prompt in prompts]
 
-    def _forget(self, slot: int) -> None:
-        self._prompts.pop(slot, None)  # nothing is returned: the tensors are let go on a lane
-
     async def _call(self, function: Callable[[], T]) -> T:
         future: asyncio.Future[object] = self._loop.create_future()
         self._calls.append((function, future))
@@ -139,6 +147,9 @@ class Runner:
                 self._work.finish(batch, [], 0.0)
 
     def _answer_calls(self) -> None:
+        while self._dropped:
+            with contextlib.suppress(IndexError):  # another lane was faster
+                self._prompts.pop(self._dropped.popleft(), None)
         while True:
             try:
                 function, future = self._calls.popleft()

@@ -31,14 +31,18 @@ from server.errors import ServerError
 from server.guard import Guard
 from server.lifecycle import Lifecycle
 from server.prompt_cache import PromptCache
+from server.prompt_decoder import Checked, PromptDecoder
 from server.prompt_loader import PromptLoader
 from server.prompt_sync import PromptSync
+from server.prompt_tiers import PromptTiers
 from server.runner import Runner
+from server.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from backbone import Backbone
 
 _SEEDER: Final = "seed"
+_PAUSE_SECONDS: Final = 1.0  # after a store that answered with something else than prompts
 
 
 class BackboneUnusable(Exception):
@@ -53,7 +57,10 @@ class Service:
     seed_dir: Path | None
     store: PromptStore
     catalogue: Catalogue
+    snapshot: Snapshot | None
+    tiers: PromptTiers[Checked]
     runner: Runner
+    decoder: PromptDecoder
     loader: PromptLoader
     cache: PromptCache
     sync: PromptSync
@@ -83,11 +90,17 @@ class Service:
             lanes=backbone.lanes,
             seconds=round(time.perf_counter() - began, 2),
         )
-        self.loader.serve_with(backbone)
-        await self._take_in_store()
-        self._background.extend(
-            asyncio.create_task(work()) for work in (self.sync.follow, self.guard.work, self._warm)
-        )
+        self.decoder.serve_with(backbone)
+        await self.tiers.open()
+        work = [self.guard.work, self._warm]
+        if await self._take_in_store(backbone.fingerprint):
+            work.append(self.sync.follow)
+        else:
+            work.append(self._catch_up)
+        if self.snapshot is not None:
+            work.append(self.snapshot.follow)
+        self.sync.serve()
+        self._background.extend(asyncio.create_task(one()) for one in work)
         problems = sum(len(task.problems) for task in self.catalogue)
         self.log.info("store_read", tasks=len(self.catalogue), problems=problems)
         gc.collect()
@@ -118,36 +131,75 @@ class Service:
             self._background[:] = [task for task in self._background if not task.done()]
         await self.guard.aclose()
         await self.cache.aclose()
+        await self.tiers.aclose()
+        if self.snapshot is not None:
+            await self.snapshot.aclose()
         if not await self.runner.stop(patience=5.0):
             self.log.warning("lanes_still_busy")
         await self.store.aclose()
 
     async def _warm(self) -> None:
-        """Load what is current, one after the other, while there is room: the first request need not wait."""
+        """Load what is current, one after the other, while there is room: the first request need not wait.
+
+        What has no room on the device goes to the disk, while there is room, for the day that the store is away.
+        """
         for task in list(self.catalogue):
             version = task.current()
             if version is None or version in self.cache:
                 continue
-            if not self.cache.has_room:
-                return
             try:
-                async with self.cache.pinned(task.task_id, version):
-                    pass
+                if self.cache.has_room:
+                    async with self.cache.pinned(task.task_id, version):
+                        pass
+                elif self.tiers.wants_prefetch:
+                    await self.tiers.prefetch(task.task_id, version)
+                else:
+                    return
             except Exception as error:
                 # Its first request will say so to its caller.
                 self.log.warning("prompt_not_warmed", task=task.task_id, code=getattr(error, "code", ""))
 
-    async def _take_in_store(self) -> None:
-        """Seed and list the store; again and again while it is away: the server stays unready, and alive."""
+    async def _take_in_store(self, fingerprint: str) -> bool:
+        """Take in the store; False where it is away and the snapshot has to do for now.
+
+        Without a snapshot again and again: the server stays unready, and alive.
+        """
+        saved = await self.snapshot.load(fingerprint) if self.snapshot is not None else None
+        if saved is not None:
+            self.sync.recall(saved)
+        if self.snapshot is not None:
+            self.snapshot.attend()
         while True:
             try:
-                if self.seed_dir is not None:
-                    await self._seed(self.seed_dir)
-                # Loads prompts and runs their golden examples, which warms up the model.
-                return await self.sync.start()
+                await self._list_store()
+                return True
             except StoreUnavailable as error:
                 self.log.warning("store_unavailable", detail=str(error), retry_seconds=error.retry_after)
+                if saved is not None and saved.tasks:
+                    age = round(saved.age, 1)
+                    self.log.warning("serving_snapshot", tasks=len(saved.tasks), age_seconds=age)
+                    return False
                 await asyncio.sleep(error.retry_after)
+
+    async def _catch_up(self) -> None:
+        """The store was away at the start: try until it is back, then follow it."""
+        while True:
+            try:
+                await self._list_store()
+            except StoreUnavailable as error:
+                await asyncio.sleep(error.retry_after)
+            except Exception:
+                self.log.exception("store_not_read")  # a server that serves must go on
+                await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                self.log.info("store_back", tasks=len(self.catalogue))
+                return await self.sync.follow()
+
+    async def _list_store(self) -> None:
+        if self.seed_dir is not None:
+            await self._seed(self.seed_dir)
+        # Loads prompts and runs their golden examples, which warms up the model.
+        await self.sync.start()
 
     async def _seed(self, folder: Path) -> None:
         """Publish the folder's prompts, each as `current` of its task, if the store never had that task."""

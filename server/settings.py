@@ -6,12 +6,10 @@ know: what a setting does. Read once, by whoever starts the server, and handed o
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -23,6 +21,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 from pydantic_settings.exceptions import SettingsError as SourceError
+
+from prompt_store.redis_url import without_secrets
 
 _HIDDEN = "********"
 
@@ -76,6 +76,15 @@ class Settings(BaseSettings):
         1_000_000, ge=16, description="tokens accepted and not answered; more get 429"
     )
     prompt_cache_bytes: int = Field(512 * 2**20, ge=0, description="device memory for prompts")
+    host_cache_bytes: int = Field(2**30, ge=0, description="host memory for prompt files")
+    disk_cache_bytes: int = Field(
+        10 * 2**30, ge=0, description="disk space for prompt files in cache_dir; 0 keeps none there"
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="folder for prompt files and the catalogue's snapshot, with which a server starts while its store "
+        "is away; default: promptmux-cache, and none for a file:// store, which is a local disk itself",
+    )
 
     max_inputs: int = Field(256, ge=1, description="texts in one request")
     max_text_chars: int = Field(100_000, ge=1, description="characters of one text")
@@ -151,6 +160,13 @@ class Settings(BaseSettings):
         """Constructed directly, a Settings holds what it is given: `load` alone looks at the process."""
         return (init_settings,)
 
+    def cache_folder(self) -> Path | None:
+        """Where prompt files and the snapshot are kept; None for nowhere."""
+        if self.cache_dir is not None:
+            return self.cache_dir
+        scheme, separator, _ = self.store.partition("://")
+        return None if not separator or scheme == "file" else Path("promptmux-cache")
+
     def key_lines(self) -> list[str]:
         """All API key lines, from the setting and the file. SettingsError when the file cannot be read."""
         lines = list(self.api_keys)
@@ -165,7 +181,7 @@ class Settings(BaseSettings):
         """What holds, for the log: secrets are hidden."""
         values = self.model_dump(mode="json")
         values["api_keys"] = [f"{key.rpartition(':')[0]}:{_HIDDEN}" for key in self.api_keys]
-        values["store"] = _without_password(self.store)
+        values["store"] = without_secrets(self.store)
         return values
 
 
@@ -195,12 +211,3 @@ def _explain(error: ValidationError) -> str:
         text = "no such setting" if one["type"] == "extra_forbidden" else one["msg"]
         lines.append(f"{name}: {text}" if name else text)
     return "; ".join(lines)
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
-    user, colon, _ = login.partition(":")  # not `parts.password`: a list of Sentinels is no host to it
-    hidden = f"{user}:{_HIDDEN}@{hosts}" if at and colon else parts.netloc
-    query = re.sub(r"(?<=password=)[^&]*", _HIDDEN, parts.query)
-    return parts._replace(netloc=hidden, query=query).geturl()

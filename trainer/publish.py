@@ -65,7 +65,7 @@ async def _to_store(data: bytes, task_id: str, target: str, alias: str | None) -
 
 def _to_server(data: bytes, task_id: str, target: str, alias: str | None, key: str | None) -> bool:
     with AdminClient(target, key=key) as admin:
-        created = admin.put_version(task_id, data)
+        created = admin.put_version(task_id, data).created
         if alias is not None:
             admin.move_alias(task_id, alias, version_of(data))
         return created

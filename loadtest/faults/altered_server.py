@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from server.host_tier import Held, HostTier
-
 import server.app
+from server.host_tier import Held, HostTier
 from tests.integration import fake_server
 
 

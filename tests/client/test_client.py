@@ -7,7 +7,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from client import AdminClient, ApiError, Client, Traffic, UnreachableError
+from client import AdminClient, ApiError, Client, Receipt, Traffic, UnreachableError, Uploaded
 
 Handler = Callable[[httpx.Request], httpx.Response]
 VERSION = "ab" * 32
@@ -60,6 +60,17 @@ def test_texts_and_pairs_are_sent_as_documented(texts: object, sent: list[object
     assert not answer.results[0].truncated
 
 
+def test_what_was_published_can_be_demanded() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert json.loads(request.content)["min_revision"] == "e1:7"
+        answer = _answer(request)
+        answer.headers["X-Store-Revision"] = "e1:9"
+        return answer
+
+    with _client(handler) as client:
+        assert client.classify("t", "x", min_revision="e1:7").store_revision == "e1:9"
+
+
 def test_errors_carry_their_code_and_request_id() -> None:
     problem = {
         "title": "Not found",
@@ -107,6 +118,13 @@ TASK = {
 }  # fmt: skip
 
 
+ACKNOWLEDGED = {
+    "store_revision": {"epoch": "e1", "number": 7},
+    "durability": {"durable": True, "fsync": "always", "replicas": 0},
+}
+RECEIPT = Receipt("e1:7", durable=True, fsync="always", replicas=0)
+
+
 def test_tasks_are_listed_page_by_page() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         after = request.url.params.get("after")
@@ -128,11 +146,12 @@ def test_uploads_go_to_the_path_of_their_digest() -> None:
         assert request.url.path == f"/admin/tasks/t/versions/{hashlib.sha256(data).hexdigest()}"
         assert request.headers["content-type"] == "application/octet-stream"
         assert request.content == data
-        return httpx.Response(201, json={"created": request.url.params.get("dry_run") is None})
+        dry_run = request.url.params.get("dry_run") is not None
+        return httpx.Response(201, json={"created": not dry_run, **({} if dry_run else ACKNOWLEDGED)})
 
     with _admin(handler) as admin:
-        assert admin.put_version("t", data) is True
-        assert admin.put_version("t", data, dry_run=True) is False
+        assert admin.put_version("t", data) == Uploaded(True, RECEIPT)
+        assert admin.put_version("t", data, dry_run=True) == Uploaded(False, None)
 
 
 @pytest.mark.parametrize(("known", "header"), [(True, ("if-match", '"2"')), (False, ("if-none-match", "*"))])
@@ -147,10 +166,10 @@ def test_an_alias_moves_by_compare_and_set(known: bool, header: tuple[str, str])
                 else httpx.Response(404, json={"code": "unknown_task"})
             )
         moves.append(request)
-        return httpx.Response(200, json={})
+        return httpx.Response(200, json=ACKNOWLEDGED)
 
     with _admin(handler) as admin:
-        admin.move_alias("t", "current", VERSION)
+        assert admin.move_alias("t", "current", VERSION) == RECEIPT
     assert [(move.url.path, json.loads(move.content)) for move in moves] == [
         ("/admin/tasks/t/aliases/current", {"version": VERSION})
     ]
@@ -162,11 +181,11 @@ def test_rollback_and_delete_name_what_they_mean() -> None:
 
     def handler(request: httpx.Request) -> httpx.Response:
         seen.append((request.method, request.url.path))
-        return httpx.Response(200, json={})
+        return httpx.Response(200, json=ACKNOWLEDGED)
 
     with _admin(handler) as admin:
-        admin.rollback("t", VERSION, revision=2)
-        admin.delete_version("t", VERSION)
+        assert admin.rollback("t", VERSION, revision=2) == RECEIPT
+        assert admin.delete_version("t", VERSION) == RECEIPT
     assert seen == [("POST", "/admin/tasks/t/rollback"), ("DELETE", f"/admin/tasks/t/versions/{VERSION}")]
 
 
@@ -187,7 +206,7 @@ def test_a_split_is_made_watched_and_ended() -> None:
         seen.append(
             (request.method, request.url.path, json.loads(request.content), request.headers["if-match"])
         )
-        return httpx.Response(200, json={})
+        return httpx.Response(200, json=ACKNOWLEDGED)
 
     with _admin(handler) as admin:
         admin.set_split("t", "current", [(VERSION, 95), (other, 5)], revision=2)

@@ -134,6 +134,24 @@ async def test_a_redis_that_takes_no_writes_says_what_to_do_and_changes_nothing(
         assert (await store.publish(build.prompt(seed=1))).created
 
 
+async def test_a_user_without_the_channel_writes_all_the_same(own: RedisProcess, build: Any) -> None:
+    # The usual new user since Redis 7: keys and commands, and no channel, as nobody named one.
+    own.run("ACL", "SETUSER", "ann", "on", ">pw", "resetchannels", "~promptmux:*", "+@all")
+    async with opened(own.url.replace("//", "//ann:pw@")) as store:
+        published = await store.publish(build.prompt())
+        assert published.created
+        assert published.revision == await store.revision()
+        assert [one.version for one in (await store.task("sentiment")).versions] == [published.version]
+
+
+async def test_a_user_who_may_not_call_what_a_script_calls_is_told_so(own: RedisProcess, build: Any) -> None:
+    own.run("ACL", "SETUSER", "ann", "on", ">pw", "allkeys", "allchannels", "+@all", "-hmget")
+    async with opened(own.url.replace("//", "//ann:pw@")) as store:
+        with pytest.raises(StoreUnavailable, match="access list"):
+            await store.publish(build.prompt())
+    assert own.run("DBSIZE") == 0
+
+
 async def test_a_wrong_password_and_none_say_so(own: RedisProcess) -> None:
     own.run("CONFIG", "SET", "requirepass", "right")
     for login, advice in (

@@ -282,3 +282,30 @@ async def test_the_documentation_page_needs_no_internet(start: Start) -> None:
             script = re.search(r'src="([^"]+swagger-ui-bundle\.js)"', page)
             assert script is not None
             assert (await app.get(script[1])).status_code == 200
+
+
+async def test_writes_say_where_the_store_stands_and_what_it_promised(start: Start) -> None:
+    async with start() as server:
+        tried = await put(server, BETTER, dry_run=True)
+        assert "store_revision" not in tried.json()
+        assert "X-Store-Revision" not in tried.headers
+        numbers = []
+        answers = [await put(server, BETTER)]
+        tag = (await server.admin.get("/admin/tasks/sentiment/aliases/current")).headers["etag"]
+        answers.append(await point(server, {"version": version_of(BETTER)}, {"If-Match": tag}))
+        answers.append(await point(server, {"version": version_of(OLD)}, NEW, alias="spare"))
+        answers.append(
+            await server.admin.delete(
+                "/admin/tasks/sentiment/aliases/spare", headers={"If-Match": answers[-1].headers["etag"]}
+            )
+        )
+        answers.append(await server.admin.delete(f"/admin/tasks/sentiment/versions/{version_of(OLD)}"))
+        answers.append(await server.admin.delete("/admin/tasks/sentiment?force=true"))
+        for answer in answers:
+            assert answer.is_success, answer.text
+            body = answer.json()
+            assert body["durability"] == {"durable": True, "fsync": "always", "replicas": 0}
+            revision = body["store_revision"]
+            assert answer.headers["X-Store-Revision"] == f"{revision['epoch']}:{revision['number']}"
+            numbers.append(revision["number"])
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))

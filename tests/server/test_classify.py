@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from prompt_store import MaxLength
+from prompt_store import Golden, MaxLength, Target, version_of
 from server.body import BodyLimits
 from server.classify import ClassifyLimits, to_call
 from server.schemas import ClassifyBody
@@ -202,7 +202,7 @@ def test_a_call_draws_by_its_key_then_by_the_bodys_request_id() -> None:
     body = ClassifyBody(task_id="t", input="x", request_id="body", truncate_prompt_tokens=-1)
     call = to_call(body, "header", limits)
     assert (call.request_id, call.draw, call.max_tokens, call.pairs) == ("body", "body", None, None)
-    call = to_call(body, "header", limits, b"key")
+    call = to_call(body, "header", limits, request_key=b"key")
     assert (call.request_id, call.draw) == ("body", "key")
     call = to_call(ClassifyBody(task_id="t", input="x"), "header", limits)
     assert (call.request_id, call.draw) == ("header", "header")
@@ -218,3 +218,58 @@ async def test_a_request_key_that_is_none_is_refused(start: Start, key: bytes) -
         )
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
     assert "X-Request-Key" in answer.json()["detail"]
+
+
+async def test_a_published_version_can_be_demanded_by_its_revision(start: Start) -> None:
+    async with start() as server:
+        store = server.apps.service.store
+        data = prompt_bytes(favours=1)
+        await store.publish(data)
+        targets = [Target(version_of(data))]
+        moved = await store.set_alias("sentiment", "current", targets, expected_revision=None)
+        wanted = f"{moved.revision.epoch}:{moved.revision.number}"
+        answer = await server.classify(min_revision=wanted)
+        assert (answer.status_code, answer.json()["version"]) == (200, version_of(data))
+        epoch, number = answer.headers["X-Store-Revision"].split(":")
+        assert epoch == moved.revision.epoch
+        assert int(number) >= moved.revision.number
+        body = {"task_id": "sentiment", "input": "x"}
+        again = await server.public.post("/classify", json=body, headers={"X-Min-Revision": wanted})
+        assert again.status_code == 200
+
+
+async def test_a_revision_that_this_server_has_not_seen(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine._REACH_SECONDS", 0.05)
+    async with start() as server:
+        seen = (await server.classify()).headers["X-Store-Revision"]
+        epoch, number = seen.split(":")
+        for wanted in (f"{epoch}:{int(number) + 1}", "0ther:1"):
+            answer = await server.classify(min_revision=wanted)
+            assert (answer.status_code, answer.json()["code"]) == (503, "revision_not_reached")
+            assert int(answer.headers["Retry-After"]) >= 1
+
+
+async def test_a_demanded_version_that_was_refused_here_is_not_replaced_by_the_one_before(
+    start: Start,
+) -> None:
+    async with start() as server:
+        old = (await server.classify()).json()["version"]
+        await server.publish(prompt_bytes(favours=1, golden=[Golden(text="x", label="negative")]))
+        revision = await server.apps.service.store.revision()
+        wanted = f"{revision.epoch}:{revision.number}"
+        answer = await server.classify(min_revision=wanted)
+        assert (answer.status_code, answer.json()["code"]) == (503, "prompt_unavailable")
+        assert (await server.classify()).json()["version"] == old
+        assert (await server.classify(min_revision=wanted, version=old)).status_code == 200
+
+
+@pytest.mark.parametrize("bad", ["", "x", "e:", "e:x", ":1", "e:1:é"])
+async def test_a_revision_in_another_form(start: Start, bad: str) -> None:
+    async with start() as server:
+        answer = await server.classify(min_revision=bad)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+        body = {"task_id": "sentiment", "input": "x", "min_revision": "e:1"}
+        answer = await server.public.post("/classify", json=body, headers={"X-Min-Revision": "e:2"})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")

@@ -36,7 +36,7 @@ def test_only_the_server_and_its_prompts_are_to_blame_for_a_5xx() -> None:
     blamed = {kind.code for kind in SERVER if kind.status >= 500}
     assert blamed == {
         "internal_error", "inference_failed", "numerical_error", "unavailable", "not_ready", "draining",
-        "request_timeout", "prompt_unavailable",
+        "request_timeout", "prompt_unavailable", "revision_not_reached",
     }  # fmt: skip
 
 

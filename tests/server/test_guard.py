@@ -135,7 +135,7 @@ async def test_a_canary_whose_bytes_are_damaged_is_taken_out(
     start: Start, eventually: Eventually, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.prompt_cache._RETRY_FAILED_AFTER", 0.0)
-    async with start(prompt_cache_bytes=0) as server:  # loaded anew for every request
+    async with start(prompt_cache_bytes=0, host_cache_bytes=0) as server:  # loaded anew for every request
         await split(server, (STABLE, 50), (OTHER, 50))
         name = version_of(OTHER)
         (blob,) = (path for path in (tmp_path / "store").rglob(f"*{name}*") if path.is_file())
@@ -152,7 +152,7 @@ async def test_a_store_that_is_away_is_no_versions_fault(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.prompt_cache._RETRY_FAILED_AFTER", 0.0)
-    async with start(prompt_cache_bytes=0) as server:
+    async with start(prompt_cache_bytes=0, host_cache_bytes=0) as server:
         await split(server, (STABLE, 50), (OTHER, 50))
         store = server.apps.service.store
         real = store.get

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from prompt_store import IncompatiblePrompt
+from prompt_store import IncompatiblePrompt, StoreUnavailable
 from server import prompt_cache
 from server.metrics import Metrics
 from server.prompt_cache import Loaded, PromptCache
@@ -22,10 +22,13 @@ class Device:
         self.go = asyncio.Event()
         self.go.set()
         self.fails: set[str] = set()
+        self.away = False
 
     async def load(self, task_id: str, version: str, slot: int, *, rehearse: bool) -> Loaded:
         self.loads.append(version)
         await self.go.wait()
+        if self.away:
+            raise StoreUnavailable("away")
         if version in self.fails:
             raise IncompatiblePrompt("other shapes")
         self.held[slot] = version
@@ -33,7 +36,7 @@ class Device:
         encoder: Any = SimpleNamespace(virtual_tokens=0, takes_pair=False)
         return Loaded(manifest, encoder, 10, 5)
 
-    async def drop(self, slot: int) -> None:
+    def drop(self, slot: int) -> None:
         del self.held[slot]
 
 
@@ -122,6 +125,16 @@ async def test_a_load_that_fails_fails_for_all_and_is_not_repeated_at_once(
     cache.forget_failure("v1")
     await use(cache, "v1")
     assert device.loads == ["v1", "v1"]
+
+
+async def test_a_store_that_is_away_is_no_failure_of_the_version(cache: PromptCache, device: Device) -> None:
+    device.away = True
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await cache.pin("task", "v1")
+    device.away = False
+    await use(cache, "v1")
+    assert device.loads == ["v1"] * 3
 
 
 async def test_a_failure_is_forgotten_after_a_while(

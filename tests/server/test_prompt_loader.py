@@ -34,12 +34,14 @@ async def test_one_that_a_request_loaded_is_rehearsed_before_an_alias_leads_to_i
         assert service.catalogue.get("sentiment").problems["current"].code == "golden_mismatch"
 
 
-async def test_a_trial_leaves_nothing_on_the_device(start: Start) -> None:
+async def test_a_trial_leaves_nothing_on_the_device(
+    start: Start, eventually: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
     async with start() as server:
         service = server.apps.service
         held = set(service.runner._prompts)
         await service.loader.try_out(prompt_bytes(), "sentiment")
-        assert set(service.runner._prompts) == held
+        await eventually(lambda: set(service.runner._prompts) == held)
 
 
 async def test_all_currents_are_warmed_in_the_background_while_there_is_room(

@@ -1,6 +1,6 @@
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from server.metrics import Metrics
 from server.runner import Runner
 from tests.server.fakes import REF, FakeBackbone, FakeRow, prompt_bytes
 
+Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
 PROMPT = decode_prompt(prompt_bytes(favours=1))
 
 
@@ -134,7 +135,7 @@ async def test_a_backbone_that_cannot_be_loaded_says_so(metrics: Metrics) -> Non
 async def test_a_slot_that_was_dropped_fails_its_own_row_only(device: Device) -> None:
     await device.runner.load(1, PROMPT)
     await device.runner.load(2, PROMPT)
-    await device.runner.drop(2)
+    device.runner.drop(2)
     # Both in one batch: a third caller's row keeps each lane until they are there.
     device.backbone.delay = 0.2
     busy = [asyncio.create_task(device.batcher.submit([row()], 1)) for _ in range(device.backbone.lanes)]
@@ -162,5 +163,16 @@ async def test_lanes_work_at_the_same_time(device: Device) -> None:
 
 async def test_dropping_a_slot_twice_is_fine(device: Device) -> None:
     await device.runner.load(1, PROMPT)
-    await device.runner.drop(1)
-    await device.runner.drop(1)
+    for _ in range(2):
+        device.runner.drop(1)
+        await device.runner.load(2, PROMPT)  # a lane has been up since
+    with pytest.raises(RuntimeError, match="slot 1 is empty"):
+        await device.runner.rehearse([row()], 1)
+
+
+async def test_an_idle_device_frees_what_was_dropped(device: Device, eventually: Eventually) -> None:
+    for slot in (1, 2, 3):
+        await device.runner.load(slot, PROMPT)
+    device.runner.drop(1)
+    device.runner.drop(3)
+    await eventually(lambda: list(device.runner._prompts) == [2])
