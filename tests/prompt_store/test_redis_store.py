@@ -210,6 +210,38 @@ async def test_a_cancelled_call_leaves_no_answer_for_the_next(own: RedisProcess,
                 await asyncio.gather(call, return_exceptions=True)
 
 
+async def test_a_read_over_a_network_that_broke_without_a_word_is_answered_soon_after_it_heals(
+    own: RedisProcess, build: Any
+) -> None:
+    async with FaultProxy("127.0.0.1", own.port) as proxy, opened(f"redis://127.0.0.1:{proxy.port}") as store:
+        published = await store.publish(build.prompt())
+        proxy.mode = Mode.BLACKHOLE
+        reads = [
+            asyncio.create_task(call)
+            for call in (
+                store.task("sentiment"),
+                store.get("sentiment", published.version),
+                store.history("sentiment"),
+                store.revision(),
+            )
+        ]
+        await asyncio.sleep(1.3)  # so that each has a dead connection, and a second one
+        assert not any(read.done() for read in reads)
+        proxy.mode = Mode.PASS
+        healed = time.monotonic()
+        await asyncio.gather(*reads)
+        assert time.monotonic() - healed < 2
+
+
+async def test_a_slow_network_is_slow_and_no_more(own: RedisProcess, build: Any) -> None:
+    async with FaultProxy("127.0.0.1", own.port, delay=1.5) as proxy:
+        async with opened(f"redis://127.0.0.1:{proxy.port}") as store:
+            published = await store.publish(build.prompt())
+            proxy.mode = Mode.LATENCY
+            assert await store.revision() == published.revision
+            assert (await store.publish(build.prompt(seed=1))).created
+
+
 async def test_a_restarted_redis_is_found_again(own: RedisProcess, build: Any) -> None:
     async with opened(own.url) as store:
         published = await store.publish(build.prompt())
