@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import orjson
 import structlog
@@ -62,7 +62,7 @@ class Snapshot:
     def __init__(
         self, folder: Path, store_url: str, catalogue: Catalogue, view: View, metrics: Metrics
     ) -> None:
-        self._folder, self._store = folder, _without_secrets(store_url)
+        self._folder, self._store = folder, _place(store_url)
         self._catalogue, self._view, self._metrics = catalogue, view, metrics
         self._identity = ""
         self._path = folder
@@ -250,10 +250,11 @@ def _digest(name: str, body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=8, key=name.encode()).digest()
 
 
-def _without_secrets(url: str) -> str:
-    """The URL's place alone: a password that is changed leaves the store the same store."""
+def _place(url: str) -> str:
+    """What of a store's URL says where it is: another password or time-out leaves it the same store."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    prefix = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name == "prefix"])
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=prefix, fragment="").geturl()
 
 
 def _reason(error: Exception) -> str:
