@@ -69,6 +69,7 @@ class Catalogue:
         self._tasks: dict[str, ServedTask] = {}
         self._detours: dict[tuple[str, str], tuple[Target, ...]] = {}
         self._listeners: list[Listener] = []
+        self.changes = 0  # so far
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -140,6 +141,7 @@ class Catalogue:
         return targets
 
     def _tell(self, task_id: str, before: ServedTask | None, now: ServedTask | None) -> None:
+        self.changes += 1
         for listener in self._listeners:
             listener(task_id, before, now)
 

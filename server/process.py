@@ -135,6 +135,7 @@ async def _serve(
         else:
             starting.cancel()
         log.info("stopping")
+        await apps.service.leave(settings.leave_delay, hurry)
         drained = await apps.service.drain(settings.drain_timeout, hurry)
     finally:
         for server in servers:

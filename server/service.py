@@ -7,6 +7,7 @@ sockets, signals, HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 from collections.abc import Callable
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from backbone import Backbone
 
 _SEEDER: Final = "seed"
+_WARM_PROMPTS: Final = 1000  # at start; nobody knows which of 100,000 will be asked for
+_WARM_PAUSE: Final = 0.02  # seconds, so many times for each prompt, while there are requests
+_WARM_PAUSES: Final = 10
 _PAUSE_SECONDS: Final = 1.0  # after a store that answered with something else than prompts
 
 
@@ -107,6 +111,16 @@ class Service:
         gc.freeze()  # what is there now stays: later collections need not look at the whole model again
         self.lifecycle.phase = "ready"
 
+    async def leave(self, delay: float, hurry: asyncio.Event) -> None:
+        """Say that this server will stop, and go on as before for `delay` seconds, or until `hurry` is set."""
+        if self.lifecycle.phase != "ready" or not delay:
+            return
+        self.lifecycle.phase = "leaving"
+        self.log.info("leaving", seconds=delay)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await hurry.wait()
+
     async def drain(self, patience: float, hurry: asyncio.Event) -> bool:
         """Take no more work, finish what was accepted; False when time ran out or `hurry` was set before."""
         self.lifecycle.phase = "draining"
@@ -143,12 +157,18 @@ class Service:
 
         What has no room on the device goes to the disk, while there is room, for the day that the store is away.
         """
+        loaded = 0
         for task in list(self.catalogue):
             version = task.current()
             if version is None or version in self.cache:
                 continue
+            for _ in range(_WARM_PAUSES):
+                if not any(boundary.in_flight for boundary in self.boundaries):
+                    break
+                await asyncio.sleep(_WARM_PAUSE)  # requests load what they need; this can wait a little
             try:
-                if self.cache.has_room:
+                if loaded < _WARM_PROMPTS and self.cache.has_room:
+                    loaded += 1
                     async with self.cache.pinned(task.task_id, version):
                         pass
                 elif self.tiers.wants_prefetch:

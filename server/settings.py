@@ -97,6 +97,11 @@ class Settings(BaseSettings):
 
     request_timeout: float = Field(60.0, gt=0, description="seconds until a request is answered 503")
     body_timeout: float = Field(10.0, gt=0, description="seconds a request's body may take to arrive")
+    leave_delay: float = Field(
+        0.0,
+        ge=0,
+        description="seconds after SIGTERM in which requests are still taken and /readyz says 503: a proxy notices",
+    )
     drain_timeout: float = Field(30.0, ge=0, description="seconds to finish accepted work after SIGTERM")
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(

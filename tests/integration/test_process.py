@@ -238,3 +238,22 @@ def test_a_variable_that_is_no_setting_is_pointed_out(serve: Serve) -> None:
     server = serve("--host", "0.0.0.0", PROMPTMUX_PROT="1")
     assert server.exit_code() == 2
     assert server.events("unknown_variables")[0]["names"] == ["PROMPTMUX_PROT"]
+
+
+def test_a_server_that_leaves_says_so_and_answers_until_its_delay_is_over(serve: Serve) -> None:
+    server = serve("--leave-delay", "1.5").ready()
+    term(server)
+    server.wait_for(lambda: bool(server.events("leaving")))
+    ready = httpx.get(f"{server.url}/readyz")
+    assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    assert server.classify().status_code == 200
+    assert server.exit_code() == 0
+
+
+def test_a_second_signal_ends_the_delay(serve: Serve) -> None:
+    server = serve("--leave-delay", "60").ready()
+    term(server)
+    server.wait_for(lambda: bool(server.events("leaving")))
+    term(server)
+    assert server.exit_code() == 0
