@@ -152,6 +152,8 @@ class Service:
                     await self.tiers.prefetch(task.task_id, version)
                 else:
                     return
+            except StoreUnavailable as error:
+                await asyncio.sleep(error.retry_after)  # no line for each of 100,000 tasks
             except Exception as error:
                 # Its first request will say so to its caller.
                 self.log.warning("prompt_not_warmed", task=task.task_id, code=getattr(error, "code", ""))

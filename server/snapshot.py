@@ -114,7 +114,7 @@ class Snapshot:
         self._wake.clear()
         try:
             await self._on_thread(lambda: self._write(rows, revision, as_of, anew=anew))
-        except (sqlite3.Error, OSError, ValueError, KeyError) as error:
+        except (sqlite3.Error, OSError, ValueError, KeyError, TypeError) as error:
             self._changed |= taken
             self._metrics.snapshot_failures.inc()
             if not self._fails:
