@@ -1,6 +1,6 @@
 """A small typed client of a running promptmux server: `/classify` and the admin API. Needs httpx alone."""
 
-from client.admin import AdminClient, Alias, Receipt, TaskInfo, Uploaded, VersionInfo
+from client.admin import AdminClient, Alias, Receipt, TaskInfo, Traffic, Uploaded, VersionInfo
 from client.classify import Answer, Client, Result
 from client.errors import ApiError, ClientError, UnreachableError
 
@@ -14,6 +14,7 @@ __all__ = [
     "Receipt",
     "Result",
     "TaskInfo",
+    "Traffic",
     "UnreachableError",
     "Uploaded",
     "VersionInfo",

@@ -1,12 +1,12 @@
-"""Owns the client of the admin API: upload, alias, roll back, delete, look. Knows the documented routes
-alone.
+"""Owns the client of the admin API: upload, alias, split, promote, roll back, delete, look. Knows the documented
+routes alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -15,12 +15,27 @@ from client.transport import Connection
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What one server answered with a version since its alias was split: requests, and errors by their code."""
+
+    requests: int
+    errors: Mapping[str, int]
+    mean_score: float | None
+
+
+@dataclass(frozen=True)
 class Alias:
-    """Where an alias leads: versions and their weights. `revision` is what the next move of it must name."""
+    """Where an alias leads: versions and their weights. `revision` is what the next move of it must name.
+
+    `traffic` is there while the task is split; `quarantined` are versions that the server does not use for their
+    errors, each with the error's code.
+    """
 
     name: str
     targets: tuple[tuple[str, int], ...]
     revision: int
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    quarantined: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,9 +117,23 @@ class AdminClient(Connection):
 
         Raises ApiError 412 when somebody moved it in between.
         """
-        condition = {"If-Match": f'"{revision}"'} if revision else {"If-None-Match": "*"}
-        path = _path(task_id, "aliases", alias)
-        return _receipt(self._send("PUT", path, json={"version": version}, headers=condition).json())
+        return self._put_alias(task_id, alias, {"version": version}, revision)
+
+    def set_split(
+        self, task_id: str, alias: str, shares: Sequence[tuple[str, int]], *, revision: int
+    ) -> Receipt:
+        """Split an alias between versions by weight, if it is still at `revision` (0: if there is none yet)."""
+        targets = [{"version": version, "weight": weight} for version, weight in shares]
+        return self._put_alias(task_id, alias, {"targets": targets}, revision)
+
+    def promote(self, task_id: str, version: str, *, revision: int, alias: str = "current") -> Receipt:
+        """Give one of the versions that an alias leads to all of its requests, if it is still at `revision`.
+
+        Raises ApiError 422 when the alias does not lead to it.
+        """
+        body = {"version": version, "alias": alias}
+        condition = {"If-Match": f'"{revision}"'}
+        return _receipt(self._send("POST", _path(task_id, "promote"), json=body, headers=condition).json())
 
     def move_alias(self, task_id: str, alias: str, version: str) -> Receipt:
         """Point an alias to a version, whatever it pointed to when this was called.
@@ -129,6 +158,11 @@ class AdminClient(Connection):
         """Delete a version. Raises ApiError 409 while an alias leads to it."""
         return _receipt(self._send("DELETE", _path(task_id, "versions", version)).json())
 
+    def _put_alias(self, task_id: str, alias: str, body: object, revision: int) -> Receipt:
+        condition = {"If-Match": f'"{revision}"'} if revision else {"If-None-Match": "*"}
+        path = _path(task_id, "aliases", alias)
+        return _receipt(self._send("PUT", path, json=body, headers=condition).json())
+
 
 def _path(task_id: str, *parts: str) -> str:
     return "/".join(["/admin/tasks", *(quote(part, safe="") for part in (task_id, *parts))])
@@ -147,16 +181,27 @@ def _receipt(body: Mapping[str, Any]) -> Receipt:
 def _task(body: Mapping[str, Any]) -> TaskInfo:
     return TaskInfo(
         task_id=body["task_id"],
-        aliases={
-            name: Alias(
-                name,
-                tuple((target["version"], target["weight"]) for target in alias["targets"]),
-                alias["revision"],
-            )
-            for name, alias in body["aliases"].items()
-        },
+        aliases={name: _alias(name, alias) for name, alias in body["aliases"].items()},
         versions=tuple(
             VersionInfo(item["version"], item["size"], item["published_at"], item["method"], item["labels"])
             for item in body["versions"]
         ),
+    )
+
+
+def _alias(name: str, body: Mapping[str, Any]) -> Alias:
+    return Alias(
+        name,
+        tuple((target["version"], target["weight"]) for target in body["targets"]),
+        body["revision"],
+        {
+            target["version"]: Traffic(
+                target["traffic"]["requests"],
+                target["traffic"]["errors"],
+                target["traffic"]["scores"]["mean"],
+            )
+            for target in body["targets"]
+            if "traffic" in target
+        },
+        body.get("quarantined", {}),
     )

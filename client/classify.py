@@ -55,11 +55,14 @@ class Client(Connection):
         *,
         version: str | None = None,
         min_revision: str | None = None,
+        request_key: str | None = None,
     ) -> Answer:
         """Labels of one text or many; `version` is an alias or a SHA-256, `current` when None.
 
         With `min_revision`, from a receipt or an answer, the server answers from a catalogue that has seen it: what
         was published is what answers, on every replica; ApiError 503 `revision_not_reached` where one is far behind.
+        While an alias is split between versions, requests with the same `request_key` (a user's id, say) get the
+        same version.
 
         Raises ApiError (404 for an unknown task, 422 for a bad text, 429 when the server is full) or
         UnreachableError.
@@ -71,7 +74,8 @@ class Client(Connection):
             body["version"] = version
         if min_revision is not None:
             body["min_revision"] = min_revision
-        response = self._send("POST", "/classify", json=body)
+        headers = None if request_key is None else {"X-Request-Key": request_key}
+        response = self._send("POST", "/classify", json=body, headers=headers)
         return _answer(response.json(), response.headers.get("X-Store-Revision", ""))
 
     def is_ready(self) -> bool:

@@ -3,7 +3,6 @@
 Owns: the public names of the package, and which store a URL means. Must not know: torch, HTTP.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
@@ -136,15 +135,21 @@ __all__ = [
 ]
 
 
-def _open_file(location: str) -> PromptStore:
-    return FileStore(Path(unquote(location)))
+def _open_redis(url: str) -> PromptStore:
+    # redis-py takes a moment to import: only for those who use it.
+    from prompt_store.redis_store import RedisStore
+    from prompt_store.redis_url import parse_redis_url
+
+    return RedisStore(parse_redis_url(url))
 
 
-_SCHEMES: Final[dict[str, Callable[[str], PromptStore]]] = {"file": _open_file}
+_REDIS: Final = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
 
 
 def open_store(url: str) -> PromptStore:
-    """The store at `url`: file:///absolute/path, file://relative/path, or a plain path.
+    """The store at `url`: file:///absolute/path, file://relative/path, a plain path, or redis://host:port/database.
+
+    `redis_url` has the whole form of the latter, with TLS, users, prefixes and Sentinels.
 
     Touches nothing yet; a store that cannot be reached says so on first use. PromptStoreError for a scheme
     that is not known here.
@@ -152,9 +157,11 @@ def open_store(url: str) -> PromptStore:
     scheme, separator, location = url.partition("://")
     if not separator:
         scheme, location = "file", url.replace("%", "%25")  # a plain path is not percent-encoded
-    if scheme not in _SCHEMES:
-        known = ", ".join(f"{name}://" for name in _SCHEMES)
+    if scheme in _REDIS:
+        return _open_redis(url)
+    if scheme != "file":
+        known = ", ".join(f"{name}://" for name in ("file", *_REDIS))
         raise PromptStoreError(f"unknown kind of store: expected {known} or a plain path")
     if not location:
         raise PromptStoreError("a store needs a path: expected file:///absolute/path or a plain path")
-    return _SCHEMES[scheme](location)
+    return FileStore(Path(unquote(location)))

@@ -9,6 +9,7 @@ nobody needs, which `collect` removes.
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from prompt_store.arguments import check_ids, check_upload, clamp_limit, clean_actor
 from prompt_store.blobs import BlobFolder
 from prompt_store.catalogue import Catalogue
 from prompt_store.catalogue_thread import CatalogueThread
-from prompt_store.codec import decode_prompt, version_of
-from prompt_store.errors import CorruptVersion, DigestMismatch, NotFound, StoreUnavailable, UnknownVersion
-from prompt_store.names import check_alias, check_task_id, is_version
-from prompt_store.prompt import Prompt
+from prompt_store.codec import version_of
+from prompt_store.errors import CorruptVersion, NotFound, StoreUnavailable
+from prompt_store.names import check_alias, check_task_id
 from prompt_store.store import (
     Changes,
     Collected,
@@ -44,9 +45,8 @@ from prompt_store.unavailable import as_unavailable
 T = TypeVar("T")
 
 POLL_SECONDS: Final = 0.1  # for changes by other processes; our own wake a watcher at once
+SEEN_KEPT: Final = 256
 COLLECT_CHUNK: Final = 100  # blobs per transaction: a collection must not keep publishers waiting for long
-MAX_LIMIT: Final = 1000
-MAX_ACTOR: Final = 200
 _ON_DISK: Final = Durability("always")  # `blobs` and `schema` see to it
 
 
@@ -61,11 +61,12 @@ class FileStore(PromptStore):
         self._writer = CatalogueThread(path, self._blobs, "prompt-store-write")
         self._files = ThreadPoolExecutor(4, thread_name_prefix="prompt-store-files")
         self._changed = asyncio.Event()
+        self._seen: OrderedDict[Revision, int] = OrderedDict()  # in which file; the latest few
         self._closed = False
 
     async def publish(self, data: bytes, *, expect_version: str | None = None, actor: str = "") -> Published:
         """See `PromptStore.publish`."""
-        prompt, version = await self._in_files(lambda: _check(data, expect_version))
+        prompt, version = await self._in_files(lambda: check_upload(data, expect_version))
         task_id = prompt.manifest.task_id
         if await self._is_stored(task_id, version):
             return Published(await self.revision(), _ON_DISK, task_id, version, created=False)
@@ -76,14 +77,14 @@ class FileStore(PromptStore):
         await self._in_files(lambda: self._try_to_write(version, data))
         created, revision = await self._write(
             lambda catalogue: catalogue.add_version(
-                task_id, record, _clean(actor), ensure_blob=lambda: self._ensure(version, data)
+                task_id, record, clean_actor(actor), ensure_blob=lambda: self._ensure(version, data)
             )
         )
         return Published(revision, _ON_DISK, task_id, version, created)
 
     async def get(self, task_id: str, version: str) -> bytes:
         """See `PromptStore.get`."""
-        _check_ids(task_id, version)
+        check_ids(task_id, version)
         size = await self._read(lambda catalogue: catalogue.size_of(task_id, version))
         data = await self._in_files(lambda: self._intact(version, size))
         if data is None:
@@ -103,12 +104,12 @@ class FileStore(PromptStore):
         """See `PromptStore.list`."""
         if after is not None:
             check_task_id(after)
-        return await self._read(lambda catalogue: catalogue.page(after, _clamp(limit)))
+        return await self._read(lambda catalogue: catalogue.page(after, clamp_limit(limit)))
 
     async def history(self, task_id: str, *, limit: int = 100) -> tuple[Event, ...]:
         """See `PromptStore.history`."""
         check_task_id(task_id)
-        return await self._read(lambda catalogue: catalogue.history(task_id, _clamp(limit)))
+        return await self._read(lambda catalogue: catalogue.history(task_id, clamp_limit(limit)))
 
     async def set_alias(
         self,
@@ -120,11 +121,13 @@ class FileStore(PromptStore):
         actor: str = "",
     ) -> Moved:
         """See `PromptStore.set_alias`."""
-        _check_ids(task_id, *(target.version for target in targets))
+        check_ids(task_id, *(target.version for target in targets))
         check_alias(alias)
         check_targets(targets)
         record, revision = await self._write(
-            lambda catalogue: catalogue.set_alias(task_id, alias, targets, expected_revision, _clean(actor))
+            lambda catalogue: catalogue.set_alias(
+                task_id, alias, targets, expected_revision, clean_actor(actor)
+            )
         )
         return Moved(revision, _ON_DISK, record)
 
@@ -135,17 +138,17 @@ class FileStore(PromptStore):
         check_task_id(task_id)
         check_alias(alias)
         revision = await self._write(
-            lambda catalogue: catalogue.delete_alias(task_id, alias, expected_revision, _clean(actor))
+            lambda catalogue: catalogue.delete_alias(task_id, alias, expected_revision, clean_actor(actor))
         )
         return Receipt(revision, _ON_DISK)
 
     async def delete_version(self, task_id: str, version: str, *, actor: str = "") -> Receipt:
         """See `PromptStore.delete_version`."""
-        _check_ids(task_id, version)
+        check_ids(task_id, version)
         # Touched before, not after: in between a collection could find it unneeded and old.
         await self._in_files(lambda: self._blobs.touch(version))
         revision = await self._write(
-            lambda catalogue: catalogue.delete_version(task_id, version, _clean(actor))
+            lambda catalogue: catalogue.delete_version(task_id, version, clean_actor(actor))
         )
         return Receipt(revision, _ON_DISK)
 
@@ -154,7 +157,7 @@ class FileStore(PromptStore):
         record = await self.task(task_id)
         await self._in_files(lambda: self._blobs.touch(*(version.version for version in record.versions)))
         revision = await self._write(
-            lambda catalogue: catalogue.delete_task(task_id, _clean(actor), force=force)
+            lambda catalogue: catalogue.delete_task(task_id, clean_actor(actor), force=force)
         )
         return Receipt(revision, _ON_DISK)
 
@@ -164,7 +167,7 @@ class FileStore(PromptStore):
         deadline = loop.time() + timeout
         while True:
             changed = self._changed  # taken before the look, so that nothing between look and wait is missed
-            changes = await self._read(lambda catalogue: catalogue.changes(after))
+            changes = await self._changes(after)
             remaining = deadline - loop.time()
             if changes.reset or changes.revision != after or remaining <= 0:
                 return changes
@@ -175,7 +178,7 @@ class FileStore(PromptStore):
 
     async def revision(self) -> Revision:
         """See `PromptStore.revision`."""
-        return await self._read(Catalogue.revision)
+        return (await self._changes(Revision("", 0))).revision
 
     async def collect(self, *, grace: float) -> Collected:
         """See `PromptStore.collect`."""
@@ -203,6 +206,21 @@ class FileStore(PromptStore):
         await self._reader.aclose()
         await self._writer.aclose()
         await asyncio.to_thread(self._files.shutdown)
+
+    async def _changes(self, after: Revision) -> Changes:
+        """What changed since `after`. A store that was restored from a backup and written on goes by the same numbers;
+        that it is another file gives it away.
+        """
+        changes, generation = await self._read(
+            lambda catalogue: (catalogue.changes(after), self._reader.generation)
+        )
+        if self._seen.get(after, generation) != generation:
+            changes = Changes(changes.revision, (), reset=True)
+        self._seen[changes.revision] = generation
+        self._seen.move_to_end(changes.revision)
+        if len(self._seen) > SEEN_KEPT:
+            self._seen.popitem(last=False)
+        return changes
 
     async def _read(self, job: Callable[[Catalogue], T]) -> T:
         self._check_open()
@@ -252,25 +270,3 @@ class FileStore(PromptStore):
         except FileNotFoundError:
             return None
         return data if version_of(data) == version else None
-
-
-def _check(data: bytes, expect_version: str | None) -> tuple[Prompt, str]:
-    version = version_of(data)
-    if expect_version is not None and expect_version != version:
-        raise DigestMismatch(f"expected the bytes of another version, got those of {version}")
-    return decode_prompt(data), version
-
-
-def _check_ids(task_id: str, *versions: str) -> None:
-    check_task_id(task_id)
-    if not all(map(is_version, versions)):
-        raise UnknownVersion(f"task {task_id} has no such version: a version is 64 digits of lower-case hex")
-
-
-def _clamp(limit: int) -> int:
-    return max(1, min(limit, MAX_LIMIT))
-
-
-def _clean(actor: str) -> str:
-    """An actor is free text from outside: cut, and without lone surrogates, which no UTF-8 can hold."""
-    return actor[:MAX_ACTOR].encode(errors="replace").decode()

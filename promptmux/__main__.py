@@ -16,6 +16,8 @@ _COMMANDS = {
     "train": "promptmux.commands.train",
     "predict": "promptmux.commands.predict",
     "publish": "promptmux.commands.publish",
+    "canary": "promptmux.commands.canary",
+    "promote": "promptmux.commands.promote",
     "rollback": "promptmux.commands.rollback",
     "tasks": "promptmux.commands.tasks",
     "collect": "promptmux.commands.collect",

@@ -18,7 +18,7 @@ from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.operations import Operations, alias_json
 from server.routes import document, health_router, new_app, require
-from server.schemas import AliasBody, M, RollbackBody, parse_body
+from server.schemas import AliasBody, Body, M, PromoteBody, RollbackBody, parse_body
 from server.standing import Standing
 from server.view import revision_text
 
@@ -170,6 +170,22 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         )
         return {**_alias_answer(moved, response), "dry_run": dry_run, **_receipt(done, response)}
 
+    @router.post(
+        _TASKS + "/{task_id}/promote",
+        summary="Give one of an alias's versions all of its requests",
+        description=_PRECONDITION,
+        openapi_extra=_json_body(PromoteBody),
+    )
+    async def promote(
+        task_id: TaskId, request: Request, response: Response, dry_run: DryRun = False
+    ) -> dict[str, Any]:
+        lifecycle.admit()
+        body = await _read(PromoteBody, request, small)
+        promoted, done = await operations.promote(
+            task_id, body.alias, body.version, _expected(request), dry_run=dry_run, actor=_actor(request)
+        )
+        return {**_alias_answer(promoted, response), "dry_run": dry_run, **_receipt(done, response)}
+
     @router.delete(
         _TASKS + "/{task_id}/aliases/{alias}", summary="Delete an alias", description=_PRECONDITION
     )
@@ -254,7 +270,7 @@ def _actor(request: Request) -> str:
     return str(request.scope.get("api_key_name", ""))
 
 
-def _json_body(model: type[AliasBody] | type[RollbackBody]) -> dict[str, Any]:
+def _json_body(model: type[Body]) -> dict[str, Any]:
     return {
         "requestBody": {
             "required": True,

@@ -23,6 +23,7 @@ from server.catalogue import Catalogue
 from server.classify import ClassifyEndpoint, ClassifyLimits
 from server.disk_tier import DiskTier
 from server.engine import Engine
+from server.guard import Guard
 from server.host_tier import HostTier
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
@@ -38,6 +39,7 @@ from server.service import Service
 from server.settings import Settings
 from server.snapshot import Snapshot
 from server.standing import Standing, describe
+from server.traffic import Traffic
 from server.view import View
 
 if TYPE_CHECKING:
@@ -67,6 +69,9 @@ def create_apps(
     lifecycle = Lifecycle(metrics)
     store = open_store(settings.store)
     catalogue = Catalogue()
+    traffic = Traffic(settings.metrics_tasks)
+    catalogue.listen(traffic.follow)
+    metrics.export(traffic)
     batcher: Batcher[Row] = Batcher(
         Limits(
             settings.max_batch_tokens,
@@ -97,7 +102,8 @@ def create_apps(
     view = View(metrics)
     snapshot = None if folder is None else Snapshot(folder, settings.store, catalogue, view, metrics)
     sync = PromptSync(store, catalogue, prepare, view, metrics)
-    engine = Engine(catalogue, view, cache, batcher, metrics)
+    guard = Guard(store, catalogue, sync.refresh, metrics, max_errors=settings.canary_max_errors)
+    engine = Engine(catalogue, view, cache, batcher, traffic, guard, metrics)
 
     def standing() -> Standing:
         return describe(view, cache, settings.prompt_cache_bytes, tiers)
@@ -114,7 +120,7 @@ def create_apps(
             settings.request_timeout,
         ),
     )
-    operations = Operations(store, catalogue, cache, tiers, loader, sync, prepare)
+    operations = Operations(store, catalogue, cache, tiers, loader, sync, traffic, guard, prepare)
     # A whole prompt file may take as long as a megabyte a second takes.
     upload_limits = BodyLimits(
         settings.max_prompt_bytes, settings.body_timeout + settings.max_prompt_bytes / 2**20
@@ -147,6 +153,7 @@ def create_apps(
         loader=loader,
         cache=cache,
         sync=sync,
+        guard=guard,
         lifecycle=lifecycle,
         boundaries=(public, admin),
     )

@@ -63,7 +63,8 @@ class Job(Generic[R]):
 class Batch(Generic[R]):
     """Rows of any callers for one forward: `rows[i]` under the prompt in slot `slots[i]`.
 
-    `alone` says that all other lanes waited for work when the batch was made, and nothing was left for them.
+    `alone` says that all other lanes waited for work when the batch was made, and nothing was left for them. `raised`
+    is the runner's to say: the forward of all these rows together raised.
     """
 
     rows: list[R] = field(default_factory=list)
@@ -71,6 +72,7 @@ class Batch(Generic[R]):
     tokens: int = 0
     dropped: int = 0
     alone: bool = False
+    raised: bool = False
     parts: list[tuple[Job[R], int, int]] = field(default_factory=list)  # job, its first row here, how many
 
 

@@ -113,9 +113,9 @@ class Batcher(Generic[R]):
         metrics.forward_time.observe(seconds)
         metrics.batch_rows.observe(len(batch.rows))
         metrics.batch_tokens.observe(batch.tokens)
-        if scores is None:
+        if scores is None or batch.raised:
             metrics.forward_failures.inc()
-        else:
+        if scores is not None:
             metrics.rows.inc(sum(own is not None for own in scores))
         at = 0
         for job, first, count in batch.parts:
@@ -128,7 +128,7 @@ class Batcher(Generic[R]):
         scored = [own for own in part or () if own is not None]
         if part is None or len(scored) < len(part):
             job.future.set_exception(
-                InferenceFailed("the forward of this batch failed; the log has the reason")
+                InferenceFailed("the forward of these texts failed; the log has the reason")
             )
             return
         job.scores[first : first + len(scored)] = scored
@@ -156,7 +156,7 @@ class Batcher(Generic[R]):
         return self._queue.take()
 
     def finish(self, batch: Batch[R], scores: Sequence[Scores | None] | None, seconds: float) -> None:
-        """Hand the scores of a batch to its callers; None says that the forward raised, or had no prompt for a row."""
+        """Hand the scores of a batch to its callers; None says that a row's forward raised, or had no prompt for it."""
         self._queue.done(batch)
         self._loop.call_soon_threadsafe(self._deliver, batch, scores, seconds, time.perf_counter())
 

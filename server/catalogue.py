@@ -1,12 +1,14 @@
 """Which tasks this server serves, and with which version: the store's catalogue as seen from here.
 
 Owns: the view in memory and how a request's task and version become one digest. Must not know: the store, the
-device, HTTP. Changed by `prompt_sync` only, one whole task at a time, on the event loop.
+device, HTTP. Changed on the event loop only: by `prompt_sync`, one whole task at a time, and by `guard`, which sends an
+alias's requests past a version that fails, until the store's catalogue says the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -56,12 +58,17 @@ class ServedTask:
         return max(targets, key=lambda target: target.weight).version if targets else None
 
 
+# Hears of a task as it was and as it is; None where there is none.
+Listener = Callable[[str, ServedTask | None, ServedTask | None], None]
+
+
 class Catalogue:
     """Tasks by id."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, ServedTask] = {}
-        self._listeners: list[Callable[[str], None]] = []
+        self._detours: dict[tuple[str, str], tuple[Target, ...]] = {}
+        self._listeners: list[Listener] = []
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -75,27 +82,35 @@ class Catalogue:
 
     def put(self, task: ServedTask) -> None:
         """Serve `task` from now on as it says."""
-        if self._tasks.get(task.task_id) != task:
-            self._tasks[task.task_id] = task
-            self._tell(task.task_id)
+        before = self._tasks.get(task.task_id)
+        self._tasks[task.task_id] = task
+        self._tell(task.task_id, before, task)
 
     def drop(self, task_id: str) -> None:
         """Serve the task no longer."""
-        if self._tasks.pop(task_id, None) is not None:
-            self._tell(task_id)
+        before = self._tasks.pop(task_id, None)
+        self._tell(task_id, before, None)
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` after every `put` and `drop`."""
+        self._listeners.append(listener)
+
+    def detour(self, task_id: str, alias: str, targets: tuple[Target, ...] | None) -> None:
+        """Let the alias's requests go to `targets`, whatever the store says; None ends that."""
+        if targets is None:
+            self._detours.pop((task_id, alias), None)
+        else:
+            self._detours[task_id, alias] = targets
+
+    def targets(self, task_id: str, alias: str) -> tuple[Target, ...]:
+        """Where the alias's requests go; nothing where the alias does not serve."""
+        task = self._tasks.get(task_id)
+        return self._led(task, alias) if task is not None else ()
 
     def lags(self, task_id: str, selector: str | None) -> bool:
         """Whether an alias leads elsewhere than the store says, for what it says was refused here."""
         task = self._tasks.get(task_id)
         return task is not None and (CURRENT if selector is None else selector) in task.problems
-
-    def on_change(self, listener: Callable[[str], None]) -> None:
-        """Call `listener` with the id of every task that is put or dropped from now on."""
-        self._listeners.append(listener)
-
-    def _tell(self, task_id: str) -> None:
-        for listener in self._listeners:
-            listener(task_id)
 
     def resolve(self, task_id: str, selector: str | None, draw: str) -> str:
         """The version for one request. `selector` is an alias or a digest; `draw` decides between weights."""
@@ -108,21 +123,36 @@ class Catalogue:
                 raise UnknownVersion("the task has no such version")
             return selector
         alias = CURRENT if selector is None else selector
-        targets = task.aliases.get(alias)
+        targets = self._led(task, alias)
         if targets:
-            return targets[0].version if len(targets) == 1 else _pick(targets, draw)
+            return targets[0].version if len(targets) == 1 else _pick(targets, task_id, draw)
         check_alias(alias)
         if alias in task.problems:
             raise PromptUnavailable("the task's prompt cannot be served here; the admin API says why")
         raise UnknownAlias(f"the task has no alias {alias}")
 
+    def _led(self, task: ServedTask, alias: str) -> tuple[Target, ...]:
+        targets = task.aliases.get(alias, ())
+        if targets and self._detours:
+            return self._detours.get((task.task_id, alias), targets)
+        return targets
 
-def _pick(targets: tuple[Target, ...], draw: str) -> str:
-    # A hash and not a random number: the same request id gets the same version, on every replica.
-    total = sum(target.weight for target in targets)
-    point = int.from_bytes(hashlib.sha256(draw.encode()).digest()[:8]) % total
-    for target in targets:
-        point -= target.weight
-        if point < 0:
-            return target.version
-    raise AssertionError("weights are positive")
+    def _tell(self, task_id: str, before: ServedTask | None, now: ServedTask | None) -> None:
+        for listener in self._listeners:
+            listener(task_id, before, now)
+
+
+def _pick(targets: tuple[Target, ...], task_id: str, draw: str) -> str:
+    """The target for a caller's key: the same on every replica and every time, while the weights stand.
+
+    A race: each target's time is drawn from the key alone, and runs faster the more it weighs; the first one wins. So
+    shares are as the weights say, and a change of weights moves only the keys that it must: a target that gains keeps
+    all it had, and one that is taken out leaves its keys to the others, whose own stay where they were.
+    """
+    return min(targets, key=lambda target: _time(task_id, target.version, draw) / target.weight).version
+
+
+def _time(task_id: str, version: str, draw: str) -> float:
+    # A hash and not a random number. 53 bits, so that the float is exact; never 0 or 1.
+    digest = hashlib.sha256(f"{task_id}\0{version}\0{draw}".encode()).digest()
+    return -math.log(((int.from_bytes(digest[:8]) >> 11) + 0.5) / 2**53)

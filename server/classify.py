@@ -59,7 +59,13 @@ class ClassifyEndpoint:
         self._lifecycle.admit()
         check_media(scope, b"application/json")
         body = parse_body(ClassifyBody, await read_body(scope, receive, self._limits.body))
-        call = to_call(body, scope["request_id"], self._limits, header(scope, b"x-min-revision"))
+        call = to_call(
+            body,
+            scope["request_id"],
+            self._limits,
+            request_key=header(scope, b"x-request-key"),
+            min_revision=header(scope, b"x-min-revision"),
+        )
         answer = await self._answer(call, receive)
         if answer is None:
             return  # nobody listens any more
@@ -119,9 +125,14 @@ class _Watch:
 
 
 def to_call(
-    body: ClassifyBody, request_id: str, limits: ClassifyLimits, min_revision: bytes | None = None
+    body: ClassifyBody,
+    request_id: str,
+    limits: ClassifyLimits,
+    *,
+    request_key: bytes | None = None,
+    min_revision: bytes | None = None,
 ) -> Call:
-    """The body and what a header asks for as a Call, or what is wrong with them."""
+    """The body as a Call, or what is wrong with it. `request_key` and `min_revision` are the caller's headers."""
     task_id = body.task_id if body.task_id is not None else body.model
     if task_id is None:
         raise InvalidRequest("task_id is missing", param="task_id")
@@ -138,6 +149,9 @@ def to_call(
         )
     if body.request_id is not None and not REQUEST_ID.fullmatch(body.request_id):
         raise InvalidRequest("request_id: 1 to 128 of A-Z a-z 0-9 . _ : / + = -", param="request_id")
+    key = None if request_key is None else request_key.decode("latin-1")
+    if key is not None and not REQUEST_ID.fullmatch(key):
+        raise InvalidRequest("X-Request-Key: 1 to 128 of A-Z a-z 0-9 . _ : / + = -", param="X-Request-Key")
     texts, pairs = _texts(body.input, limits)
     return Call(
         task_id,
@@ -146,6 +160,7 @@ def to_call(
         body.version,
         None if max_tokens == -1 else max_tokens,
         body.request_id or request_id,
+        key or body.request_id or request_id,
         _min_revision(body.min_revision, min_revision),
     )
 

@@ -1,6 +1,7 @@
 """One classify call from names to scores: resolve, pin, tokenise, submit, await.
 
-Owns: the order of these steps and what is let go at the end. Must not know: HTTP, the store, tensors.
+Owns: the order of these steps, what is let go at the end, and who hears how it went. Must not know: HTTP, the store,
+tensors.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from server.batch_queue import Scores
 from server.batcher import Batcher
 from server.catalogue import Catalogue
 from server.errors import InvalidRequest, PromptUnavailable, RequestError, RevisionNotReached
+from server.guard import Guard
 from server.metrics import Metrics
 from server.prompt_cache import PromptCache, Slot
+from server.traffic import UNANSWERED, Traffic
 from server.view import View
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ _REACH_SECONDS: Final = 2.0  # how far behind a healthy server's catalogue may b
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a caller wants classified, checked and free of HTTP."""
+    """What a caller wants classified, checked and free of HTTP. `draw` decides between an alias's versions."""
 
     task_id: str
     texts: Sequence[str]
@@ -38,6 +41,7 @@ class Call:
     version: str | None
     max_tokens: int | None
     request_id: str
+    draw: str
     min_revision: Revision | None = None
 
 
@@ -65,10 +69,13 @@ class Engine:
         view: View,
         cache: PromptCache,
         batcher: Batcher[Row],
+        traffic: Traffic,
+        guard: Guard,
         metrics: Metrics,
     ) -> None:
-        self._catalogue, self._view, self._cache = catalogue, view, cache
-        self._batcher, self._metrics = batcher, metrics
+        self._catalogue, self._view = catalogue, view
+        self._cache, self._batcher = cache, batcher
+        self._traffic, self._guard, self._metrics = traffic, guard, metrics
         self._device_hits = metrics.tier_hits.labels("device")
         self._device_misses = metrics.tier_misses.labels("device")
 
@@ -77,18 +84,32 @@ class Engine:
         if call.min_revision is not None:
             await self._reach(call, call.min_revision)
         revision = self._view.text
-        version = self._catalogue.resolve(call.task_id, call.version, call.request_id)
-        with self._batcher.admitted(len(call.texts)):
-            slot = self._cache.pin_loaded(version)
-            if slot is not None:
-                self._metrics.cache_hits.inc()
-                self._device_hits.inc()
-            else:
-                slot = await self._pin(call.task_id, version)
-            try:
-                return await self._score(call, slot, revision)
-            finally:
-                self._cache.unpin(slot)
+        version = self._catalogue.resolve(call.task_id, call.version, call.draw)
+        counts = self._traffic.of(version)
+        try:
+            with self._batcher.admitted(len(call.texts)):
+                answer = await self._ask(call, version, revision)
+        except BaseException as error:  # a cancelled call, too, is one that the version did not answer
+            if counts is not None:
+                gone = isinstance(error, asyncio.CancelledError)
+                counts.failed(UNANSWERED if gone else getattr(error, "code", "internal_error"))
+            self._guard.blame(call.task_id, version, error, lambda other: self._ask(call, other, revision))
+            raise
+        if counts is not None:
+            counts.answered(answer.scores)
+        return answer
+
+    async def _ask(self, call: Call, version: str, revision: str) -> Answer:
+        slot = self._cache.pin_loaded(version)
+        if slot is not None:
+            self._metrics.cache_hits.inc()
+            self._device_hits.inc()
+        else:
+            slot = await self._pin(call.task_id, version)
+        try:
+            return await self._score(call, slot, revision)
+        finally:
+            self._cache.unpin(slot)
 
     async def _reach(self, call: Call, wanted: Revision) -> None:
         if not await self._view.reached(wanted, _REACH_SECONDS):

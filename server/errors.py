@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 
 class ServerError(Exception):
@@ -258,3 +258,7 @@ class PromptUnavailable(Unavailable):
     """The task exists, but its prompt cannot be loaded on this server."""
 
     code = "prompt_unavailable"
+
+
+# What may be a prompt version's fault; everything else is the caller's, the queue's or the store's.
+PROMPT_FAULTS: Final = (NumericalError, InferenceFailed, PromptUnavailable)

@@ -1,20 +1,30 @@
 """Every metric, declared once, in the registry that the constructor is given.
 
 Owns: names, buckets and labels. Must not know: who counts what. Names start with `promptmux_`, units are base
-units, and no label grows with the number of tasks: `task` exists only for the tasks that the operator lists.
+units, and no label grows with the number of tasks: `task` exists only for the tasks that the operator lists, `version`
+for theirs and for those of tasks that an operator has split, and for at most MAX_VERSIONS of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from server.errors import PROMPT_FAULTS
+from server.traffic import SCORE_BUCKETS, Traffic
 
 _FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TOKENS: Final = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 OTHER_TASK: Final = "_other"
+_NO_FAULTS: Final = {
+    kind.code: 0 for kind in PROMPT_FAULTS
+}  # from 0 on, so that the first one is an increase
+MAX_VERSIONS: Final = 200  # with series of their own; each has about twenty
 
 
 class Metrics:
@@ -79,6 +89,14 @@ class Metrics:
         )
         self.tier_evictions = counter("tier_evictions", "Prompts dropped to make room", "tier")
         self.tier_errors = counter("tier_errors", "Reads and writes that the tier's disk refused", "tier")
+        self.quarantines = counter(
+            "quarantined_versions",
+            "Versions that this server stopped using for their errors, by code",
+            "code",
+        )
+        self.auto_rollbacks = counter(
+            "auto_rollbacks", "Aliases that this server moved off a version for its errors, by code", "code"
+        )
 
         self.tasks = gauge("catalogue_tasks", "Tasks served")
         self.missing_tasks = gauge(
@@ -109,6 +127,44 @@ class Metrics:
         """Let `gauge` be read when it is scraped."""
         gauge.set_function(read)
 
+    def export(self, traffic: Traffic) -> None:
+        """Let the counts by version be read when they are scraped."""
+        self.registry.register(_VersionSeries(traffic))
+
     def exposition(self) -> bytes:
         """All of it in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+class _VersionSeries(Collector):
+    """The series of what `traffic` counts: they come and go with the versions that are active."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("task", "version")
+        counts = self._traffic.all()
+        requests = CounterMetricFamily(
+            "promptmux_version_requests",
+            "Classify requests that an active version was to answer",
+            labels=labels,
+        )
+        errors = CounterMetricFamily(
+            "promptmux_version_errors", "Those that ended with an error, by code", labels=(*labels, "code")
+        )
+        scores = HistogramMetricFamily(
+            "promptmux_version_score", "Winning scores, one for each text", labels=labels
+        )
+        for one in counts[:MAX_VERSIONS]:
+            own = (one.task_id, one.version[:12])
+            requests.add_metric(own, one.requests)
+            for code, count in {**_NO_FAULTS, **one.errors}.items():
+                errors.add_metric((*own, code), count)
+            below = list(zip(map(str, SCORE_BUCKETS), one.cumulative(), strict=True))
+            scores.add_metric(own, [*below, ("+Inf", below[-1][1])], one.score_sum)
+        yield from (requests, errors, scores)
+        left_out = max(0, len(counts) - MAX_VERSIONS)
+        yield GaugeMetricFamily(
+            "promptmux_version_series_left_out", "Counted versions without series of their own", left_out
+        )

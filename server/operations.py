@@ -30,11 +30,14 @@ from prompt_store import (
     version_of,
 )
 from server.catalogue import Catalogue, Problem, ServedTask
+from server.errors import InvalidRequest
+from server.guard import Guard
 from server.prompt_cache import PromptCache
 from server.prompt_decoder import Checked
 from server.prompt_loader import PromptLoader
 from server.prompt_sync import PromptSync
 from server.prompt_tiers import PromptTiers
+from server.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,13 @@ class Operations:
         tiers: PromptTiers[Checked],
         loader: PromptLoader,
         sync: PromptSync,
+        traffic: Traffic,
+        guard: Guard,
         prepare: Callable[[str, str], Awaitable[None]],
     ) -> None:
         self._store, self._catalogue, self._cache, self._tiers = store, catalogue, cache, tiers
         self._loader, self._sync, self._prepare = loader, sync, prepare
+        self._traffic, self._guard = traffic, guard
 
     async def tasks(self, after: str | None, limit: int) -> dict[str, Any]:
         """One page of tasks."""
@@ -131,6 +137,16 @@ class Operations:
         await self._sync.refresh_after_write(task_id)
         return moved.alias, moved
 
+    async def promote(
+        self, task_id: str, alias: str, version: str, expected: int, *, dry_run: bool, actor: str
+    ) -> tuple[AliasRecord, Receipt | None]:
+        """Give one of the alias's versions all of its requests."""
+        record = await self.alias(task_id, alias)
+        _check_revision(record, expected)
+        if version not in {target.version for target in record.targets}:
+            raise InvalidRequest(f"the alias {alias} does not lead to this version", param="version")
+        return await self.move(task_id, alias, [Target(version)], expected, dry_run=dry_run, actor=actor)
+
     async def delete_alias(
         self, task_id: str, alias: str, expected: int, *, dry_run: bool, actor: str
     ) -> Receipt | None:
@@ -194,7 +210,9 @@ class Operations:
             "aliases": {
                 name: {
                     **alias_json(alias),
-                    "serving": [t.version for t in served.aliases.get(name, ())] if served else [],
+                    "targets": [self._describe_target(target) for target in alias.targets],
+                    "serving": [target.version for target in self._catalogue.targets(task.task_id, name)],
+                    "quarantined": self._guard.quarantined(task.task_id, name),
                     "problem": _problem(served.problems.get(name)) if served else None,
                 }
                 for name, alias in task.aliases.items()
@@ -211,6 +229,11 @@ class Operations:
                 for version in task.versions
             ],
         }
+
+    def _describe_target(self, target: Target) -> dict[str, Any]:
+        counts = self._traffic.of(target.version)
+        traffic = {"traffic": counts.as_json()} if counts is not None else {}
+        return {"version": target.version, "weight": target.weight, **traffic}
 
     async def _versions(self, task_id: str) -> set[str]:
         try:

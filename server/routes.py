@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
@@ -29,6 +29,10 @@ from server.schemas import ClassifyAnswer, ClassifyBody, Model, ModelList, Probl
 from server.standing import Standing
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key; none is needed where the server has no keys.")
+_REQUEST_KEY = (
+    "Where an alias is split between versions: requests with the same key get the same version. A user's or a "
+    "session's id, of the characters of a request id."
+)
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong, with a stable `code`.",
@@ -131,7 +135,9 @@ def _lists(catalogue: Catalogue) -> APIRouter:
 
 
 def _classify_documentation(
-    body: ClassifyBody, _: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+    body: ClassifyBody,
+    _: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+    x_request_key: Annotated[str | None, Header(description=_REQUEST_KEY, max_length=128)] = None,
 ) -> None:
     """Scores of one text, many texts or text pairs under a task's prompt."""
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from server.batch_queue import Batch, Scores
 
 T = TypeVar("T")
+# Seconds that a lane looks for the guilty rows of a forward that raised: a device that is gone fails all of them.
+_APART_SECONDS: Final = 5.0
 
 _SWEEP_AFTER: Final = 0.05  # seconds
 
@@ -37,7 +39,7 @@ class Work(Protocol):
         """Wait for the next batch; an empty one after a `wake`."""
 
     def finish(self, batch: Batch[Row], scores: Sequence[Scores | None] | None, seconds: float) -> None:
-        """Take the scores of a batch, None when its forward raised; a row's is None where its slot is empty."""
+        """Take the scores of a batch; a row's is None where its slot is empty or its forward raised."""
 
     def wake(self, times: int = 1) -> None:
         """Let so many calls of `take` return soon."""
@@ -163,9 +165,36 @@ class Runner:
             if lost := scores.count(None):
                 self._log.info("rows_without_prompt", rows=lost)
         except Exception:  # whatever it is: every caller of the batch gets an answer
+            batch.raised = True
             self._log.exception("forward_failed", rows=len(batch.rows), tokens=batch.tokens)
+            sizes = [count for _, _, count in batch.parts]
+            scores = self._run_apart(batch.rows, batch.slots, sizes, time.monotonic() + _APART_SECONDS)
+            self._log.info("forward_repeated", rows=len(scores), failed=scores.count(None))
         finally:
             self._work.finish(batch, scores, time.perf_counter() - began)
+
+    def _run_apart(
+        self, rows: Sequence[Row], slots: Sequence[int], sizes: Sequence[int], deadline: float
+    ) -> list[Scores | None]:
+        """Scores of rows whose forward together raised: those of the callers who did not cause it.
+
+        `sizes` says how many rows each caller has here. By halves, so that one guilty caller among many costs about
+        two more forwards of the whole, not one for each caller.
+        """
+        if len(sizes) == 1:
+            return [None] * len(rows)
+        half = len(sizes) // 2
+        cut = sum(sizes[:half])
+        found: list[Scores | None] = []
+        for part, callers in ((slice(cut), sizes[:half]), (slice(cut, None), sizes[half:])):
+            if time.monotonic() > deadline:
+                found += [None] * len(rows[part])
+                continue
+            try:
+                found += self.run(rows[part], slots[part])
+            except Exception:  # logged when they were together
+                found += self._run_apart(rows[part], slots[part], callers, deadline)
+        return found
 
     def _answer(self, function: Callable[[], object], future: asyncio.Future[object]) -> None:
         try:

@@ -51,7 +51,8 @@ class ClassifyBody(Body):
         "as the task and the model take. Longer texts are cut and marked `truncated`.",
     )
     request_id: str | None = Field(
-        None, description="Comes back in `id`; also the draw between weighted versions."
+        None,
+        description="Comes back in `id`; without the header `X-Request-Key` also the draw between weighted versions.",
     )
     min_revision: str | None = Field(
         None,
@@ -151,6 +152,13 @@ class AliasBody(Body):
 
 class RollbackBody(Body):
     """The version to go back to, by name: `the one before` would mean two things to two operators."""
+
+    version: Annotated[str, Field(pattern=VERSION_PATTERN)]
+    alias: str = "current"
+
+
+class PromoteBody(Body):
+    """Which of an alias's versions gets all of its requests."""
 
     version: Annotated[str, Field(pattern=VERSION_PATTERN)]
     alias: str = "current"

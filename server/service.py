@@ -28,6 +28,7 @@ from prompt_store import (
 from server.boundary import Boundary
 from server.catalogue import CURRENT, Catalogue
 from server.errors import ServerError
+from server.guard import Guard
 from server.lifecycle import Lifecycle
 from server.prompt_cache import PromptCache
 from server.prompt_decoder import Checked, PromptDecoder
@@ -63,6 +64,7 @@ class Service:
     loader: PromptLoader
     cache: PromptCache
     sync: PromptSync
+    guard: Guard
     lifecycle: Lifecycle
     boundaries: tuple[Boundary, ...]
     log: Any = field(default_factory=lambda: structlog.get_logger("promptmux"))
@@ -90,7 +92,7 @@ class Service:
         )
         self.decoder.serve_with(backbone)
         await self.tiers.open()
-        work = [self._warm]
+        work = [self._warm, self.guard.work]
         if await self._take_in_store(backbone.fingerprint):
             work.append(self.sync.follow)
         else:
@@ -127,6 +129,7 @@ class Service:
                 task.cancel()
             await asyncio.wait(self._background, timeout=0.2)
             self._background[:] = [task for task in self._background if not task.done()]
+        await self.guard.aclose()
         await self.cache.aclose()
         await self.tiers.aclose()
         if self.snapshot is not None:

@@ -6,6 +6,7 @@ know: what a setting does. Read once, by whoever starts the server, and handed o
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -89,6 +90,10 @@ class Settings(BaseSettings):
     max_text_chars: int = Field(100_000, ge=1, description="characters of one text")
     max_body_bytes: int = Field(4 * 2**20, ge=64, description="bytes of a request body")
     max_prompt_bytes: int = Field(64 * 2**20, ge=64, description="bytes of a prompt file")
+
+    canary_max_errors: int = Field(
+        3, ge=0, description="failures of a version after which its alias is moved off it; 0: never"
+    )
 
     request_timeout: float = Field(60.0, gt=0, description="seconds until a request is answered 503")
     body_timeout: float = Field(10.0, gt=0, description="seconds a request's body may take to arrive")
@@ -210,7 +215,8 @@ def _explain(error: ValidationError) -> str:
 
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username or ''}:{_HIDDEN}@{host}").geturl()
+    login, at, hosts = parts.netloc.rpartition("@")
+    user, colon, _ = login.partition(":")  # not `parts.password`: a list of Sentinels is no host to it
+    hidden = f"{user}:{_HIDDEN}@{hosts}" if at and colon else parts.netloc
+    query = re.sub(r"(?<=password=)[^&]*", _HIDDEN, parts.query)
+    return parts._replace(netloc=hidden, query=query).geturl()

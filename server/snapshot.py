@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 import structlog
@@ -62,7 +62,7 @@ class Snapshot:
     def __init__(
         self, folder: Path, store_url: str, catalogue: Catalogue, view: View, metrics: Metrics
     ) -> None:
-        self._folder, self._store = folder, _without_secrets(store_url)
+        self._folder, self._store = folder, _place(store_url)
         self._catalogue, self._view, self._metrics = catalogue, view, metrics
         self._identity = ""
         self._path = folder
@@ -90,7 +90,7 @@ class Snapshot:
 
     def attend(self) -> None:
         """From now on note what changes; `follow` and `aclose` write it down."""
-        self._catalogue.on_change(self._note)
+        self._catalogue.listen(self._note)
 
     async def follow(self) -> None:
         """Write changes down for as long as the task lives."""
@@ -129,9 +129,10 @@ class Snapshot:
             await self.write()
         self._thread.shutdown(wait=False)
 
-    def _note(self, task_id: str) -> None:
-        self._changed.add(task_id)
-        self._wake.set()
+    def _note(self, task_id: str, before: ServedTask | None, after: ServedTask | None) -> None:
+        if before != after:
+            self._changed.add(task_id)
+            self._wake.set()
 
     async def _on_thread(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, job)
@@ -250,10 +251,11 @@ def _digest(name: str, body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=8, key=name.encode()).digest()
 
 
-def _without_secrets(url: str) -> str:
-    """The URL's place alone: a password that is changed leaves the store the same store."""
+def _place(url: str) -> str:
+    """What of the URL makes it this store: a password or a time-out that is changed leaves it the same."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    prefix = dict(parse_qsl(parts.query)).get("prefix", "")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}?{prefix}"
 
 
 def _reason(error: Exception) -> str:

@@ -22,6 +22,7 @@ def run(
     """List the tasks with their current versions, or one task with all its versions."""
     from rich.table import Table
 
+    from promptmux.commands.aliases import percent
     from promptmux.commands.output import console
 
     records = asyncio.run(_from_store(store, task)) if store is not None else _from_server(server, key, task)
@@ -43,7 +44,7 @@ def run(
         for record in records:
             for v in record.versions:
                 leading = ", ".join(
-                    name if len(targets) == 1 else f"{name} ({weight})"
+                    name if len(targets) == 1 else f"{name} ({percent(weight, targets)})"
                     for name, targets in record.aliases.items()
                     for version, weight in targets
                     if version == v.version
@@ -80,7 +81,9 @@ class _Record:
 def _led(targets: Sequence[tuple[str, int]]) -> str:
     if len(targets) == 1:
         return targets[0][0][:12]
-    return " + ".join(f"{version[:12]} ({weight})" for version, weight in targets)
+    from promptmux.commands.aliases import percent
+
+    return " + ".join(f"{version[:12]} ({percent(weight, targets)})" for version, weight in targets)
 
 
 def _by_weight(targets: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from client import AdminClient, ApiError, Client, Receipt, UnreachableError, Uploaded
+from client import AdminClient, ApiError, Client, Receipt, Traffic, UnreachableError, Uploaded
 
 Handler = Callable[[httpx.Request], httpx.Response]
 VERSION = "ab" * 32
@@ -187,6 +187,56 @@ def test_rollback_and_delete_name_what_they_mean() -> None:
         assert admin.rollback("t", VERSION, revision=2) == RECEIPT
         assert admin.delete_version("t", VERSION) == RECEIPT
     assert seen == [("POST", "/admin/tasks/t/rollback"), ("DELETE", f"/admin/tasks/t/versions/{VERSION}")]
+
+
+def test_a_split_is_made_watched_and_ended() -> None:
+    other = "cd" * 32
+    seen: list[tuple[str, str, object, str]] = []
+    traffic = {
+        "requests": 7,
+        "errors": {"numerical_error": 2},
+        "scores": {"texts": 5, "mean": 0.5, "buckets": []},
+    }
+    targets = [{"version": VERSION, "weight": 95}, {"version": other, "weight": 5, "traffic": traffic}]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            alias = {"targets": targets, "revision": 2, "quarantined": {other: "numerical_error"}}
+            return httpx.Response(200, json={**TASK, "aliases": {"current": alias}})
+        seen.append(
+            (request.method, request.url.path, json.loads(request.content), request.headers["if-match"])
+        )
+        return httpx.Response(200, json=ACKNOWLEDGED)
+
+    with _admin(handler) as admin:
+        assert admin.set_split("t", "current", [(VERSION, 95), (other, 5)], revision=2) == RECEIPT
+        assert admin.promote("t", other, revision=3) == RECEIPT
+        alias = admin.task("t").aliases["current"]
+    assert seen == [
+        (
+            "PUT",
+            "/admin/tasks/t/aliases/current",
+            {"targets": [{"version": VERSION, "weight": 95}, {"version": other, "weight": 5}]},
+            '"2"',
+        ),
+        ("POST", "/admin/tasks/t/promote", {"version": other, "alias": "current"}, '"3"'),
+    ]
+    assert alias.targets == ((VERSION, 95), (other, 5))
+    assert alias.traffic == {other: Traffic(7, {"numerical_error": 2}, 0.5)}
+    assert alias.quarantined == {other: "numerical_error"}
+
+
+def test_a_request_key_is_sent_as_a_header() -> None:
+    keys: list[str | None] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers.get("x-request-key"))
+        return _answer(request)
+
+    with _client(handler) as client:
+        client.classify("t", "x", request_key="user-7")
+        client.classify("t", "x")
+    assert keys == ["user-7", None]
 
 
 def test_other_failures_of_looking_an_alias_up_are_not_taken_for_absence() -> None:

@@ -6,6 +6,6 @@ import client
 def test_exports() -> None:
     assert client.__all__ == [
         "AdminClient", "Alias", "Answer", "ApiError", "Client", "ClientError", "Receipt", "Result", "TaskInfo",
-        "UnreachableError", "Uploaded", "VersionInfo",
+        "Traffic", "UnreachableError", "Uploaded", "VersionInfo",
     ]  # fmt: skip
     assert all(hasattr(client, name) for name in client.__all__)

@@ -1,16 +1,19 @@
 """Builders of prompts, and the store backends that the contract runs over."""
 
 import os
+import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
+from loadtest.faults.redis_process import RedisProcess
 from prompt_store import (
     BackboneRef,
     LinearHead,
@@ -88,13 +91,32 @@ def file_backend(folder: Path) -> Backend:
     return Backend(folder.as_uri(), damage)
 
 
-# A backend joins the contract by its name and a function from an empty folder to a Backend.
-BACKENDS: Mapping[str, Callable[[Path], Backend]] = {"file": file_backend}
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    """A real Redis, for all tests of the session: each uses a prefix of its own."""
+    with RedisProcess(tmp_path_factory.mktemp("redis")) as running:
+        yield running
 
 
-@pytest.fixture(params=BACKENDS)
+def redis_backend(redis: RedisProcess) -> Backend:
+    prefix = f"{{{secrets.token_hex(4)}}}:"
+
+    def damage(version: str, data: bytes | None) -> None:
+        key = f"{prefix}blob:{version}"
+        if data is None:
+            redis.run("DEL", key)
+        else:
+            redis.run("SET", key, data)
+
+    return Backend(f"{redis.url}?prefix={quote(prefix)}", damage)
+
+
+@pytest.fixture(params=["file", "redis"])
 def make_backend(request: pytest.FixtureRequest) -> Callable[[Path], Backend]:
-    return BACKENDS[request.param]
+    """A backend from an empty folder: whoever asks for this runs over every kind of store."""
+    if request.param == "file":
+        return file_backend
+    return lambda _: redis_backend(request.getfixturevalue("redis"))
 
 
 @pytest.fixture

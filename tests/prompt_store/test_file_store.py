@@ -113,6 +113,29 @@ async def test_a_wiped_store_is_a_new_one_to_whoever_has_it_open(
     await store.aclose()
 
 
+async def test_a_store_that_was_restored_and_written_on_is_told_by_watch(
+    folder: Path, build: Any, tmp_path: Path
+) -> None:
+    """The numbers go on from the copy: 3 is there again, and is another change."""
+    store = FileStore(folder)
+    await store.publish(build.prompt())
+    shutil.copytree(folder, tmp_path / "copy")
+    await store.publish(build.prompt(seed=1))
+    seen = (await store.publish(build.prompt(seed=2))).revision
+    assert not (await store.watch(seen, timeout=0)).reset
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "copy", folder)
+    other = FileStore(folder)
+    for seed in (3, 4, 5):
+        await other.publish(build.prompt(seed=seed))
+    changes = await store.watch(seen, timeout=0)
+    assert changes.reset
+    assert changes.revision == Revision(seen.epoch, 4)
+    assert not (await store.watch(changes.revision, timeout=0)).reset
+    await store.aclose()
+    await other.aclose()
+
+
 async def test_a_store_restored_from_an_older_copy_is_seen(folder: Path, build: Any, tmp_path: Path) -> None:
     store = FileStore(folder)
     await store.publish(build.prompt())

@@ -166,7 +166,7 @@ def test_a_store_does_what_the_model_does(
                 self.store.set_alias(task, alias, targets, expected_revision=expected),
                 lambda: self.model.set_alias(task, alias, targets, expected),
             )
-            assert got is None or (got.targets, got.revision) == (targets, number)
+            assert got is None or (got.alias.targets, got.alias.revision) == (targets, number)
 
         @rule(task=tasks, alias=aliases, kind=expectations)
         def delete_alias(self, task: str, alias: str, kind: str) -> None:

@@ -38,7 +38,17 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 
 def test_help_names_every_command() -> None:
     shown = run("--help").stdout
-    for command in ("serve", "train", "predict", "publish", "rollback", "tasks", "inspect"):
+    for command in (
+        "serve",
+        "train",
+        "predict",
+        "publish",
+        "rollback",
+        "canary",
+        "promote",
+        "tasks",
+        "inspect",
+    ):
         assert command in shown
 
 

@@ -1,7 +1,8 @@
 """A backbone without torch, prompts that fit it, and a store in memory's stead: what the server's tests share.
 
 The fake scores a text by its first letter, shifted by the prompt's head bias, so that a test sees at once which prompt
-gave an answer. Words in a text make it misbehave: see `FakeBackbone.score`.
+gave an answer. Words in a text make it misbehave: see `FakeBackbone.score_on_lane`. A prompt whose bias is BRITTLE
+gives no numbers, one whose bias is EXPLOSIVE makes the forward raise, for every text but that of the rehearsal.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from prompt_store import (
 REF = BackboneRef(
     name="fake", fingerprint="f" * 64, embedding_width=2, hidden_size=2, layers=1, kv_heads=1, head_dim=2
 )
+
+
+BRITTLE, EXPLOSIVE = 99.0, 98.0
+_REHEARSAL = "quick"  # a word of the text that prompts without golden examples are rehearsed with
 
 
 @dataclass(frozen=True)
@@ -105,18 +110,22 @@ class FakeBackbone:
         self.batches.append(len(rows))
         self.meet()
         words = {word for row in rows for word in row.words}
-        if "explode" in words:
+        if "explode" in words or any(map(_explodes, rows, prompts)):
             raise RuntimeError("the device broke, with secrets in its message")
         time.sleep(max([self.delay, *(float(word[6:]) for word in words if word.startswith("sleep="))]))
         return [self._score(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
 
     def _score(self, row: FakeRow, prompt: FakeDevicePrompt) -> tuple[float, ...]:
-        if "not-a-number" in row.words:
+        if "not-a-number" in row.words or (BRITTLE in prompt.bias and _REHEARSAL not in row.words):
             return (math.nan,) * len(prompt.bias)
         first = row.words[0][:1] if row.words else ""
         logits = [bias + (0.5 if first == chr(ord("a") + at) else 0.0) for at, bias in enumerate(prompt.bias)]
         weights = [math.exp(logit) for logit in logits]
         return tuple(weight / sum(weights) for weight in weights)
+
+
+def _explodes(row: FakeRow, prompt: FakeDevicePrompt) -> bool:
+    return EXPLOSIVE in prompt.bias and _REHEARSAL not in row.words
 
 
 def prompt_bytes(

@@ -263,6 +263,8 @@ async def test_the_documentation_is_true(start: Start) -> None:
         assert set(schema["paths"]) == {"/classify", "/healthz", "/readyz", "/v1/models", "/tasks"}
         fields = schema["components"]["schemas"]["ClassifyBody"]["properties"]
         assert {"task_id", "model", "input", "version", "truncate_prompt_tokens"} <= set(fields)
+        headers = {parameter["name"] for parameter in schema["paths"]["/classify"]["post"]["parameters"]}
+        assert headers == {"x-request-key"}
         assert (await server.public.get("/docs")).status_code == 200
         admin = (await server.admin.get("/openapi.json")).json()
         assert "/admin/tasks/{task_id}/versions/{version}" in admin["paths"]

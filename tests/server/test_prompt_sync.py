@@ -188,6 +188,17 @@ async def test_weighted_targets_share_by_request_id(start: Start) -> None:
         assert 10 <= share <= 60
         again = (await server.classify(request_id="r7")).json()["version"]
         assert again == drawn[7]
+        keyed = [
+            (
+                await server.public.post(
+                    "/classify",
+                    json={"task_id": "sentiment", "input": "x"},
+                    headers={"X-Request-Key": "r7", "X-Request-ID": f"other-{number}"},
+                )
+            ).json()["version"]
+            for number in range(20)
+        ]
+        assert set(keyed) == {drawn[7]}  # whatever the request's own id is
         models = (await server.public.get("/v1/models")).json()["data"]
         assert models[0]["version"] == versions[0]
 

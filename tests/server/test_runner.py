@@ -78,6 +78,48 @@ async def test_the_thread_outlives_a_forward_that_raises(device: Device) -> None
     assert (await device.batcher.submit([row()], 1)).scores
 
 
+@pytest.mark.parametrize("guilty", [{0}, {4}, {9}, {0, 1, 5}, set(range(10))])
+async def test_of_a_batch_that_raises_only_the_guilty_fail(
+    device: Device, metrics: Metrics, guilty: set[int]
+) -> None:
+    await device.runner.load(1, PROMPT)
+    await device.runner.load(2, decode_prompt(prompt_bytes(favours=0)))
+    # All in one batch: a row keeps each lane until they are there.
+    device.backbone.delay = 0.2
+    busy = [asyncio.create_task(device.batcher.submit([row()], 1)) for _ in range(device.backbone.lanes)]
+    await asyncio.sleep(0.1)
+    device.backbone.delay = 0.0
+    jobs = [
+        device.batcher.submit([row("a"), row("explode" if caller in guilty else "b")], 1 + caller % 2)
+        for caller in range(10)
+    ]
+    results = await asyncio.gather(*jobs, return_exceptions=True)
+    assert {at for at, result in enumerate(results) if isinstance(result, InferenceFailed)} == guilty
+    for caller in set(range(10)) - guilty:
+        result = results[caller]
+        assert isinstance(result, Scored)
+        assert all((scores[1] > 0.8) == (caller % 2 == 0) for scores in result.scores)
+    assert metrics.registry.get_sample_value("promptmux_forward_failures_total") in (1.0, 2.0)  # lanes share
+    await asyncio.gather(*busy)
+
+
+async def test_a_device_that_is_gone_does_not_keep_its_lane_for_long(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.runner._APART_SECONDS", 0.0)
+    await device.runner.load(1, PROMPT)
+
+    def broken() -> None:
+        raise RuntimeError("gone")
+
+    device.backbone.meet = broken
+    results = await asyncio.gather(
+        *(device.batcher.submit([row()], 1) for _ in range(50)), return_exceptions=True
+    )
+    assert all(isinstance(result, InferenceFailed) for result in results)
+    assert len(device.backbone.batches) <= 4
+
+
 async def test_a_backbone_that_cannot_be_loaded_says_so(metrics: Metrics) -> None:
     loop = asyncio.get_running_loop()
     runner = Runner(Batcher(Limits(10, 10, 10, 10), metrics, loop=loop), loop=loop)

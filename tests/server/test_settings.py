@@ -149,3 +149,20 @@ def test_a_store_on_a_local_disk_needs_no_second_place_there() -> None:
     assert Settings(store="/some/folder").cache_folder() is None
     assert Settings(store="redis://host/0").cache_folder() == Path("promptmux-cache")
     assert Settings(cache_dir=Path("here")).cache_folder() == Path("here")
+
+
+@pytest.mark.parametrize(
+    ("store", "shown"),
+    [
+        ("redis://:hunter2@h:1/0", "redis://:********@h:1/0"),
+        ("redis://ann:hunter2@h", "redis://ann:********@h"),
+        ("redis://h/1?prefix=a:", "redis://h/1?prefix=a:"),
+        (
+            "redis+sentinel://ann:hunter2@h1:1,h2:2/s?sentinel_password=hunter2&prefix=a:",
+            "redis+sentinel://ann:********@h1:1,h2:2/s?sentinel_password=********&prefix=a:",
+        ),
+        ("file:///a/b", "file:///a/b"),
+    ],
+)
+def test_the_store_is_shown_without_its_passwords(store: str, shown: str) -> None:
+    assert Settings(store=store).effective()["store"] == shown

@@ -1,0 +1,111 @@
+"""Requests whose prompt is on the device no more, and whose other copies were altered.
+
+Owns: the course of such a request, and what is counted of it. Must not know: how bytes are altered.
+
+The server keeps nothing on the device between two requests, so that each reads its prompt anew: from host memory, else
+from the disk, else from the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from loadtest.faults.admin_writer import current_versions, store_prompts
+from loadtest.faults.alterations import Folder, HostMemory, Place
+from loadtest.faults.altered_stage import COPIES, Count, Stage
+from loadtest.faults.faulty_server import FAKE, Caller, FaultyServer, Reply
+from loadtest.faults.known_load import until
+from loadtest.faults.telling import TEXTS, body
+
+_HEALED_SECONDS: Final = 10.0  # a version that failed is not tried again for 2 s
+_FOUND: Final = (
+    *(("promptmux_tier_corrupt_total", tier) for tier in ("host", "disk")),
+    *(("promptmux_tier_misses_total", tier) for tier in ("host", "disk", "store")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One task whose copies in some places are altered."""
+
+    how: str
+    task: str
+    version: str
+    copies: str
+
+
+def reads(stage: Stage) -> bool:
+    """Every alteration, of each set of copies; whether the server was alive in the end."""
+    memory, cache = stage.folder / "memory", stage.folder / "evicting"
+    host = HostMemory(memory)
+    places: dict[str, Place] = {"host": host, "disk": Folder(cache / "prompts"), "store": stage.store}
+    server = FaultyServer(
+        FAKE,
+        *("--store", stage.url, "--cache-dir", str(cache), "--prompt-cache-bytes", "0"),
+        module="loadtest.faults.altered_server",
+        variables={"ALTERED_HOST_MEMORY": str(memory)},
+    )
+    current = current_versions(stage.url)
+    kinds = [(how, copies) for how in stage.counts for copies in COPIES for _ in range(stage.tries)]
+    made = [
+        Read(how, task, current[task], copies)
+        for task, (how, copies) in zip(stage.ledger.tasks, kinds, strict=True)
+    ]
+    with server, Caller(server.url) as caller:
+        for read in made:
+            caller.ask("POST", "/classify", body(read.task, TEXTS[0]))  # now host and disk have it
+        on_disk = [cache / "prompts" / f"{read.version}.safetensors" for read in made]
+        if not until(lambda: all(path.exists() for path in on_disk), patience=10):
+            raise RuntimeError("the server does not keep its prompts on the disk")
+        for read in made:
+            stage.alter(read.how, read.task, read.version, *(places[name] for name in COPIES[read.copies]))
+            _read(stage, server, caller, read)
+        _heal(stage, caller, made)
+        return server.alive
+
+
+def _read(stage: Stage, server: FaultyServer, caller: Caller, read: Read) -> None:
+    count = stage.counts[read.how]
+    before = _found(server)
+    reply = caller.ask("POST", "/classify", body(read.task, TEXTS[0]))
+    count.reads += 1
+    count.altered += len(COPIES[read.copies])
+    count.found += _found(server) - before
+    good_left = "store" not in COPIES[read.copies]
+    if good_left and _right(stage, count, read, reply):
+        count.answered += 1
+    elif not good_left and (reply.status, reply.code) == (503, "prompt_unavailable"):
+        count.unavailable += 1
+    else:
+        count.others[f"{read.copies} altered: {reply.status} {reply.code}"] += 1
+
+
+def _right(stage: Stage, count: Count, read: Read, reply: Reply) -> bool:
+    if reply.status != 200:
+        return False
+    wrong = stage.ledger.wrong(read.task, reply.json)
+    if wrong is not None:
+        count.wrong.append(wrong)
+    return wrong is None and bool(reply.json["version"] == read.version)
+
+
+def _found(server: FaultyServer) -> int:
+    """How many copies the server found altered or missing so far."""
+    return int(sum(server.metric(name, tier=tier) for name, tier in _FOUND))
+
+
+def _heal(stage: Stage, caller: Caller, made: list[Read]) -> None:
+    """Publish what was altered in the store again; then all are answered."""
+    store_prompts(stage.url, [stage.ledger.data[read.version] for read in made if read.copies == "all"])
+    due = list(made)
+
+    def answered() -> bool:
+        for read in list(due):
+            reply = caller.ask("POST", "/classify", body(read.task, TEXTS[0]))
+            if _right(stage, stage.counts[read.how], read, reply):
+                stage.counts[read.how].reads_healed += 1
+                due.remove(read)
+        return not due
+
+    until(answered, patience=_HEALED_SECONDS)

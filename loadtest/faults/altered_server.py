@@ -1,0 +1,42 @@
+"""The tests' server with a host memory that forgets and garbles: what it holds of a version is read from a folder.
+
+Owns: that change. Run as `python -m loadtest.faults.altered_server`; the folder is in the variable ALTERED_HOST_MEMORY.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import server.app
+from server.host_tier import Held, HostTier
+from tests.integration import fake_server
+
+
+class GarbledHostTier(HostTier[Any]):
+    """Holds what it was given, until a file named by the version says what stands there now."""
+
+    folder = Path()
+
+    def get(self, version: str) -> Held[Any] | None:
+        """See `HostTier.get`."""
+        held = super().get(version)
+        path = self.folder / version
+        if held is None or not path.exists():
+            return held
+        said = path.read_bytes()
+        path.unlink()
+        if said == b"gone":
+            self.drop(version)
+        else:
+            self.put(version, replace(held, data=said[4:]))
+        return super().get(version)
+
+
+if __name__ == "__main__":
+    GarbledHostTier.folder = Path(os.environ["ALTERED_HOST_MEMORY"])
+    server.app.HostTier = GarbledHostTier  # type: ignore[misc]
+    sys.exit(fake_server.main())

@@ -1,0 +1,206 @@
+"""100,000 soft-prompt tasks in one Redis, several servers over it behind a real proxy, and locust on top.
+
+Owns: the experiment: how long the store takes to fill and a server to start with it, what each task costs in memory,
+and what the fleet answers. Must not know: what the servers do with the tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from loadtest import workload
+from loadtest.faults.filling import fill
+from loadtest.faults.fleet_picture import draw
+from loadtest.faults.outcome import Outcome
+from loadtest.faults.proxy_process import ProxyProcess
+from loadtest.faults.redis_process import RedisProcess
+from loadtest.faults.replicas import BACKBONES, Replica, free_ports, replicas
+from loadtest.faults.told_answers import shape_of
+from loadtest.server_process import ROOT
+
+_NOBODY_WAITS: Final = 600_000.0  # locust's own verdict on latency is not asked for: the figures are kept
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen."""
+    parser.add_argument("--tasks", type=int, default=100_000)
+    parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument("--backbone", choices=BACKBONES, default="minilm")
+    parser.add_argument("--users", type=int, default=16)
+    parser.add_argument("--time", default="120s", help="of locust's run")
+    parser.add_argument("--mix", choices=workload.MIXES, default="zipf")
+    parser.add_argument(
+        "--csv", type=Path, default=None, help="a folder for locust's CSV files and HTML report"
+    )
+    parser.add_argument(
+        "--picture", type=Path, default=None, help="a PNG of throughput and latency over time"
+    )
+
+
+def run(options: argparse.Namespace, console: Console) -> Outcome:
+    """Fill, start, load, look."""
+    shape = shape_of(options.backbone)
+    with tempfile.TemporaryDirectory() as folder, RedisProcess(Path(folder) / "redis") as redis:
+        scratch = Path(folder)
+        filling, size = _fill(redis.url, options.tasks, shape, console)
+        console.print(f"filled in {filling:.0f} s; starting {options.replicas} replicas …", highlight=False)
+        began = time.monotonic()
+        with (
+            replicas(options.replicas, redis.url, scratch, backbone=options.backbone) as running,
+            ProxyProcess(
+                scratch / "proxy", free_ports(1)[0], {replica.name: replica.port for replica in running}
+            ) as proxy,
+        ):
+            together = time.monotonic() - began
+            running[0].stop()
+            alone = running[0].start()
+            for replica in running:
+                proxy.wait_until(replica.name, "UP")
+            listing = _timed_listing(running[0])
+            before = [_looked_at(replica) for replica in running]
+            console.print(f"started in {together:.1f} s; locust for {options.time} …", highlight=False)
+            reports = (options.csv or scratch) / "fleet"
+            reports.parent.mkdir(parents=True, exist_ok=True)
+            _locust(proxy.url, options, reports)
+            after = [_looked_at(replica) for replica in running]
+            memory = redis.run("INFO", "memory")
+        total = _total(reports)
+        if options.picture is not None:
+            draw(
+                Path(f"{reports}_stats_history.csv"),
+                options.picture,
+                f"{options.replicas} servers, one Redis, {options.tasks:,} tasks, {options.users} users, "
+                f"{options.mix} mix",
+            )
+    figures = {
+        "tasks": options.tasks,
+        "bytes of a prompt file": size,
+        "tasks published a second": round(options.tasks / filling, 1),
+        "Redis, MB": round(memory["used_memory"] / 1e6, 1),
+        "start of all replicas together, s": round(together, 1),
+        "start of one replica beside the others, s": round(alone, 1),
+        "GET /v1/models, s": round(listing, 2),
+        "requests": total.requests,
+        "failed requests": total.failures,
+        "requests a second": round(total.rate, 1),
+        "latency p50_ms": total.p50,
+        "latency p95_ms": total.p95,
+        "latency p99_ms": total.p99,
+        "latency longest_ms": round(total.longest, 1),
+    }
+    for replica, first, last in zip(running, before, after, strict=True):
+        figures[f"{replica.name}: memory at start, MB"] = round(first.memory / 1e6)
+        figures[f"{replica.name}: memory after the load, MB"] = round(last.memory / 1e6)
+        hits, misses = last.hits - first.hits, last.misses - first.misses
+        figures[f"{replica.name}: requests that found their prompt loaded"] = round(
+            hits / max(1, hits + misses), 4
+        )
+    return Outcome(
+        name="fleet" if options.backbone == "minilm" else f"fleet-{options.backbone}",
+        passed=total.requests > 0 and total.failures == 0,
+        wanted="0 failed requests",
+        seed=options.seed,
+        rows=[{"figure": name, "value": value} for name, value in figures.items()],
+        facts={
+            **{
+                name: value
+                for name, value in vars(options).items()
+                if name in ("replicas", "users", "time", "mix")
+            },
+            "before": [asdict(look) for look in before],
+            "after": [asdict(look) for look in after],
+        },
+    )
+
+
+def _fill(url: str, count: int, shape: Any, console: Console) -> tuple[float, int]:
+    columns = (TextColumn("publishing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        shown = progress.add_task("", total=count)
+        return asyncio.run(fill(url, workload.task_ids(count), shape, lambda: progress.advance(shown)))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A replica as it stands."""
+
+    memory: int
+    tasks: float
+    slots: float
+    hits: float
+    misses: float
+    evictions: float
+
+
+def _looked_at(replica: Replica) -> _Look:
+    metrics = replica.metrics()
+    return _Look(
+        replica.process.resident_bytes(),
+        metrics["promptmux_catalogue_tasks"],
+        metrics["promptmux_prompt_cache_slots"],
+        metrics["promptmux_prompt_cache_hits_total"],
+        metrics["promptmux_prompt_cache_misses_total"],
+        metrics["promptmux_prompt_cache_evictions_total"],
+    )
+
+
+def _timed_listing(replica: Replica) -> float:
+    """Seconds of the list of all tasks that OpenAI's clients ask for."""
+    began = time.monotonic()
+    with urllib.request.urlopen(f"{replica.url}/v1/models", timeout=120) as answer:
+        json.load(answer)
+    return time.monotonic() - began
+
+
+def _locust(url: str, options: argparse.Namespace, reports: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "--headless"),
+        *("-u", str(options.users), "-r", str(options.users), "-t", options.time, "--host", url),
+        *("--task-ids", f"load:{options.tasks}", "--mix", options.mix, "--p99", str(_NOBODY_WAITS)),
+        *("--csv", str(reports), "--html", f"{reports}.html", "--only-summary"),
+    ]
+    # Its verdict is in the files: a failed request makes its exit code 1.
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if not Path(f"{reports}_stats.csv").exists():
+        raise RuntimeError(f"locust did not run:\n{done.stderr[-2000:]}")
+
+
+@dataclass(frozen=True)
+class _Total:
+    """Locust's last line. Latencies in milliseconds."""
+
+    requests: int
+    failures: int
+    rate: float
+    p50: float
+    p95: float
+    p99: float
+    longest: float
+
+
+def _total(reports: Path) -> _Total:
+    with Path(f"{reports}_stats.csv").open(newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["Name"] == "Aggregated")
+    return _Total(
+        int(row["Request Count"]),
+        int(row["Failure Count"]),
+        float(row["Requests/s"]),
+        float(row["50%"]),
+        float(row["95%"]),
+        float(row["99%"]),
+        float(row["Max Response Time"]),
+    )

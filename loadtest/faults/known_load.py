@@ -1,0 +1,217 @@
+"""Steady requests for known tasks from several connections, every answer checked; and looks at a server's health.
+
+Owns: the threads, their pace, and the counting. Must not know: what is broken meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from loadtest.faults.faulty_server import Caller
+from loadtest.faults.telling import TEXTS, Ledger, body
+
+
+@dataclass
+class Tally:
+    """What came of some requests."""
+
+    offered: int = 0
+    answered: int = 0  # with 200, and right
+    slowest: float = 0.0  # seconds
+    failures: Counter[str] = field(default_factory=Counter)  # by status and code
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """How many had no answer with 200."""
+        return self.failures.total()
+
+
+class KnownLoad:
+    """Requests for all tasks of the ledger, `rate` a second over `connections`; runs inside a `with` block.
+
+    Open in its pace as long as a request takes less than a connection's turn: one that hangs holds up its own
+    connection only, and what it held up is sent at once afterwards.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        ledger: Ledger,
+        *,
+        connections: int = 6,
+        rate: float = 150.0,
+        patience: float = 10.0,
+    ) -> None:
+        self._url, self._ledger = url, ledger
+        self._turn, self._patience = connections / rate, patience
+        self._tally = Tally()
+        self._lock = threading.Lock()
+        self._order = _rounds(ledger.tasks)
+        self._stop = threading.Event()
+        self._go = threading.Event()
+        self._busy = 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"known-load-{number}", daemon=True)
+            for number in range(connections)
+        ]
+
+    def __enter__(self) -> Self:
+        self._go.set()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._go.set()
+        for thread in self._threads:
+            thread.join()
+
+    def pause(self) -> None:
+        """Send nothing more, and wait for what is under way."""
+        self._go.clear()
+        while self._busy:
+            time.sleep(0.005)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._go.set()
+
+    def take(self) -> Tally:
+        """What was counted since the last `take`."""
+        with self._lock:
+            tally, self._tally = self._tally, Tally()
+        return tally
+
+    def _work(self) -> None:
+        with Caller(self._url, patience=self._patience) as caller:
+            due = time.monotonic()
+            while not self._stop.is_set():
+                if not self._go.is_set():
+                    caller.close()  # the server may be another one afterwards
+                    self._go.wait()
+                    due = time.monotonic()
+                    continue
+                due += self._turn
+                time.sleep(max(0.0, due - time.monotonic()))
+                with self._lock:
+                    if not self._go.is_set():
+                        continue
+                    self._busy += 1
+                    task, text = next(self._order)
+                try:
+                    self._one(caller, task, text)
+                finally:
+                    with self._lock:
+                        self._busy -= 1
+
+    def _one(self, caller: Caller, task: str, text: str) -> None:
+        began = time.monotonic()
+        reply = caller.ask("POST", "/classify", body(task, text))
+        seconds = time.monotonic() - began
+        wrong = self._ledger.wrong(task, reply.json) if reply.status == 200 else None
+        with self._lock:
+            tally = self._tally
+            tally.offered += 1
+            if reply.status != 200:
+                tally.failures[f"{reply.status} {reply.code}"] += 1
+            elif wrong is not None:
+                tally.wrong.append(wrong)
+            else:
+                tally.answered += 1
+                tally.slowest = max(tally.slowest, seconds)
+
+
+def _rounds(tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
+    # In another order each time: in always the same, a tier that holds the latest ones would never have the next.
+    rng, order = random.Random(0), list(tasks)
+    while True:
+        rng.shuffle(order)
+        for task in order:
+            yield task, rng.choice(TEXTS)
+
+
+@dataclass
+class Health:
+    """What `/readyz` and `/healthz` said over a while."""
+
+    looks: int = 0
+    unwell: Counter[str] = field(default_factory=Counter)  # answers that were not 200
+    staleness: float = 0.0  # the longest that /readyz showed, in seconds
+    sources: set[str] = field(default_factory=set)  # where the catalogue came from, as it said
+
+
+class HealthWatch:
+    """Asks for a server's health ten times a second from `start` to `stop`; `health` has what was heard."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.health = Health()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="health-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        with Caller(self._url, patience=5.0) as caller:
+            while not self._stop.wait(0.1):
+                self._look(caller)
+
+    def _look(self, caller: Caller) -> None:
+        health = self.health
+        alive, ready = caller.ask("GET", "/healthz"), caller.ask("GET", "/readyz")
+        health.looks += 1
+        for name, reply in (("healthz", alive), ("readyz", ready)):
+            if reply.status != 200:
+                health.unwell[f"{name}: {reply.status} {reply.code}"] += 1
+        if ready.status == 200:
+            store = ready.json["store"]
+            health.staleness = max(health.staleness, store["staleness_seconds"])
+            health.sources.add(store["source"])
+
+
+def caught_up(caller: Caller, ledger: Ledger, wanted: Mapping[str, str], *, patience: float) -> list[str]:
+    """Ask until every task is answered with its version in `wanted`; those that were not within `patience` seconds."""
+    end, due = time.monotonic() + patience, dict(wanted)
+    while due and time.monotonic() < end:
+        for task, version in list(due.items()):
+            reply = caller.ask("POST", "/classify", body(task, TEXTS[0]))
+            if (
+                reply.status == 200
+                and reply.json["version"] == version
+                and not ledger.wrong(task, reply.json)
+            ):
+                del due[task]
+        if due:
+            time.sleep(0.01)
+    return sorted(due)
+
+
+def until(holds: Callable[[], bool], *, patience: float, pause: float = 0.02) -> bool:
+    """Whether it held within `patience` seconds."""
+    end = time.monotonic() + patience
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def json_body(**fields: object) -> bytes:
+    """A JSON object."""
+    return json.dumps(fields).encode()

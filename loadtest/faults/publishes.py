@@ -1,0 +1,213 @@
+"""Publishes and rollbacks by the thousand, while every task is asked for through a proxy before several servers.
+
+Owns: the experiment. Every answer's scores must be those of the version that it names; that version must have been
+current at that server since the last move that the server is known to have made; and a move must reach the other
+servers soon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import math
+import random
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from loadtest.faults.move_ledger import MoveLedger
+from loadtest.faults.movers import Mover, MoveReport, StoreThread
+from loadtest.faults.outcome import Outcome
+from loadtest.faults.proxy_process import ProxyProcess
+from loadtest.faults.redis_process import RedisProcess
+from loadtest.faults.replicas import BACKBONES, free_ports, replicas
+from loadtest.faults.spread import PATIENCE, Spread, SpreadReport
+from loadtest.faults.steady_load import LoadReport, Question, Reply, SteadyLoad
+from loadtest.faults.told_answers import ToldTasks, choices
+from loadtest.http_client import percentile
+
+SOON = 2.0
+"""Seconds within which a move is to be seen at every server."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen."""
+    parser.add_argument("--moves", type=int, default=10_000)
+    parser.add_argument("--movers", type=int, default=4, help="operators at once")
+    parser.add_argument(
+        "--direct", type=float, default=0.15, help="share of moves made in the store directly"
+    )
+    parser.add_argument(
+        "--probe", type=float, default=0.1, help="share of moves whose way to the other servers is timed"
+    )
+    parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument("--backbone", choices=BACKBONES, default="fake")
+    parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument(
+        "--rate", type=float, default=200.0, help="requests a second; 0: all that are answered"
+    )
+    parser.add_argument("--connections", type=int, default=16)
+
+
+def run(options: argparse.Namespace, console: Console) -> Outcome:
+    """Make the moves under load and count what was wrong."""
+    tasks, ledger = ToldTasks(options.tasks, options.backbone, seed=options.seed), MoveLedger()
+    moved, spread_report = MoveReport(), SpreadReport()
+    chosen = choices(options.tasks, options.seed)
+
+    def ask(number: int) -> Question:
+        task = chosen[number % len(chosen)]
+        return Question(tasks.body(task, number), (task, ledger.reached(task)))
+
+    def check(reply: Reply) -> str | None:
+        task, reached = reply.question.about
+        told = tasks.read(task, reply.body)
+        if isinstance(told, str):
+            return told
+        return ledger.answered(task, reply.replica, reached, told.version)
+
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        redis = stack.enter_context(RedisProcess(scratch / "redis"))
+        for task, version in enumerate(tasks.fill(redis.url)):
+            ledger.begin(task, version)
+        running = stack.enter_context(
+            replicas(options.replicas, redis.url, scratch, backbone=options.backbone)
+        )
+        ports = {replica.name: replica.port for replica in running}
+        proxy = stack.enter_context(ProxyProcess(scratch / "proxy", free_ports(1)[0], ports))
+        direct = stack.enter_context(contextlib.closing(StoreThread(redis.url)))
+        for replica in running:
+            proxy.wait_until(replica.name, "UP")
+        pairs = [
+            (
+                Mover(
+                    range(at, options.tasks, options.movers),
+                    tasks,
+                    ledger,
+                    running,
+                    direct,
+                    moved,
+                    direct_share=options.direct,
+                    seed=options.seed * 1000 + at,
+                ),
+                Spread(running, tasks, ledger, spread_report),
+            )
+            for at in range(options.movers)
+        ]
+        load = SteadyLoad(proxy.url, ask, check, rate=options.rate, connections=options.connections)
+        began = time.monotonic()
+        with load:
+            _make_moves(options, pairs, console)
+        seconds = time.monotonic() - began
+        stale = _stale(Spread(running, tasks, ledger, SpreadReport()), ledger, options.tasks)
+    return _outcome(options, load.report, moved, spread_report, stale, seconds)
+
+
+def _make_moves(options: argparse.Namespace, pairs: list[tuple[Mover, Spread]], console: Console) -> None:
+    """All moves, by all movers at once."""
+    left = itertools.count()
+    columns = (TextColumn("moves"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    broken: list[BaseException] = []
+    with Progress(*columns, console=console, transient=True) as progress:
+        shown = progress.add_task("", total=options.moves)
+
+        def work(mover: Mover, spread: Spread, rng: random.Random) -> None:
+            try:
+                while not broken and next(left) < options.moves:
+                    move = mover.move()
+                    # The task's next move waits until this one was seen everywhere; the other movers' do not.
+                    if move is not None and rng.random() < options.probe:
+                        spread.wait(
+                            move.task, move.version, move.at, but=move.replica.name if move.replica else ""
+                        )
+                    progress.advance(shown)
+            except BaseException as error:
+                broken.append(error)
+            finally:
+                mover.close()
+                spread.close()
+
+        threads = [
+            threading.Thread(target=work, args=(*pair, random.Random(at)), daemon=True)
+            for at, pair in enumerate(pairs)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():  # in turns, so that ctrl-C is heard
+                thread.join(0.2)
+    if broken:
+        raise broken[0]
+
+
+def _stale(spread: Spread, ledger: MoveLedger, count: int) -> list[str]:
+    """Servers and tasks that do not answer with the last version soon after the last move."""
+    began = time.monotonic()
+    with contextlib.closing(spread):
+        # All have one patience together; whatever comes after those that stay behind has SOON left.
+        return [
+            f"{name}: task {task}"
+            for task in range(count)
+            for name in spread.wait(
+                task, ledger.current(task), max(began, time.monotonic() - PATIENCE + SOON)
+            )
+        ]
+
+
+def _outcome(
+    options: argparse.Namespace,
+    load: LoadReport,
+    moved: MoveReport,
+    spread: SpreadReport,
+    stale: list[str],
+    seconds: float,
+) -> Outcome:
+    made, times = moved.made.total(), sorted(spread.seconds)
+    figures: dict[str, float] = {
+        "moves made": made,
+        **{f"of them: {kind}": count for kind, count in sorted(moved.made.items())},
+        "moves failed": len(moved.failures),
+        "moves a second": round(made / seconds, 1),
+        "requests": load.answered + load.failed,
+        "failed requests": load.failed,
+        "wrong answers": load.wrong + len(spread.wrong),
+        "answers a second": round(load.rate, 1),
+        **{f"latency {name}": value for name, value in load.latency().items()},
+        "ways to another server timed": len(times),
+        **{
+            f"seconds to another server, {name}": round(percentile(times, share), 3)
+            for name, share in (("p50", 0.5), ("p99", 0.99), ("longest", 1.0))
+        },
+        "tasks that stayed behind": len(stale),
+    }
+    kinds = {
+        kind: {
+            "p50_ms": round(percentile(took, 0.5) * 1e3, 1),
+            "p99_ms": round(percentile(took, 0.99) * 1e3, 1),
+        }
+        for kind, took in ((kind, sorted(took)) for kind, took in moved.seconds.items())
+    }
+    return Outcome(
+        name="publishes" if options.backbone == "fake" else f"publishes-{options.backbone}",
+        passed=made == options.moves
+        and load.answered > 0
+        and not (load.failed or load.wrong or spread.wrong or stale)
+        and max(times, default=math.inf) <= SOON,
+        wanted=f"every move made, 0 failed requests, 0 wrong answers, at every server within {SOON:g} s",
+        seed=options.seed,
+        rows=[{"figure": name, "value": value} for name, value in figures.items()],
+        facts={
+            **{name: value for name, value in vars(options).items() if name not in ("name", "out")},
+            "seconds": round(seconds, 1),
+            "milliseconds_of_a_move": kinds,
+            "answers_by_replica": dict(load.by_replica),
+            "problems": dict(load.problems),
+            "examples": [*load.examples, *spread.wrong[:20], *moved.failures[:20], *stale[:20]],
+        },
+    )

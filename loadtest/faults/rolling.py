@@ -1,0 +1,165 @@
+"""Replicas behind a real proxy are restarted one after the other, again and again, while a steady load goes on.
+
+Owns: the experiment. A replica is asked to end as an operator or an orchestrator does (SIGTERM), must end with exit
+code 0, is started anew, and the next one follows when the proxy sees it. Every request's scores are checked besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from loadtest.faults.outcome import Outcome
+from loadtest.faults.proxy_process import ProxyProcess
+from loadtest.faults.redis_process import RedisProcess
+from loadtest.faults.replicas import BACKBONES, Replica, free_ports, replicas
+from loadtest.faults.steady_load import LoadReport, Question, Reply, SteadyLoad
+from loadtest.faults.told_answers import ToldTasks, choices
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen."""
+    parser.add_argument("--rounds", type=int, default=20, help="rolling restarts, each of all replicas")
+    parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument("--backbone", choices=BACKBONES, default="minilm")
+    parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument(
+        "--rate", type=float, default=100.0, help="requests a second; 0: all that are answered"
+    )
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument(
+        "--once", action="store_true", help="the proxy sends nothing again that a replica refused or dropped"
+    )
+    parser.add_argument(
+        "--padding",
+        type=int,
+        default=0,
+        help="bytes that are added to every request, to pass the proxy's buffer",
+    )
+
+
+def run(options: argparse.Namespace, console: Console) -> Outcome:
+    """Restart the replicas under load and count what callers saw."""
+    tasks = ToldTasks(options.tasks, options.backbone, seed=options.seed)
+    with tempfile.TemporaryDirectory() as scratch, RedisProcess(Path(scratch) / "redis") as redis:
+        versions = tasks.fill(redis.url)
+        chosen = choices(options.tasks, options.seed)
+
+        def ask(number: int) -> Question:
+            task = chosen[number % len(chosen)]
+            # JSON may have blanks anywhere: a longer request without another meaning.
+            return Question(b" " * options.padding + tasks.body(task, number), task)
+
+        def check(reply: Reply) -> str | None:
+            told = tasks.read(reply.question.about, reply.body)
+            if isinstance(told, str):
+                return told
+            return None if told.version == versions[told.task] else f"another version: {told}"
+
+        with (
+            replicas(options.replicas, redis.url, Path(scratch), backbone=options.backbone) as running,
+            ProxyProcess(
+                Path(scratch) / "proxy",
+                free_ports(1)[0],
+                {replica.name: replica.port for replica in running},
+                retries=not options.once,
+            ) as proxy,
+        ):
+            for replica in running:
+                proxy.wait_until(replica.name, "UP")
+            with SteadyLoad(
+                proxy.url, ask, check, rate=options.rate, connections=options.connections
+            ) as load:
+                restarts = _roll(running, proxy, options.rounds, console)
+            counts = proxy.counts()
+    return _outcome(options, load.report, restarts, counts)
+
+
+@dataclass(frozen=True)
+class _Restart:
+    """One restart of one replica. Seconds."""
+
+    exit_code: int
+    stop: float
+    start: float  # until it says that it is ready
+    seen: float  # from then until the proxy says so
+    memory: int  # bytes, before it was stopped
+
+
+def _roll(
+    running: list[Replica], proxy: ProxyProcess, rounds: int, console: Console
+) -> dict[str, list[_Restart]]:
+    """The restarts of each replica."""
+    restarts: dict[str, list[_Restart]] = {replica.name: [] for replica in running}
+    columns = (TextColumn("restarts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        shown = progress.add_task("", total=rounds * len(running))
+        for _ in range(rounds):
+            for replica in running:
+                memory = replica.process.resident_bytes()
+                began = time.monotonic()
+                code = replica.stop()
+                stop = time.monotonic() - began
+                start = replica.start()
+                seen = proxy.wait_until(replica.name, "UP")
+                restarts[replica.name].append(_Restart(code, stop, start, seen, memory))
+                progress.advance(shown)
+    return restarts
+
+
+def _outcome(
+    options: argparse.Namespace,
+    load: LoadReport,
+    restarts: dict[str, list[_Restart]],
+    counts: dict[str, dict[str, int]],
+) -> Outcome:
+    every = [restart for of_one in restarts.values() for restart in of_one]
+    bad_exits = sum(restart.exit_code != 0 for restart in every)
+    figures = {
+        "restarts": len(every),
+        "exit codes other than 0": bad_exits,
+        "longest stop, s": round(max(restart.stop for restart in every), 2),
+        "longest start, s": round(max(restart.start for restart in every), 2),
+        "memory of a replica at most, MB": round(max(restart.memory for restart in every) / 1e6),
+        "requests": load.answered + load.failed,
+        "failed requests": load.failed,
+        "wrong answers": load.wrong,
+        "answers a second": round(load.rate, 1),
+        **{f"latency {name}": value for name, value in load.latency().items()},
+        "sent on to another replica": sum(count["redispatches"] for count in counts.values()),
+    }
+    return Outcome(
+        name="-".join(
+            [
+                "rolling",
+                options.backbone,
+                *(["once"] if options.once else []),
+                *(["long"] if options.padding else []),
+            ]
+        ),
+        passed=not (load.failed or load.wrong or bad_exits) and load.answered > 0,
+        wanted="0 failed requests, 0 wrong scores, every exit code 0",
+        seed=options.seed,
+        rows=[{"figure": name, "value": value} for name, value in figures.items()],
+        facts={
+            "rounds": options.rounds,
+            "replicas": options.replicas,
+            "backbone": options.backbone,
+            "tasks": options.tasks,
+            "offered_per_second": options.rate,
+            "connections": options.connections,
+            "padding_bytes": options.padding,
+            "proxy_sends_again": not options.once,
+            "load_seconds": round(load.seconds, 1),
+            "requests_by_replica": dict(load.by_replica),
+            "problems": dict(load.problems),
+            "examples": load.examples,
+            "restarts": {name: [asdict(restart) for restart in of_one] for name, of_one in restarts.items()},
+        },
+    )

@@ -1,0 +1,14 @@
+-- task, version → ok, bytes: none when they are lost or of another length, for these may be too many to send
+local task, version = unpack(ARGV, 3)
+if not exists(task) then
+  return {'unknown_task'}
+end
+local record = redis.call('HGET', TASK .. task, 'v:' .. version)
+if not record then
+  return {'unknown_version'}
+end
+local size = tonumber(string.match(record, '^%d+ (%d+)'))
+if redis.call('STRLEN', BLOB .. version) ~= size then
+  return {'corrupt'}
+end
+return {'ok', redis.call('GET', BLOB .. version)}

@@ -1,0 +1,45 @@
+"""Records as the scripts keep them in Redis, and as the contract speaks of them.
+
+Owns: the text forms in task hashes and event lists. Must not know: keys, connections.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from prompt_store.store import Action, AliasRecord, Event, Target, TaskRecord, VersionRecord
+
+
+def task_of(task_id: str, fields: Mapping[bytes, bytes]) -> TaskRecord | None:
+    """The task in a hash; None when there is none, or a tombstone."""
+    if fields.get(b"deleted") != b"0":
+        return None
+    aliases: dict[str, AliasRecord] = {}
+    versions: list[tuple[int, VersionRecord]] = []
+    for name, value in fields.items():
+        kind, _, rest = name.decode().partition(":")
+        if kind == "a":
+            revision, _, targets = value.decode().partition(" ")
+            pairs = json.loads(targets)
+            aliases[rest] = AliasRecord(rest, tuple(Target(*pair) for pair in pairs), int(revision))
+        elif kind == "v":
+            revision, size, record = value.decode().split(" ", 2)
+            versions.append((int(revision), VersionRecord(rest, int(size), **json.loads(record))))
+    versions.sort(key=lambda entry: entry[0], reverse=True)
+    return TaskRecord(
+        task_id,
+        dict(sorted(aliases.items())),
+        tuple(record for _, record in versions),
+        int(fields[b"revision"]),
+    )
+
+
+def event_text(at: float, actor: str, action: Action, detail: Mapping[str, Any]) -> str:
+    """An event without its revision, which the script puts before it."""
+    return json.dumps({"at": at, "actor": actor, "action": action, "detail": detail})
+
+
+def event_of(line: bytes) -> Event:
+    """An event of its line."""
+    revision, _, body = line.decode().partition(" ")
+    return Event(revision=int(revision), **json.loads(body))

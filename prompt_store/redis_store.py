@@ -1,0 +1,283 @@
+"""The store in a Redis that many processes share.
+
+Owns: the contract's calls as scripts, and following changes. Must not know: the keys (`lua/common.lua` does), how Redis
+is spoken to, HTTP, torch.
+
+A publish is one script: bytes, record, history and revision appear together or not at all. Publish/subscribe only
+wakes a watcher early; what it sees comes from the revision, which it asks for twice a second besides.
+"""
+
+import asyncio
+import json
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from prompt_store.arguments import check_ids, check_upload, clamp_limit, clean_actor
+from prompt_store.codec import version_of
+from prompt_store.errors import StoreUnavailable, UnknownTask
+from prompt_store.names import check_alias, check_task_id
+from prompt_store.redis_answers import Answer, corrupt, unwrapped
+from prompt_store.redis_connection import RedisConnection, as_unavailable
+from prompt_store.redis_hints import RedisHints
+from prompt_store.redis_records import event_of, event_text, task_of
+from prompt_store.redis_url import RedisPlace
+from prompt_store.store import (
+    Action,
+    AliasRecord,
+    Changes,
+    Collected,
+    Durability,
+    Event,
+    Moved,
+    PromptStore,
+    Published,
+    Receipt,
+    Revision,
+    Target,
+    TaskPage,
+    TaskRecord,
+    check_targets,
+)
+
+POLL_SECONDS: Final = 0.5
+_POLL_PATIENCE: Final = 1.0  # a poll that is not answered by then is given up, and its connection with it
+_MARKS_KEPT: Final = 256  # revisions that a watcher may still ask about
+COLLECT_CHUNK: Final = 100
+
+
+class RedisStore(PromptStore):
+    """`PromptStore` at `place`. Connects on first use."""
+
+    def __init__(self, place: RedisPlace) -> None:
+        self._place = place
+        self._connection = RedisConnection(place)
+        self._marks: OrderedDict[Revision, str] = OrderedDict()
+        self._changed = asyncio.Event()
+        self._hints = RedisHints(self._connection, f"{place.prefix}changes", self._wake)
+        self._closed = False
+
+    async def publish(self, data: bytes, *, expect_version: str | None = None, actor: str = "") -> Published:
+        """See `PromptStore.publish`."""
+        prompt, version = await asyncio.to_thread(check_upload, data, expect_version)
+        manifest = prompt.manifest
+        record = {"published_at": time.time(), "method": manifest.method, "labels": len(manifest.labels)}
+        (created, stand), durability = await self._write(
+            "publish",
+            manifest.task_id,
+            version,
+            len(data),
+            json.dumps(record),
+            *_change(actor, "publish", {"version": version, "method": manifest.method}),
+            data,
+        )
+        return Published(self._stand(stand), durability, manifest.task_id, version, created=bool(created))
+
+    async def get(self, task_id: str, version: str) -> bytes:
+        """See `PromptStore.get`."""
+        check_ids(task_id, version)
+        (data,) = await self._read("get", task_id, version, about=task_id)
+        if await asyncio.to_thread(version_of, data) != version:
+            raise corrupt(task_id)
+        return bytes(data)
+
+    async def task(self, task_id: str) -> TaskRecord:
+        """See `PromptStore.task`."""
+        check_task_id(task_id)
+        self._check_open()
+        found = await self._connection.command("HGETALL", f"{self._place.prefix}task:{task_id}")
+        record = task_of(task_id, found)
+        if record is None:
+            raise UnknownTask(f"unknown task {task_id}")
+        return record
+
+    async def list(self, *, after: str | None = None, limit: int = 100) -> TaskPage:
+        """See `PromptStore.list`."""
+        if after is not None:
+            check_task_id(after)
+        found, following, stand = await self._read("page", after or "", clamp_limit(limit))
+        records = [
+            task_of(task_id.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
+            for task_id, fields in zip(found[::2], found[1::2], strict=True)
+        ]
+        tasks = tuple(record for record in records if record is not None)
+        return TaskPage(tasks, following.decode() or None, self._stand(stand))
+
+    async def history(self, task_id: str, *, limit: int = 100) -> tuple[Event, ...]:
+        """See `PromptStore.history`."""
+        check_task_id(task_id)
+        self._check_open()
+        lines = await self._connection.command(
+            "LRANGE", f"{self._place.prefix}events:{task_id}", 0, clamp_limit(limit) - 1
+        )
+        if not lines:
+            raise UnknownTask(f"unknown task {task_id}")
+        return tuple(map(event_of, lines))
+
+    async def set_alias(
+        self,
+        task_id: str,
+        alias: str,
+        targets: Sequence[Target],
+        *,
+        expected_revision: int | None,
+        actor: str = "",
+    ) -> Moved:
+        """See `PromptStore.set_alias`."""
+        check_ids(task_id, *(target.version for target in targets))
+        check_alias(alias)
+        check_targets(targets)
+        pairs = [[target.version, target.weight] for target in targets]
+        (number, stand), durability = await self._write(
+            "set_alias",
+            task_id,
+            alias,
+            "" if expected_revision is None else expected_revision,
+            json.dumps(pairs),
+            *_change(actor, "alias", {"alias": alias, "targets": pairs}),
+            *(target.version for target in targets),
+            about=task_id,
+            alias=alias,
+            expected=expected_revision,
+        )
+        return Moved(self._stand(stand), durability, AliasRecord(alias, tuple(targets), int(number)))
+
+    async def delete_alias(
+        self, task_id: str, alias: str, *, expected_revision: int | None, actor: str = ""
+    ) -> Receipt:
+        """See `PromptStore.delete_alias`."""
+        check_task_id(task_id)
+        check_alias(alias)
+        (stand,), durability = await self._write(
+            "delete_alias",
+            task_id,
+            alias,
+            "" if expected_revision is None else expected_revision,
+            *_change(actor, "delete_alias", {"alias": alias}),
+            about=task_id,
+            alias=alias,
+            expected=expected_revision,
+        )
+        return Receipt(self._stand(stand), durability)
+
+    async def delete_version(self, task_id: str, version: str, *, actor: str = "") -> Receipt:
+        """See `PromptStore.delete_version`."""
+        check_ids(task_id, version)
+        (stand,), durability = await self._write(
+            "delete_version",
+            task_id,
+            version,
+            time.time(),
+            *_change(actor, "delete_version", {"version": version}),
+            about=task_id,
+        )
+        return Receipt(self._stand(stand), durability)
+
+    async def delete_task(self, task_id: str, *, force: bool = False, actor: str = "") -> Receipt:
+        """See `PromptStore.delete_task`."""
+        check_task_id(task_id)
+        (stand,), durability = await self._write(
+            "delete_task",
+            task_id,
+            int(force),
+            time.time(),
+            *_change(actor, "delete_task", {}),
+            about=task_id,
+        )
+        return Receipt(self._stand(stand), durability)
+
+    async def watch(self, after: Revision, *, timeout: float) -> Changes:  # noqa: ASYNC109 — a long poll: the end of the wait is an answer
+        """See `PromptStore.watch`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            changed = self._changed  # taken before the look, so that nothing between look and wait is missed
+            try:
+                changes = await self._changes(after)
+            except StoreUnavailable:
+                self._hints.drop()  # its connection may be dead without knowing it
+                raise
+            remaining = deadline - loop.time()
+            if changes.reset or changes.revision != after or remaining <= 0:
+                return changes
+            self._hints.listen()
+            with suppress(TimeoutError):
+                # Not wait_for: before Python 3.12 it can swallow a cancellation that meets its own time-out.
+                async with asyncio.timeout(min(POLL_SECONDS, remaining)):
+                    await changed.wait()
+
+    async def revision(self) -> Revision:
+        """See `PromptStore.revision`."""
+        return (await self._changes(Revision("", 0))).revision
+
+    async def collect(self, *, grace: float) -> Collected:
+        """See `PromptStore.collect`."""
+        before, blobs, size = time.time() - grace, 0, 0
+        more = True
+        while more:  # a few at a time, for Redis does nothing else meanwhile
+            count, freed, more = await self._read("collect", before, COLLECT_CHUNK)
+            blobs, size = blobs + int(count), size + int(freed)
+        return Collected(blobs, size)
+
+    async def aclose(self) -> None:
+        """See `PromptStore.aclose`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wake()
+        await self._hints.aclose()
+        with suppress(StoreUnavailable), as_unavailable():
+            await self._connection.aclose()
+
+    # ── parts ────────────────────────────────────────────────────────────
+
+    async def _changes(self, after: Revision) -> Changes:
+        mark = self._marks.get(after, "")
+        reset, tasks, stand = await self._read(
+            "changes", after.epoch, after.number, mark, patience=_POLL_PATIENCE
+        )
+        return Changes(self._stand(stand), tuple(task.decode() for task in tasks), bool(reset))
+
+    def _stand(self, stand: Sequence[Any]) -> Revision:
+        """Where the history stands, by a script's answer; its mark is remembered."""
+        epoch, number, mark = stand
+        revision = Revision(epoch.decode(), int(number))
+        if mark:
+            self._marks[revision] = mark.decode()
+            self._marks.move_to_end(revision)
+            if len(self._marks) > _MARKS_KEPT:
+                self._marks.popitem(last=False)
+        return revision
+
+    async def _read(
+        self, script: str, *arguments: Any, about: str = "", patience: float | None = None
+    ) -> Answer:
+        self._check_open()
+        epoch = secrets.token_hex(8)  # of a new store, if there is none
+        return unwrapped(await self._connection.ask(script, epoch, *arguments, patience=patience), about)
+
+    async def _write(
+        self, script: str, *arguments: Any, about: str = "", alias: str = "", expected: int | None = None
+    ) -> tuple[Answer, Durability]:
+        self._check_open()
+        try:
+            answer, durability = await self._connection.tell(script, secrets.token_hex(8), *arguments)
+        finally:
+            self._wake()
+        return unwrapped(answer, about, alias, expected), durability
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("this store was closed")
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _change(actor: str, action: Action, detail: dict[str, Any]) -> tuple[str, str]:
+    """A change's mark and its event, as the scripts take them."""
+    return secrets.token_hex(6), event_text(time.time(), clean_actor(actor), action, detail)

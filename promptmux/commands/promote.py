@@ -1,0 +1,70 @@
+"""`promptmux promote`: give one of an alias's versions all of its requests."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+
+if TYPE_CHECKING:
+    from promptmux.commands.aliases import Shares
+
+
+def run(
+    task: Annotated[str, typer.Argument(help="The task's id.")],
+    version: Annotated[
+        str | None,
+        typer.Option(
+            help="One of the alias's versions: its SHA-256, or the first digits. Without: of two, the one added last."
+        ),
+    ] = None,
+    store: Store = None,
+    server: AdminServer = DEFAULT_ADMIN,
+    alias: Annotated[str, typer.Option(help="The alias that is split.")] = "current",
+    key: AdminKey = None,
+) -> None:
+    """End a split: one version serves alone."""
+    if store is not None:
+        full = asyncio.run(_in_store(store, task, version, alias))
+    else:
+        full = _on_server(server, key, task, version, alias)
+    print(f"{task}: {alias} leads to {full}")
+
+
+async def _in_store(url: str, task: str, version: str | None, alias: str) -> str:
+    from prompt_store import Target
+    from promptmux.commands.aliases import standing
+    from promptmux.commands.stores import existing_store
+
+    async with existing_store(url) as store:
+        now = standing(await store.task(task), alias)
+        full = chosen(now.shares, version)
+        await store.set_alias(task, alias, [Target(full)], expected_revision=now.revision, actor="promote")
+        return full
+
+
+def _on_server(url: str, key: str | None, task: str, version: str | None, alias: str) -> str:
+    from client import AdminClient
+    from promptmux.commands.aliases import standing
+
+    with AdminClient(url, key=key) as admin:
+        now = standing(admin.task(task), alias)
+        full = chosen(now.shares, version)
+        admin.promote(task, full, revision=now.revision, alias=alias)
+        return full
+
+
+def chosen(shares: Shares, version: str | None) -> str:
+    """The version to promote: the one that is named, or of two the one that was added last."""
+    from promptmux.commands.aliases import find
+
+    versions = [one for one, _ in shares]
+    if version is not None:
+        return find(version, versions, hint="--version")
+    if len(versions) != 2:
+        led = "one version" if len(versions) == 1 else f"{len(versions)} versions"
+        raise typer.BadParameter(f"it leads to {led}: name the one to promote", param_hint="--version")
+    return versions[-1]

@@ -1,0 +1,72 @@
+"""The scale proof in short: replicas, a real proxy and a real Redis; the long form is `python -m loadtest.faults`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from loadtest.faults.debian_program import NoProgram
+from loadtest.faults.outcome import Outcome
+from loadtest.faults.proxy_process import find_haproxy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_a_proxy() -> None:
+    try:
+        find_haproxy()
+    except NoProgram as error:
+        pytest.skip(f"NO HAPROXY, NOTHING BEHIND A PROXY IS TESTED: {error}")
+
+
+def run(name: str, *flags: str) -> tuple[Outcome, dict[str, Any]]:
+    experiment = importlib.import_module(f"loadtest.faults.{name}")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0)
+    experiment.add_options(parser)
+    outcome = experiment.run(parser.parse_args(flags), Console(quiet=True))
+    return outcome, {str(row["figure"]): row["value"] for row in outcome.rows}
+
+
+def test_a_rolling_restart_is_not_noticed_by_callers() -> None:
+    outcome, figures = run(
+        "rolling", "--backbone=fake", "--replicas=2", "--rounds=1", "--rate=100", "--tasks=20"
+    )
+    assert outcome.passed, outcome.facts["examples"]
+    assert figures["restarts"] == 2
+    assert figures["failed requests"] == figures["wrong answers"] == figures["exit codes other than 0"] == 0
+    assert figures["requests"] > 50
+
+
+def test_moves_under_load_mix_nothing() -> None:
+    outcome, figures = run(
+        "publishes", "--backbone=fake", "--replicas=2", "--moves=50", "--rate=100", "--tasks=10", "--movers=2"
+    )
+    # Not whether it `passed`: how soon is for the long form, on a machine that does nothing else.
+    assert not outcome.facts["examples"]
+    assert figures["moves made"] == 50
+    for never in ("tasks that stayed behind", "moves failed", "failed requests", "wrong answers"):
+        assert figures[never] == 0, never
+    assert figures["ways to another server timed"] > 0
+
+
+def test_a_fleet_is_filled_started_loaded_and_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "fleet.png"
+    outcome, figures = run(
+        "fleet",
+        "--backbone=fake",
+        "--replicas=2",
+        "--tasks=50",
+        "--users=2",
+        "--time=2s",
+        f"--picture={picture}",
+    )
+    assert outcome.passed, figures
+    assert figures["requests"] > 10
+    assert figures["replica-1: requests that found their prompt loaded"] > 0
+    assert [look["tasks"] for look in outcome.facts["after"]] == [50, 50]
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,361 @@
+"""What only the store in Redis has: receipts by its settings, errors that say what to do, lost history, Sentinels."""
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from loadtest.faults.fault_proxy import FaultProxy, Mode
+from loadtest.faults.redis_process import RedisProcess, start_sentinel
+from loadtest.server_process import free_port
+from prompt_store import (
+    CorruptVersion,
+    Durability,
+    PromptStore,
+    PromptStoreError,
+    Revision,
+    StoreUnavailable,
+    Target,
+    open_store,
+)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A Redis of the test's own, to do as it likes with."""
+    (tmp_path / "redis").mkdir()
+    with RedisProcess(tmp_path / "redis") as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> Any:
+    store = open_store(url)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+async def test_a_receipt_says_what_redis_promised(own: RedisProcess, build: Any) -> None:
+    async with opened(own.url) as store:
+        for seed, (settings, fsync) in enumerate(
+            [
+                ({}, "always"),
+                ({"appendfsync": "everysec"}, "everysec"),
+                ({"appendfsync": "no"}, "no"),
+                ({"appendfsync": "always", "no-appendfsync-on-rewrite": "yes"}, "no"),
+                ({"appendonly": "no"}, "off"),
+            ]
+        ):
+            for name, value in settings.items():
+                own.run("CONFIG", "SET", name, value)
+            published = await store.publish(build.prompt(seed=seed))
+            assert published.durability == Durability(fsync)
+            assert published.durability.durable == (fsync == "always")
+
+
+async def test_a_receipt_counts_the_replicas_that_confirmed(
+    own: RedisProcess, tmp_path: Path, build: Any
+) -> None:
+    folder = tmp_path / "replica"
+    folder.mkdir()
+    async with opened(f"{own.url}?replicas=1&replicas_timeout=5") as store:
+        own.run("CONFIG", "SET", "appendonly", "no")
+        own.run("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+        with RedisProcess(folder, replicaof=f"127.0.0.1 {own.port}") as replica:
+            await until(lambda: b"master_link_status:up" in raw_info(replica))
+            confirmed = await store.publish(build.prompt())
+            assert confirmed.durability == Durability("off", replicas=1)
+            assert confirmed.durability.durable
+            replica.kill()
+        await store.aclose()
+    async with opened(f"{own.url}?replicas=1&replicas_timeout=0.05") as store:
+        alone = await store.publish(build.prompt(seed=1))
+        assert alone.durability == Durability("off", replicas=0)
+        assert not alone.durability.durable
+
+
+def raw_info(redis: RedisProcess) -> bytes:
+    info = redis.run("INFO", "replication")
+    return info if isinstance(info, bytes) else "\n".join(f"{k}:{v}" for k, v in info.items()).encode()
+
+
+async def until(holds: Any, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+async def test_a_user_without_config_gets_unknown(own: RedisProcess, build: Any) -> None:
+    own.run("ACL", "SETUSER", "app", "on", ">pw", "~promptmux:*", "&promptmux:*", "+@all", "-config")
+    async with opened(own.url.replace("://", "://app:pw@")) as store:
+        assert (await store.publish(build.prompt())).durability == Durability("unknown")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "mends", "advice"),
+    [
+        (["CONFIG SET maxmemory 1"], ["CONFIG SET maxmemory 0"], "raise its maxmemory"),
+        (["REPLICAOF 127.0.0.1 1"], ["REPLICAOF NO ONE"], "name the primary"),
+        (["CONFIG SET min-replicas-to-write 1"], ["CONFIG SET min-replicas-to-write 0"], "too few replicas"),
+    ],
+)
+async def test_a_redis_that_takes_no_writes_says_what_to_do_and_changes_nothing(
+    own: RedisProcess, build: Any, breaks: list[str], mends: list[str], advice: str
+) -> None:
+    async with opened(own.url) as store:
+        version = (await store.publish(build.prompt())).version
+        alias = (await store.set_alias("sentiment", "current", [Target(version)], expected_revision=0)).alias
+        before = await store.list()
+        for command in breaks:
+            own.run(*command.split())
+        for write in (
+            store.publish(build.prompt(seed=1)),
+            store.set_alias("sentiment", "current", [Target(version)], expected_revision=alias.revision),
+            store.delete_alias("sentiment", "current", expected_revision=alias.revision),
+            store.delete_task("sentiment", force=True),
+        ):
+            with pytest.raises(StoreUnavailable, match=advice) as caught:
+                await write
+            assert caught.value.retry_after > 0
+        assert await store.get("sentiment", version) == build.prompt()
+        assert await store.list() == before
+        for command in mends:
+            own.run(*command.split())
+        assert (await store.publish(build.prompt(seed=1))).created
+
+
+async def test_a_wrong_password_and_none_say_so(own: RedisProcess) -> None:
+    own.run("CONFIG", "SET", "requirepass", "right")
+    for login, advice in (
+        ("", "password"),
+        (":wrong@", "user or password"),
+        ("nobody:wrong@", "user or password"),
+    ):
+        async with opened(own.url.replace("://", f"://{login}")) as store:
+            with pytest.raises(StoreUnavailable, match=advice) as caught:
+                await store.revision()
+            assert "wrong" not in str(caught.value)
+
+
+async def test_nobody_there_says_so(tmp_path: Path) -> None:
+    async with opened("redis://127.0.0.1:1") as store:
+        with pytest.raises(StoreUnavailable, match="check that it runs"):
+            await store.revision()
+    async with opened("redis+sentinel://127.0.0.1:1/mymaster") as store:
+        with pytest.raises(StoreUnavailable, match="Sentinels"):
+            await store.revision()
+
+
+async def test_a_redis_that_hangs_is_given_up(own: RedisProcess, build: Any) -> None:
+    async with opened(f"{own.url}?timeout=0.3") as store:
+        version = (await store.publish(build.prompt())).version
+        own.pause()
+        try:
+            for call in (
+                store.get("sentiment", version),
+                store.publish(build.prompt(seed=1)),
+                store.revision(),
+            ):
+                began = time.monotonic()
+                with pytest.raises(StoreUnavailable, match="in time"):
+                    await call
+                assert time.monotonic() - began < 3
+        finally:
+            own.resume()
+        assert await store.get("sentiment", version) == build.prompt()
+
+
+async def test_a_cancelled_call_leaves_no_answer_for_the_next(own: RedisProcess, build: Any) -> None:
+    """An answer that is still on its way must not be taken for that of another call (CVE-2023-28858)."""
+    files = {task: build.prompt(task) for task in ("a", "b", "c", "d")}
+    async with FaultProxy("127.0.0.1", own.port, delay=0.005) as proxy:
+        proxy.mode = Mode.LATENCY
+        async with opened(f"redis://127.0.0.1:{proxy.port}") as store:
+            versions = {task: (await store.publish(data)).version for task, data in files.items()}
+            for turn in range(40):
+                task = "abcd"[turn % 4]
+                call = asyncio.create_task(store.get(task, versions[task]))
+                await asyncio.sleep(0.0005 * turn)
+                call.cancel()
+                results = await asyncio.gather(*(store.get(t, versions[t]) for t in "abcd"))
+                assert results == [files[t] for t in "abcd"]
+                await asyncio.gather(call, return_exceptions=True)
+
+
+async def test_a_restarted_redis_is_found_again(own: RedisProcess, build: Any) -> None:
+    async with opened(own.url) as store:
+        published = await store.publish(build.prompt())
+        own.kill()
+        with pytest.raises(StoreUnavailable):
+            await store.revision()
+        own.start()
+        assert await store.revision() == published.revision
+        assert await store.get("sentiment", published.version) == build.prompt()
+        assert (await store.publish(build.prompt(seed=1))).revision.number == 2
+
+
+async def test_a_redis_that_came_back_without_its_end_is_told_by_watch(
+    own: RedisProcess, tmp_path: Path, build: Any
+) -> None:
+    """The numbers go on from the older state: only the marks show that 3 is not the 3 that was seen."""
+    async with opened(own.url) as store, opened(own.url) as other:
+        await store.publish(build.prompt())
+        own.run("CONFIG", "SET", "appendonly", "no")  # from here on nothing is kept
+        await store.publish(build.prompt(seed=1))
+        seen = (await store.publish(build.prompt(seed=2))).revision
+        own.kill()
+        own.start()
+        for seed in (3, 4, 5):
+            await other.publish(build.prompt(seed=seed))
+        changes = await store.watch(seen, timeout=0)
+        assert changes.reset
+        assert changes.revision == Revision(seen.epoch, 4)
+
+
+async def test_a_flushed_redis_is_a_new_epoch(own: RedisProcess, build: Any) -> None:
+    async with opened(own.url) as store:
+        seen = (await store.publish(build.prompt())).revision
+        own.run("FLUSHALL")
+        changes = await store.watch(seen, timeout=5)
+        assert changes.reset
+        assert changes.revision.epoch != seen.epoch
+        published = await store.publish(build.prompt())
+        assert published.created
+        assert published.revision == Revision(changes.revision.epoch, 1)
+
+
+async def test_a_store_whose_own_hash_was_lost_numbers_nothing_again(own: RedisProcess, build: Any) -> None:
+    async with opened(own.url) as store:
+        for seed in range(3):
+            await store.publish(build.prompt(seed=seed))
+        own.run("DEL", "promptmux:store")
+        assert (await store.publish(build.prompt(seed=3))).revision.number == 4
+
+
+async def test_another_schema_is_refused(own: RedisProcess, build: Any) -> None:
+    async with opened(own.url) as store:
+        await store.publish(build.prompt())
+        own.run("HSET", "promptmux:store", "schema", "2")
+        for call in (store.revision(), store.publish(build.prompt(seed=1)), store.list()):
+            with pytest.raises(PromptStoreError, match="another prefix"):
+                await call
+
+
+async def test_two_prefixes_are_two_stores(own: RedisProcess, build: Any) -> None:
+    async with opened(f"{own.url}?prefix=a:") as one, opened(f"{own.url}?prefix=b:") as two:
+        await one.publish(build.prompt())
+        assert (await two.list()).tasks == ()
+        assert {key.split(b":")[0] for key in own.run("KEYS", "*")} == {b"a", b"b"}
+
+
+async def test_a_hint_wakes_a_watcher_before_its_next_look(own: RedisProcess, build: Any) -> None:
+    async with opened(own.url) as store, opened(own.url) as other:
+        now = (await store.publish(build.prompt())).revision
+        warm = asyncio.create_task(store.watch(now, timeout=1.2))  # until the subscription stands
+        await warm
+        waits = []
+        for seed in range(1, 6):
+            watcher = asyncio.create_task(store.watch(now, timeout=5))
+            await asyncio.sleep(0.02)
+            began = time.monotonic()
+            await other.publish(build.prompt(seed=seed))
+            now = (await watcher).revision
+            waits.append(time.monotonic() - began)
+        assert sorted(waits)[2] < 0.25  # a look comes every half second
+
+
+async def test_a_forged_blob_is_refused(own: RedisProcess, build: Any) -> None:
+    """Another valid prompt of the same length under this version's name."""
+    async with opened(own.url) as store:
+        version = (await store.publish(build.prompt())).version
+        other = build.prompt(seed=1)
+        assert len(other) == len(build.prompt())
+        own.run("SET", f"promptmux:blob:{version}", other)
+        with pytest.raises(CorruptVersion):
+            await store.get("sentiment", version)
+        assert (await store.publish(build.prompt())).created is False
+        assert await store.get("sentiment", version) == build.prompt()
+
+
+async def test_a_failover_by_sentinel_is_followed(own: RedisProcess, tmp_path: Path, build: Any) -> None:
+    folders = {name: tmp_path / name for name in ("replica", "sentinel")}
+    for folder in folders.values():
+        folder.mkdir()
+    with (
+        RedisProcess(folders["replica"], replicaof=f"127.0.0.1 {own.port}") as replica,
+        start_sentinel(folders["sentinel"], own.port) as sentinel,
+    ):
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster?replicas=1"
+        async with opened(url) as store:
+            await until(lambda: b"master_link_status:up" in raw_info(replica))
+            before = await store.publish(build.prompt())
+            assert before.durability.replicas == 1
+            await until(lambda: knows(sentinel))
+            own.kill()
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    after = await store.publish(build.prompt(seed=1))
+                    break
+                except StoreUnavailable:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.2)
+            assert after.revision == Revision(before.revision.epoch, 2)
+            assert await store.get("sentiment", before.version) == build.prompt()
+            assert not (await store.watch(before.revision, timeout=0)).reset
+
+
+def knows(sentinel: RedisProcess) -> bool:
+    """Whether the Sentinel knows of the replica."""
+    return bool(sentinel.run("SENTINEL", "REPLICAS", "mymaster"))
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> dict[str, str]:
+    """The files of a certificate for 127.0.0.1 that signed itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl on the PATH to make a certificate with")
+    files = {"key": str(tmp_path / "key.pem"), "cert": str(tmp_path / "cert.pem")}
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", files["key"], "-out", files["cert"]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return files
+
+
+async def test_over_tls(own: RedisProcess, certificate: dict[str, str], build: Any) -> None:
+    port = free_port()
+    settings = {
+        "tls-cert-file": certificate["cert"],
+        "tls-key-file": certificate["key"],
+        "tls-ca-cert-file": certificate["cert"],
+        "tls-auth-clients": "no",
+        "tls-port": str(port),
+    }
+    try:
+        for name, value in settings.items():
+            own.run("CONFIG", "SET", name, value)
+    except ResponseError:
+        pytest.skip("this redis-server was built without TLS")
+    async with opened(f"rediss://127.0.0.1:{port}?ca={certificate['cert']}") as store:
+        assert (await store.publish(build.prompt())).created
+    async with opened(f"rediss://127.0.0.1:{port}") as stranger:
+        with pytest.raises(StoreUnavailable):
+            await stranger.revision()
+
+
+async def test_many_stores_make_a_new_place_once(own: RedisProcess) -> None:
+    stores: list[PromptStore] = [open_store(own.url) for _ in range(10)]
+    assert len(set(await asyncio.gather(*(store.revision() for store in stores)))) == 1
+    await asyncio.gather(*(store.aclose() for store in stores))
