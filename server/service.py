@@ -209,7 +209,8 @@ class Service:
             try:
                 data = await asyncio.to_thread(path.read_bytes)
                 task_id = (await asyncio.to_thread(decode_prompt, data)).manifest.task_id
-                if not await self._untouched(task_id):
+                # One from the snapshot is the operator's by now, also where the store lost it.
+                if self.catalogue.get(task_id) is not None or not await self._untouched(task_id):
                     continue
                 await self.loader.try_out(data, task_id)
                 version = version_of(data)
