@@ -35,7 +35,7 @@ def load_native(cache: Path, head_dim: int) -> NativeAttention:
     vectors = vectors_of(head_dim)
     if vectors > MOST_VECTORS:
         raise NativeUnavailable(f"heads of {head_dim} dimensions are wider than {MOST_VECTORS * LANES}")
-    compiler = _compiler()
+    compiler = find_compiler()
     flags = (*_FLAGS, f"-DVECTORS={vectors}")
     try:
         identity = hashlib.sha256()
@@ -73,7 +73,13 @@ def _version(compiler: str) -> bytes:
     )
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """The compiler's path: CXX, else the first that is there.
+
+    Raises:
+        NativeUnavailable: there is none.
+
+    """
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         found = shutil.which(name) if name else None
         if found is not None:

@@ -68,7 +68,7 @@ def load_backbone(
 
     folder = locate(name, revision)
     chosen = choose_device(device)
-    cache = cache_dir or _user_cache()
+    cache = cache_dir or user_cache()
     compiling: Future[NativeAttention] | None = None
     identity = fingerprint(folder, cache=cache / "fingerprints.json")
     try:
@@ -240,7 +240,8 @@ def _built_in() -> Path:
     return folder
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
+    """Where fingerprints and compiled kernels are kept: under XDG_CACHE_HOME, else in the home folder."""
     root = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(root) if root else Path.home() / ".cache") / "promptmux"

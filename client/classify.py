@@ -54,15 +54,16 @@ class Client(Connection):
         texts: Text | list[Text] | list[str],
         *,
         version: str | None = None,
-        min_revision: str | None = None,
         request_key: str | None = None,
+        min_revision: str | None = None,
     ) -> Answer:
         """Labels of one text or many; `version` is an alias or a SHA-256, `current` when None.
 
-        With `min_revision`, from a receipt or an answer, the server answers from a catalogue that has seen it: what
-        was published is what answers, on every replica; ApiError 503 `revision_not_reached` where one is far behind.
         While an alias is split between versions, requests with the same `request_key` (a user's id, say) get the
         same version.
+
+        With `min_revision`, from a receipt or an answer, the server answers from a catalogue that has seen it: what
+        was published is what answers, on every replica; ApiError 503 `revision_not_reached` where one is far behind.
 
         Raises ApiError (404 for an unknown task, 422 for a bad text, 429 when the server is full) or
         UnreachableError.

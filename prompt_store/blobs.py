@@ -92,6 +92,10 @@ class BlobFolder:
         for entry in _files_older_than(self._temporary, seconds):
             Path(entry.path).unlink(missing_ok=True)
 
+    def leftovers(self, seconds: float) -> int:
+        """How many files `remove_leftovers` would remove."""
+        return sum(1 for _ in _files_older_than(self._temporary, seconds))
+
     def _path(self, digest: str) -> Path:
         return self._blobs / f"{digest}{_SUFFIX}"
 

@@ -24,6 +24,7 @@ from prompt_store.catalogue_thread import CatalogueThread
 from prompt_store.codec import version_of
 from prompt_store.errors import CorruptVersion, NotFound, StoreUnavailable
 from prompt_store.names import check_alias, check_task_id
+from prompt_store.schema import CATALOGUE
 from prompt_store.store import (
     Changes,
     Collected,
@@ -54,8 +55,9 @@ class FileStore(PromptStore):
     """`PromptStore` in the folder `root`, which is made on first use. Opens nothing until then."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._blobs = BlobFolder(root)
-        path = root / "catalogue.sqlite3"
+        path = root / CATALOGUE
         # Two connections: a writer that waits for another process's lock must not keep readers waiting.
         self._reader = CatalogueThread(path, self._blobs, "prompt-store-read")
         self._writer = CatalogueThread(path, self._blobs, "prompt-store-write")

@@ -3,17 +3,18 @@
 Owns: the client's settings, one round trip with one script, and the translation of redis-py's errors. Must not know:
 what the scripts do.
 
-No command is tried again here: a write whose answer was lost may have been made, and only the caller knows whether to
-ask for it once more.
+A read without an answer is asked again on another connection. A write is sent once: one whose answer was lost may have
+been made, and only the caller knows whether to ask for it once more.
 """
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from redis import exceptions
 from redis.asyncio import Redis
@@ -26,9 +27,12 @@ from prompt_store.errors import StoreUnavailable
 from prompt_store.redis_url import RedisPlace
 from prompt_store.store import Durability
 
+T = TypeVar("T")
+
 _CONNECT_SECONDS: Final = 2.0
+_AGAIN_SECONDS: Final = 1.0
 _CALLS_AT_ONCE: Final = 32  # each has a connection; more of them wait their turn
-_CONNECTIONS: Final = _CALLS_AT_ONCE + 8  # for polls, which do not wait, and the subscription
+MOST_CONNECTIONS: Final = _CALLS_AT_ONCE + 8  # for polls, which do not wait, and the subscription
 
 # What Redis writes in capitals at the head of an error, also of one inside a script.
 _BY_WORD: Final = {
@@ -72,7 +76,7 @@ class RedisConnection:
             "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
-            "max_connections": _CONNECTIONS,
+            "max_connections": MOST_CONNECTIONS,
             **(place.tls or {}),
         }
         self._sentinel: Sentinel | None = None
@@ -91,28 +95,37 @@ class RedisConnection:
             )
             self._redis = self._sentinel.master_for(place.service)
 
+    @property
+    def redis(self) -> Redis:
+        """The client itself, without a bound on the time that a call takes."""
+        return self._redis
+
+    @property
+    def sentinels(self) -> tuple[Redis, ...]:
+        """A client for each Sentinel, in the URL's order; none where the URL names the primary itself."""
+        return () if self._sentinel is None else tuple(self._sentinel.sentinels)
+
     def subscriber(self) -> PubSub:
         """A connection of its own, to hear messages on."""
         return self._redis.pubsub(ignore_subscribe_messages=True)
 
     async def command(self, *words: str | int) -> Any:
-        """What one command answers; StoreUnavailable."""
-        async with self._in_time(self._place.timeout):
-            return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+        """What one command that reads answers; StoreUnavailable."""
+        async with self._turns, self._in_time(self._place.timeout):
+            return await _first_of(
+                lambda: self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+            )
 
     async def ask(
-        self, script: str, *arguments: str | int | float | bytes, patience: float | None = None
+        self, script: str, *arguments: str | int | float | bytes, urgent: bool = False
     ) -> list[Any]:
-        """What a script answers; StoreUnavailable.
+        """What a script that reads answers; StoreUnavailable.
 
-        A call with `patience`, in seconds, does not wait behind others: a poll must not be late for a slow download.
+        An `urgent` one does not wait behind others: a poll must not be late for a slow download.
         """
-        if patience is not None:
-            with as_unavailable():
-                async with asyncio.timeout(patience):
-                    return list((await self._send(script, arguments))[0])
-        async with self._in_time(self._place.timeout):
-            return list((await self._send(script, arguments))[0])
+        turn = contextlib.nullcontext() if urgent else self._turns
+        async with turn, self._in_time(self._place.timeout):
+            return list((await _first_of(lambda: self._send(script, arguments)))[0])
 
     async def tell(self, script: str, *arguments: str | int | float | bytes) -> tuple[list[Any], Durability]:
         """What a script that writes answers, and what Redis promises of it; StoreUnavailable.
@@ -122,7 +135,10 @@ class RedisConnection:
         place = self._place
         wait = ("WAIT", place.replicas, int(place.replicas_timeout * 1000))
         more = [("CONFIG", "GET", "*append*"), *([wait] if place.replicas else [])]
-        async with self._in_time(place.timeout + (place.replicas_timeout if place.replicas else 0.0)):
+        async with (
+            self._turns,
+            self._in_time(place.timeout + (place.replicas_timeout if place.replicas else 0.0)),
+        ):
             answer, settings, *confirmed = await self._send(script, arguments, *more)
         replicas = confirmed[0] if confirmed and isinstance(confirmed[0], int) else 0
         return list(answer), Durability(_fsync(settings), replicas)
@@ -137,10 +153,9 @@ class RedisConnection:
 
     @asynccontextmanager
     async def _in_time(self, seconds: float) -> AsyncIterator[None]:
-        async with self._turns:
-            with as_unavailable():
-                async with asyncio.timeout(seconds):
-                    yield
+        with as_unavailable():
+            async with asyncio.timeout(seconds):
+                yield
 
     async def _send(
         self, script: str, arguments: Sequence[str | int | float | bytes], *commands: tuple[object, ...]
@@ -161,6 +176,29 @@ class RedisConnection:
         if isinstance(results[0], Exception):
             raise results[0]
         return results
+
+
+async def _first_of(ask: Callable[[], Awaitable[T]]) -> T:
+    """The first answer to a read, which is asked again each second on another connection.
+
+    A network that broke without a word looks like a slow one from here, and an answer that was lost never comes: after
+    the network healed, only a new connection gives one. A slow network's answer is taken when it comes.
+    """
+    waiting: set[asyncio.Future[T]] = set()
+    try:
+        while True:
+            waiting.add(asyncio.ensure_future(ask()))
+            done, waiting = await asyncio.wait(
+                waiting, timeout=_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            for one in sorted(done, key=lambda one: one.exception() is not None):
+                if one.exception() is None or not waiting:
+                    return one.result()
+    finally:
+        for one in waiting:
+            one.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
 
 
 @cache
@@ -199,6 +237,8 @@ def as_unavailable() -> Iterator[None]:
 
 
 def _advice(error: BaseException) -> str:
+    if "user executing the script" in str(error):  # no NOPERM from inside a script
+        return _BY_WORD["NOPERM"]
     words = set(str(error).replace("-", " ").replace(":", " ").split())
     for word, advice in _BY_WORD.items():
         if word in words:

@@ -44,7 +44,6 @@ from prompt_store.store import (
 )
 
 POLL_SECONDS: Final = 0.5
-_POLL_PATIENCE: Final = 1.0  # a poll that is not answered by then is given up, and its connection with it
 _MARKS_KEPT: Final = 256  # revisions that a watcher may still ask about
 COLLECT_CHUNK: Final = 100
 
@@ -193,13 +192,12 @@ class RedisStore(PromptStore):
         """See `PromptStore.watch`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
+        woken = True
         while True:
             changed = self._changed  # taken before the look, so that nothing between look and wait is missed
-            try:
-                changes = await self._changes(after)
-            except StoreUnavailable:
-                self._hints.drop()  # its connection may be dead without knowing it
-                raise
+            changes = await self._changes(after)
+            if changes.revision != after and not woken:
+                self._hints.drop()  # it told nothing: its connection may be dead without knowing it
             remaining = deadline - loop.time()
             if changes.reset or changes.revision != after or remaining <= 0:
                 return changes
@@ -207,7 +205,8 @@ class RedisStore(PromptStore):
             with suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it can swallow a cancellation that meets its own time-out.
                 async with asyncio.timeout(min(POLL_SECONDS, remaining)):
-                    await changed.wait()
+                    woken = False
+                    woken = await changed.wait()
 
     async def revision(self) -> Revision:
         """See `PromptStore.revision`."""
@@ -218,7 +217,7 @@ class RedisStore(PromptStore):
         before, blobs, size = time.time() - grace, 0, 0
         more = True
         while more:  # a few at a time, for Redis does nothing else meanwhile
-            count, freed, more = await self._read("collect", before, COLLECT_CHUNK)
+            (count, freed, more), _ = await self._write("collect", before, COLLECT_CHUNK)
             blobs, size = blobs + int(count), size + int(freed)
         return Collected(blobs, size)
 
@@ -236,9 +235,7 @@ class RedisStore(PromptStore):
 
     async def _changes(self, after: Revision) -> Changes:
         mark = self._marks.get(after, "")
-        reset, tasks, stand = await self._read(
-            "changes", after.epoch, after.number, mark, patience=_POLL_PATIENCE
-        )
+        reset, tasks, stand = await self._read("changes", after.epoch, after.number, mark, urgent=True)
         return Changes(self._stand(stand), tuple(task.decode() for task in tasks), bool(reset))
 
     def _stand(self, stand: Sequence[Any]) -> Revision:
@@ -252,12 +249,10 @@ class RedisStore(PromptStore):
                 self._marks.popitem(last=False)
         return revision
 
-    async def _read(
-        self, script: str, *arguments: Any, about: str = "", patience: float | None = None
-    ) -> Answer:
+    async def _read(self, script: str, *arguments: Any, about: str = "", urgent: bool = False) -> Answer:
         self._check_open()
         epoch = secrets.token_hex(8)  # of a new store, if there is none
-        return unwrapped(await self._connection.ask(script, epoch, *arguments, patience=patience), about)
+        return unwrapped(await self._connection.ask(script, epoch, *arguments, urgent=urgent), about)
 
     async def _write(
         self, script: str, *arguments: Any, about: str = "", alias: str = "", expected: int | None = None

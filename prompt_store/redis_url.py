@@ -27,6 +27,7 @@ SCHEMES: Final = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
 _OPTIONS: Final = (
     "prefix", "replicas", "replicas_timeout", "timeout", "ca", "cert", "key", "sentinel_user", "sentinel_password",
 )  # fmt: skip
+_HIDDEN: Final = "********"
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._:{}-]{1,64}")
 
 
@@ -87,6 +88,18 @@ def parse_redis_url(url: str) -> RedisPlace:
             if name in options
         },
     )
+
+
+def without_secrets(url: str) -> str:
+    """`url` as it may be shown and logged: its passwords are hidden. A URL of any kind of store will do."""
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    user, colon, _ = login.partition(":")  # not `parts.password`: a list of Sentinels is no host to it
+    netloc = f"{user}:{_HIDDEN}@{hosts}" if at and colon else parts.netloc
+    query = re.sub(r"(?<=password=)[^&]*", _HIDDEN, parts.query)
+    if (netloc, query) == (parts.netloc, parts.query):
+        return url  # as it was given, for somebody who looks for it
+    return parts._replace(netloc=netloc, query=query).geturl()
 
 
 def _options(query: str) -> dict[str, str]:

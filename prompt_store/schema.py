@@ -13,6 +13,7 @@ from typing import Final
 
 from prompt_store.errors import PromptStoreError, StoreUnavailable
 
+CATALOGUE: Final = "catalogue.sqlite3"  # in the store's folder
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x70_6D_75_78  # "pmux": tells our file from another program's
 BUSY_SECONDS: Final = 5.0

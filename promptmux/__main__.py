@@ -21,6 +21,7 @@ _COMMANDS = {
     "rollback": "promptmux.commands.rollback",
     "tasks": "promptmux.commands.tasks",
     "collect": "promptmux.commands.collect",
+    "doctor": "promptmux.commands.doctor",
     "inspect": "promptmux.commands.inspect",
     "key": "promptmux.commands.key",
     "bench": "promptmux.commands.bench",

@@ -102,7 +102,7 @@ def create_apps(
     view = View(metrics)
     snapshot = None if folder is None else Snapshot(folder, settings.store, catalogue, view, metrics)
     sync = PromptSync(store, catalogue, prepare, view, metrics)
-    guard = Guard(store, catalogue, sync.refresh, metrics, max_errors=settings.canary_max_errors)
+    guard = Guard(store, catalogue, sync.refresh_after_write, metrics, max_errors=settings.canary_max_errors)
     engine = Engine(catalogue, view, cache, batcher, traffic, guard, metrics)
 
     def standing() -> Standing:

@@ -83,16 +83,18 @@ class Catalogue:
     def put(self, task: ServedTask) -> None:
         """Serve `task` from now on as it says."""
         before = self._tasks.get(task.task_id)
-        self._tasks[task.task_id] = task
-        self._tell(task.task_id, before, task)
+        if before != task:
+            self._tasks[task.task_id] = task
+            self._tell(task.task_id, before, task)
 
     def drop(self, task_id: str) -> None:
         """Serve the task no longer."""
         before = self._tasks.pop(task_id, None)
-        self._tell(task_id, before, None)
+        if before is not None:
+            self._tell(task_id, before, None)
 
     def listen(self, listener: Listener) -> None:
-        """Call `listener` after every `put` and `drop`."""
+        """Call `listener` after every `put` and `drop` that changed something."""
         self._listeners.append(listener)
 
     def detour(self, task_id: str, alias: str, targets: tuple[Target, ...] | None) -> None:

@@ -73,8 +73,7 @@ class Engine:
         guard: Guard,
         metrics: Metrics,
     ) -> None:
-        self._catalogue, self._view = catalogue, view
-        self._cache, self._batcher = cache, batcher
+        self._catalogue, self._view, self._cache, self._batcher = catalogue, view, cache, batcher
         self._traffic, self._guard, self._metrics = traffic, guard, metrics
         self._device_hits = metrics.tier_hits.labels("device")
         self._device_misses = metrics.tier_misses.labels("device")

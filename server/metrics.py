@@ -80,6 +80,14 @@ class Metrics:
         self.prompt_loads = counter("prompt_loads", "Prompts copied to the device, by result", "result")
         self.prompt_load_time = histogram("prompt_load_seconds", "From the store to the device", _FAST)
 
+        self.quarantines = counter(
+            "quarantined_versions",
+            "Versions that this server stopped using for their errors, by code",
+            "code",
+        )
+        self.auto_rollbacks = counter(
+            "auto_rollbacks", "Aliases that this server moved off a version for its errors, by code", "code"
+        )
         self.tier_bytes = gauge("tier_bytes", "Prompts held, by tier: device, host, disk", "tier")
         self.tier_entries = gauge("tier_entries", "Number of prompts held", "tier")
         self.tier_hits = counter("tier_hits", "Looks into a tier that found the prompt there, whole", "tier")
@@ -89,14 +97,6 @@ class Metrics:
         )
         self.tier_evictions = counter("tier_evictions", "Prompts dropped to make room", "tier")
         self.tier_errors = counter("tier_errors", "Reads and writes that the tier's disk refused", "tier")
-        self.quarantines = counter(
-            "quarantined_versions",
-            "Versions that this server stopped using for their errors, by code",
-            "code",
-        )
-        self.auto_rollbacks = counter(
-            "auto_rollbacks", "Aliases that this server moved off a version for its errors, by code", "code"
-        )
 
         self.tasks = gauge("catalogue_tasks", "Tasks served")
         self.missing_tasks = gauge(

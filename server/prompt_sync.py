@@ -34,7 +34,7 @@ from server.view import View
 
 _WATCH_SECONDS: Final = 0.5  # a quarter of how far behind the view may be
 _MEND_SECONDS: Final = 5.0  # between two tries at versions that were refused
-_RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+_RETRY_SECONDS: Final = (0.1, 0.2, 0.5)  # no longer: what heals is to be seen at once
 _TASKS_AT_ONCE: Final = 8
 _PAGE: Final = 500
 _WARM_TASKS: Final = 64  # at start; the others are loaded by their first request

@@ -92,7 +92,7 @@ class Service:
         )
         self.decoder.serve_with(backbone)
         await self.tiers.open()
-        work = [self._warm, self.guard.work]
+        work = [self.guard.work, self._warm]
         if await self._take_in_store(backbone.fingerprint):
             work.append(self.sync.follow)
         else:

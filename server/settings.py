@@ -6,12 +6,10 @@ know: what a setting does. Read once, by whoever starts the server, and handed o
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -23,6 +21,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 from pydantic_settings.exceptions import SettingsError as SourceError
+
+from prompt_store.redis_url import without_secrets
 
 _HIDDEN = "********"
 
@@ -181,7 +181,7 @@ class Settings(BaseSettings):
         """What holds, for the log: secrets are hidden."""
         values = self.model_dump(mode="json")
         values["api_keys"] = [f"{key.rpartition(':')[0]}:{_HIDDEN}" for key in self.api_keys]
-        values["store"] = _without_password(self.store)
+        values["store"] = without_secrets(self.store)
         return values
 
 
@@ -211,12 +211,3 @@ def _explain(error: ValidationError) -> str:
         text = "no such setting" if one["type"] == "extra_forbidden" else one["msg"]
         lines.append(f"{name}: {text}" if name else text)
     return "; ".join(lines)
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
-    user, colon, _ = login.partition(":")  # not `parts.password`: a list of Sentinels is no host to it
-    hidden = f"{user}:{_HIDDEN}@{hosts}" if at and colon else parts.netloc
-    query = re.sub(r"(?<=password=)[^&]*", _HIDDEN, parts.query)
-    return parts._replace(netloc=hidden, query=query).geturl()

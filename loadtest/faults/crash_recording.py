@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -22,7 +20,7 @@ from typing import Final
 from loadtest.faults.crash_scenarios import SCENARIOS, State
 from loadtest.faults.operations import Mark, Operation, Sync, Tree, Write, read_tree
 from loadtest.faults.power_cut import Disk
-from loadtest.faults.syscalls import record
+from loadtest.faults.syscalls import record, run_to_the_end
 from loadtest.server_process import ROOT
 
 OURS: Final = "ours: "
@@ -53,7 +51,7 @@ class Recording:
             before: State | None = None
             if "setup" in SCENARIOS[kind][scenario]:
                 setup = [*command, "setup", str(earlier)]
-                subprocess.run(setup, cwd=root, env={**os.environ, **path}, check=True, capture_output=True)
+                run_to_the_end(setup, root, path)
                 (before,) = _states(earlier.read_text().splitlines()).values()
             base = _without_shared_memory(read_tree(root))
             run = [*command, "run", str(marks)]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import csv
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time", default="120s", help="of locust's run")
     parser.add_argument("--mix", choices=workload.MIXES, default="zipf")
     parser.add_argument(
+        "--data",
+        type=Path,
+        default=None,
+        help="Redis's data stays in this folder; a second run need not fill it",
+    )
+    parser.add_argument(
         "--csv", type=Path, default=None, help="a folder for locust's CSV files and HTML report"
     )
     parser.add_argument(
@@ -53,44 +61,43 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> Outcome:
     """Fill, start, load, look."""
-    shape = shape_of(options.backbone)
-    with tempfile.TemporaryDirectory() as folder, RedisProcess(Path(folder) / "redis") as redis:
-        scratch = Path(folder)
-        filling, size = _fill(redis.url, options.tasks, shape, console)
-        console.print(f"filled in {filling:.0f} s; starting {options.replicas} replicas …", highlight=False)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        redis = RedisProcess(options.data or scratch / "redis")
+        redis.start(patience=300)  # it may load the data of a run before
+        stack.enter_context(redis)
+        filled = _filled(redis, options, console)
+        console.print(f"filled; starting {options.replicas} replicas …", highlight=False)
         began = time.monotonic()
-        with (
-            replicas(options.replicas, redis.url, scratch, backbone=options.backbone) as running,
-            ProxyProcess(
-                scratch / "proxy", free_ports(1)[0], {replica.name: replica.port for replica in running}
-            ) as proxy,
-        ):
-            together = time.monotonic() - began
-            running[0].stop()
-            alone = running[0].start()
-            for replica in running:
-                proxy.wait_until(replica.name, "UP")
-            listing = _timed_listing(running[0])
-            before = [_looked_at(replica) for replica in running]
-            console.print(f"started in {together:.1f} s; locust for {options.time} …", highlight=False)
-            reports = (options.csv or scratch) / "fleet"
-            reports.parent.mkdir(parents=True, exist_ok=True)
-            _locust(proxy.url, options, reports)
-            after = [_looked_at(replica) for replica in running]
-            memory = redis.run("INFO", "memory")
+        running = stack.enter_context(
+            replicas(options.replicas, redis.url, scratch, backbone=options.backbone)
+        )
+        together = time.monotonic() - began
+        ports = {replica.name: replica.port for replica in running}
+        proxy = stack.enter_context(ProxyProcess(scratch / "proxy", free_ports(1)[0], ports))
+        running[0].stop()
+        alone = running[0].start()
+        for replica in running:
+            proxy.wait_until(replica.name, "UP")
+        listing = _timed_listing(running[0])
+        before = [_looked_at(replica) for replica in running]
+        console.print(f"started in {together:.1f} s; locust for {options.time} …", highlight=False)
+        reports = (options.csv or scratch) / "fleet"
+        _locust(proxy.url, options, reports)
+        after = [_looked_at(replica) for replica in running]
+        memory = redis.run("INFO", "memory")["used_memory"]
         total = _total(reports)
         if options.picture is not None:
-            draw(
-                Path(f"{reports}_stats_history.csv"),
-                options.picture,
+            title = (
                 f"{options.replicas} servers, one Redis, {options.tasks:,} tasks, {options.users} users, "
-                f"{options.mix} mix",
+                f"{options.mix} mix"
             )
+            draw(Path(f"{reports}_stats_history.csv"), options.picture, title)
     figures = {
         "tasks": options.tasks,
-        "bytes of a prompt file": size,
-        "tasks published a second": round(options.tasks / filling, 1),
-        "Redis, MB": round(memory["used_memory"] / 1e6, 1),
+        "bytes of a prompt file": filled["bytes"],
+        "tasks published a second": round(options.tasks / filled["seconds"], 1),
+        "Redis, MB": round(memory / 1e6, 1),
         "start of all replicas together, s": round(together, 1),
         "start of one replica beside the others, s": round(alone, 1),
         "GET /v1/models, s": round(listing, 2),
@@ -127,11 +134,29 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
     )
 
 
-def _fill(url: str, count: int, shape: Any, console: Console) -> tuple[float, int]:
+def _filled(redis: RedisProcess, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Fill the store, unless a run before has done so; what that took."""
+    note = redis.folder / "filled.json"
+    wanted = {"tasks": options.tasks, "backbone": options.backbone}
+    if note.exists():
+        filled: dict[str, Any] = json.loads(note.read_text())
+        if not wanted.items() <= filled.items():
+            raise ValueError(f"{redis.folder} holds {filled}, not {wanted}: take another folder")
+        return filled
     columns = (TextColumn("publishing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        shown = progress.add_task("", total=count)
-        return asyncio.run(fill(url, workload.task_ids(count), shape, lambda: progress.advance(shown)))
+        shown = progress.add_task("", total=options.tasks)
+        seconds, size = asyncio.run(
+            fill(
+                redis.url,
+                workload.task_ids(options.tasks),
+                shape_of(options.backbone),
+                lambda: progress.advance(shown),
+            )
+        )
+    filled = {**wanted, "seconds": seconds, "bytes": size}
+    note.write_text(json.dumps(filled))
+    return filled
 
 
 @dataclass(frozen=True)
@@ -173,6 +198,8 @@ def _locust(url: str, options: argparse.Namespace, reports: Path) -> None:
         *("--task-ids", f"load:{options.tasks}", "--mix", options.mix, "--p99", str(_NOBODY_WAITS)),
         *("--csv", str(reports), "--html", f"{reports}.html", "--only-summary"),
     ]
+    reports.parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{reports}_stats.csv").unlink(missing_ok=True)
     # Its verdict is in the files: a failed request makes its exit code 1.
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if not Path(f"{reports}_stats.csv").exists():
@@ -199,8 +226,12 @@ def _total(reports: Path) -> _Total:
         int(row["Request Count"]),
         int(row["Failure Count"]),
         float(row["Requests/s"]),
-        float(row["50%"]),
-        float(row["95%"]),
-        float(row["99%"]),
+        _milliseconds(row["50%"]),
+        _milliseconds(row["95%"]),
+        _milliseconds(row["99%"]),
         float(row["Max Response Time"]),
     )
+
+
+def _milliseconds(text: str) -> float:
+    return math.nan if text == "N/A" else float(text)  # nothing was answered

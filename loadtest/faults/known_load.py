@@ -131,12 +131,13 @@ class KnownLoad:
 
 
 def _rounds(tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
-    # In another order each time: in always the same, a tier that holds the latest ones would never have the next.
+    # Beside each task's turn one at random: in turn alone, what a tier holds would hardly ever be asked for again.
     rng, order = random.Random(0), list(tasks)
     while True:
         rng.shuffle(order)
         for task in order:
             yield task, rng.choice(TEXTS)
+            yield rng.choice(tasks), rng.choice(TEXTS)
 
 
 @dataclass

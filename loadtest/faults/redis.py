@@ -155,12 +155,12 @@ def setting(options: Namespace) -> Iterator[Setting]:
 
 
 def tier_flags(ledger: Ledger, prompts: int, cache: Path) -> list[str]:
-    """Settings with which the device holds about so many prompts, host memory as many again, and the disk all."""
+    """Settings with which the device holds about so many prompts, host memory twice as many, and the disk all."""
     data = next(iter(ledger.data.values()))
     on_device = sum(tensor.nbytes for tensor in decode_prompt(data).tensors.values()) * 2  # cast to float32
     return [
         *("--prompt-cache-bytes", str(prompts * on_device)),
-        *("--host-cache-bytes", str(prompts * (len(data) + 500))),  # with what the host tier counts for each
+        *("--host-cache-bytes", str(2 * prompts * (5 * len(data) + 5000))),  # it keeps them decoded, too
         *("--cache-dir", str(cache)),
     ]
 

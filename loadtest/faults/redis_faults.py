@@ -104,10 +104,11 @@ class HalfOpen(_Network):
 
 
 class Slow(_Network):
-    """Every reply comes 2 s late."""
+    """Every reply comes 2 s late, and is one all the same."""
 
     name = "2 s latency"
     mode = Mode.LATENCY
+    cuts_reads = False
 
 
 class DroppedMessages(_Network):

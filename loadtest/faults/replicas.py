@@ -36,6 +36,8 @@ class Replica:
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin_url = f"http://127.0.0.1:{self.admin_port}"
         self._command = [*command, "--port", str(self.port), "--admin-port", str(self.admin_port)]
+        # As on machines of their own: what one keeps on its disk outlives its restarts, and no other sees it.
+        self._command += ["--cache-dir", str(folder / f"{name}-cache")]
         self._log = folder / f"{name}.log"
         self._process: Process | None = None
         self.starts = 0

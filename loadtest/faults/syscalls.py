@@ -46,6 +46,33 @@ class NotModelled(RuntimeError):
     """The program changed the folder by a call that the model of a disk does not know."""
 
 
+class ProgramFailed(RuntimeError):
+    """The program ended in an error; the message is the end of what it said."""
+
+
+def run_to_the_end(
+    command: Sequence[str], folder: Path, variables: Mapping[str, str], patience: float = 300.0
+) -> None:
+    """Run a program in a folder.
+
+    Raises:
+        ProgramFailed
+
+    """
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=patience,
+        check=False,
+    )
+    if done.returncode:
+        raise ProgramFailed(f"exit code {done.returncode}: {done.stderr.strip()[-4000:]}")
+
+
 def record(
     command: Sequence[str],
     root: Path,
@@ -59,8 +86,7 @@ def record(
     marks.
 
     Raises:
-        NoStrace, NotModelled
-        subprocess.CalledProcessError: the program failed; `stderr` is what it said.
+        NoStrace, NotModelled, ProgramFailed
 
     """
     root, marks = root.resolve(), marks.resolve()
@@ -68,15 +94,8 @@ def record(
         output = Path(scratch) / "trace"
         calls = ",".join(f"?{call}" for call in _CALLS.split())  # ?: not every machine has every call
         tracing = ["-f", "--seccomp-bpf", "-y", "-v", "-xx", "-s", str(1 << 28), "-e", f"trace={calls}"]
-        subprocess.run(
-            [*find_strace(), "-o", str(output), *tracing, *command],
-            cwd=root,
-            env={**os.environ, **(variables or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=patience,
+        run_to_the_end(
+            [*find_strace(), "-o", str(output), *tracing, *command], root, variables or {}, patience
         )
         parser = _Parser(root, marks, ignore)
         with output.open(encoding="ascii") as lines:

@@ -64,7 +64,8 @@ local function change(task, mark, event)
   redis.call('LPUSH', EVENTS .. task, number .. ' ' .. event)
   redis.call('LTRIM', EVENTS .. task, 0, EVENTS_KEPT - 1)
   redis.call('HSET', TASK .. task, 'revision', number)
-  redis.call('PUBLISH', P .. 'changes', number)
+  -- A user without rights on the channel is refused here, when half is written: nothing rests on the message.
+  redis.pcall('PUBLISH', P .. 'changes', number)
   return number
 end
 

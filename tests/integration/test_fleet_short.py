@@ -62,7 +62,7 @@ def test_a_fleet_is_filled_started_loaded_and_drawn(tmp_path: Path) -> None:
         "--replicas=2",
         "--tasks=50",
         "--users=2",
-        "--time=2s",
+        "--time=4s",
         f"--picture={picture}",
     )
     assert outcome.passed, figures

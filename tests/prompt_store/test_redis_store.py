@@ -134,6 +134,24 @@ async def test_a_redis_that_takes_no_writes_says_what_to_do_and_changes_nothing(
         assert (await store.publish(build.prompt(seed=1))).created
 
 
+async def test_a_user_without_the_channel_writes_all_the_same(own: RedisProcess, build: Any) -> None:
+    # The usual new user since Redis 7: keys and commands, and no channel, as nobody named one.
+    own.run("ACL", "SETUSER", "ann", "on", ">pw", "resetchannels", "~promptmux:*", "+@all")
+    async with opened(own.url.replace("//", "//ann:pw@")) as store:
+        published = await store.publish(build.prompt())
+        assert published.created
+        assert published.revision == await store.revision()
+        assert [one.version for one in (await store.task("sentiment")).versions] == [published.version]
+
+
+async def test_a_user_who_may_not_call_what_a_script_calls_is_told_so(own: RedisProcess, build: Any) -> None:
+    own.run("ACL", "SETUSER", "ann", "on", ">pw", "allkeys", "allchannels", "+@all", "-hmget")
+    async with opened(own.url.replace("//", "//ann:pw@")) as store:
+        with pytest.raises(StoreUnavailable, match="access list"):
+            await store.publish(build.prompt())
+    assert own.run("DBSIZE") == 0
+
+
 async def test_a_wrong_password_and_none_say_so(own: RedisProcess) -> None:
     own.run("CONFIG", "SET", "requirepass", "right")
     for login, advice in (
@@ -190,6 +208,38 @@ async def test_a_cancelled_call_leaves_no_answer_for_the_next(own: RedisProcess,
                 results = await asyncio.gather(*(store.get(t, versions[t]) for t in "abcd"))
                 assert results == [files[t] for t in "abcd"]
                 await asyncio.gather(call, return_exceptions=True)
+
+
+async def test_a_read_over_a_network_that_broke_without_a_word_is_answered_soon_after_it_heals(
+    own: RedisProcess, build: Any
+) -> None:
+    async with FaultProxy("127.0.0.1", own.port) as proxy, opened(f"redis://127.0.0.1:{proxy.port}") as store:
+        published = await store.publish(build.prompt())
+        proxy.mode = Mode.BLACKHOLE
+        reads = [
+            asyncio.create_task(call)
+            for call in (
+                store.task("sentiment"),
+                store.get("sentiment", published.version),
+                store.history("sentiment"),
+                store.revision(),
+            )
+        ]
+        await asyncio.sleep(1.3)  # so that each has a dead connection, and a second one
+        assert not any(read.done() for read in reads)
+        proxy.mode = Mode.PASS
+        healed = time.monotonic()
+        await asyncio.gather(*reads)
+        assert time.monotonic() - healed < 2
+
+
+async def test_a_slow_network_is_slow_and_no_more(own: RedisProcess, build: Any) -> None:
+    async with FaultProxy("127.0.0.1", own.port, delay=1.5) as proxy:
+        async with opened(f"redis://127.0.0.1:{proxy.port}") as store:
+            published = await store.publish(build.prompt())
+            proxy.mode = Mode.LATENCY
+            assert await store.revision() == published.revision
+            assert (await store.publish(build.prompt(seed=1))).created
 
 
 async def test_a_restarted_redis_is_found_again(own: RedisProcess, build: Any) -> None:

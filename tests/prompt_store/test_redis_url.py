@@ -3,7 +3,7 @@
 import pytest
 
 from prompt_store import PromptStoreError
-from prompt_store.redis_url import parse_redis_url
+from prompt_store.redis_url import parse_redis_url, without_secrets
 
 
 def test_a_short_url_has_defaults() -> None:
@@ -75,3 +75,22 @@ def test_what_makes_no_sense_is_refused_without_repeating_it(url: str) -> None:
 
 def test_a_place_does_not_show_its_password() -> None:
     assert "hunter2" not in repr(parse_redis_url("redis://:hunter2@host"))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://ann:secret@host:1/0", "redis://ann:********@host:1/0"),
+        ("redis://:secret@host", "redis://:********@host"),
+        (
+            "rediss+sentinel://ann:secret@a,b:2/main/0?sentinel_user=u&sentinel_password=secret&replicas=1",
+            "rediss+sentinel://ann:********@a,b:2/main/0?sentinel_user=u&sentinel_password=********&replicas=1",
+        ),
+        ("redis://host/1?prefix={a}:", "redis://host/1?prefix={a}:"),
+        ("file:///a%20folder/b", "file:///a%20folder/b"),
+        ("a folder", "a folder"),
+    ],
+)
+def test_secrets_are_hidden(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
+    assert "secret@" not in shown

@@ -135,8 +135,7 @@ async def test_a_canary_whose_bytes_are_damaged_is_taken_out(
     start: Start, eventually: Eventually, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.prompt_cache._RETRY_FAILED_AFTER", 0.0)
-    # Read from the store for every request.
-    async with start(prompt_cache_bytes=0, host_cache_bytes=0) as server:
+    async with start(prompt_cache_bytes=0, host_cache_bytes=0) as server:  # loaded anew for every request
         await split(server, (STABLE, 50), (OTHER, 50))
         name = version_of(OTHER)
         (blob,) = (path for path in (tmp_path / "store").rglob(f"*{name}*") if path.is_file())
