@@ -32,8 +32,17 @@ class BlobFolder:
     def create(self) -> None:
         """Make the folders, where they are not there, so that they outlive a power cut."""
         for folder in (self._blobs, self._temporary):
-            _make_folder(folder)
-        _sync_folder(self._root)  # also when they were there: another process may have made them this moment
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+        # Also where they were there: whoever made one of them may not have got so far as to sync it.
+        root = self._root.resolve()
+        for folder in (root, *root.parents):
+            with suppress(
+                PermissionError
+            ):  # a folder that we may pass through and not read is not of our making
+                _sync_folder(folder)
+            if folder.is_mount():
+                break
 
     def write(self, digest: str, data: bytes) -> None:
         """Put `data` under its digest; on the disk when this returns; never in part."""
@@ -98,14 +107,6 @@ class BlobFolder:
 
     def _path(self, digest: str) -> Path:
         return self._blobs / f"{digest}{_SUFFIX}"
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        if folder.parent != folder:
-            _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
 
 
 def _files_older_than(folder: Path, seconds: float) -> Iterator[os.DirEntry[str]]:

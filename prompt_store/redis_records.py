@@ -17,6 +17,8 @@ def task_of(task_id: str, fields: Mapping[bytes, bytes]) -> TaskRecord | None:
     aliases: dict[str, AliasRecord] = {}
     versions: list[tuple[int, VersionRecord]] = []
     for name, value in fields.items():
+        if not value:
+            continue
         kind, _, rest = name.decode().partition(":")
         if kind == "a":
             revision, _, targets = value.decode().partition(" ")
@@ -39,7 +41,6 @@ def event_text(at: float, actor: str, action: Action, detail: Mapping[str, Any])
     return json.dumps({"at": at, "actor": actor, "action": action, "detail": detail})
 
 
-def event_of(line: bytes) -> Event:
-    """An event of its line."""
-    revision, _, body = line.decode().partition(" ")
-    return Event(revision=int(revision), **json.loads(body))
+def event_of(revision: int, body: bytes) -> Event:
+    """An event of its number and its text."""
+    return Event(revision=revision, **json.loads(body))

@@ -63,13 +63,15 @@ class RedisStore(PromptStore):
         """See `PromptStore.publish`."""
         prompt, version = await asyncio.to_thread(check_upload, data, expect_version)
         manifest = prompt.manifest
-        record = {"published_at": time.time(), "method": manifest.method, "labels": len(manifest.labels)}
+        now = time.time()
+        record = {"published_at": now, "method": manifest.method, "labels": len(manifest.labels)}
         (created, stand), durability = await self._write(
             "publish",
             manifest.task_id,
             version,
             len(data),
             json.dumps(record),
+            now,
             *_change(actor, "publish", {"version": version, "method": manifest.method}),
             data,
         )
@@ -108,13 +110,10 @@ class RedisStore(PromptStore):
     async def history(self, task_id: str, *, limit: int = 100) -> tuple[Event, ...]:
         """See `PromptStore.history`."""
         check_task_id(task_id)
-        self._check_open()
-        lines = await self._connection.command(
-            "LRANGE", f"{self._place.prefix}events:{task_id}", 0, clamp_limit(limit) - 1
+        (found,) = await self._read("history", task_id, clamp_limit(limit), about=task_id)
+        return tuple(
+            event_of(int(number), body) for number, body in zip(found[::2], found[1::2], strict=True)
         )
-        if not lines:
-            raise UnknownTask(f"unknown task {task_id}")
-        return tuple(map(event_of, lines))
 
     async def set_alias(
         self,
@@ -274,5 +273,5 @@ class RedisStore(PromptStore):
 
 
 def _change(actor: str, action: Action, detail: dict[str, Any]) -> tuple[str, str]:
-    """A change's mark and its event, as the scripts take them."""
+    """A change's mark and its event, as the scripts take them; the event without its revision."""
     return secrets.token_hex(6), event_text(time.time(), clean_actor(actor), action, detail)

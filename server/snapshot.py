@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import orjson
 import structlog
@@ -252,10 +252,10 @@ def _digest(name: str, body: bytes) -> bytes:
 
 
 def _place(url: str) -> str:
-    """What of the URL makes it this store: a password or a time-out that is changed leaves it the same."""
+    """What of a store's URL says where it is: another password or time-out leaves it the same store."""
     parts = urlsplit(url)
-    prefix = dict(parse_qsl(parts.query)).get("prefix", "")
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}?{prefix}"
+    prefix = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name == "prefix"])
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=prefix, fragment="").geturl()
 
 
 def _reason(error: Exception) -> str:

@@ -11,24 +11,30 @@ from pathlib import Path
 
 from client import AdminClient, ClientError
 from prompt_store import PromptStoreError, Target, check_alias, decode_prompt, open_store, version_of
+from prompt_store.redis_url import without_secrets
 from trainer.errors import TrainerError
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What was published where. `created` is False when the very same version was there already."""
+    """What was published where, as it may be shown: `target` has no passwords.
+
+    `created` is False when the very same version was there already. `durable` says whether it outlives the sudden end
+    of the store's machine, as the store promised.
+    """
 
     task_id: str
     version: str
     alias: str | None
     created: bool
     target: str
+    durable: bool
 
 
 def publish(
     path_or_bytes: Path | str | bytes, target: str, alias: str | None = "current", key: str | None = None
 ) -> Publication:
-    """Publish a prompt file to a store (path or `file://` URL) or a server's admin port (`http(s)://`).
+    """Publish a prompt file to a store (a path, `file://` or `redis://`) or a server's admin port (`http(s)://`).
 
     The file is checked before anything leaves this machine. `alias` then points to the new version (None: to
     nothing new); `key` is the admin key of a server. Raises TrainerError with one line for a person.
@@ -37,20 +43,21 @@ def publish(
         data = path_or_bytes if isinstance(path_or_bytes, bytes) else Path(path_or_bytes).read_bytes()
     except OSError as error:
         raise TrainerError(f"{path_or_bytes!s}: {error.strerror}") from None
+    shown = without_secrets(target)
     try:
         if alias is not None:
             check_alias(alias)
         task_id = decode_prompt(data).manifest.task_id
         if target.startswith(("http://", "https://")):
-            created = _to_server(data, task_id, target, alias, key)
+            created, durable = _to_server(data, task_id, target, alias, key)
         else:
-            created = asyncio.run(_to_store(data, task_id, target, alias))
+            created, durable = asyncio.run(_to_store(data, task_id, target, alias))
     except (PromptStoreError, ClientError) as error:
-        raise TrainerError(f"not published to {target}: {error}") from None
-    return Publication(task_id, version_of(data), alias, created, target)
+        raise TrainerError(f"not published to {shown}: {error}") from None
+    return Publication(task_id, version_of(data), alias, created, shown, durable)
 
 
-async def _to_store(data: bytes, task_id: str, target: str, alias: str | None) -> bool:
+async def _to_store(data: bytes, task_id: str, target: str, alias: str | None) -> tuple[bool, bool]:
     store = open_store(target)
     try:
         published = await store.publish(data, actor="trainer")
@@ -58,14 +65,16 @@ async def _to_store(data: bytes, task_id: str, target: str, alias: str | None) -
             await store.set_alias(
                 task_id, alias, [Target(published.version)], expected_revision=None, actor="trainer"
             )
-        return published.created
+        return published.created, published.durability.durable
     finally:
         await store.aclose()
 
 
-def _to_server(data: bytes, task_id: str, target: str, alias: str | None, key: str | None) -> bool:
+def _to_server(
+    data: bytes, task_id: str, target: str, alias: str | None, key: str | None
+) -> tuple[bool, bool]:
     with AdminClient(target, key=key) as admin:
-        created = admin.put_version(task_id, data).created
+        done = admin.put_version(task_id, data)
         if alias is not None:
             admin.move_alias(task_id, alias, version_of(data))
-        return created
+        return done.created, done.receipt is not None and done.receipt.durable

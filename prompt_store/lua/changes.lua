@@ -4,7 +4,7 @@ local now = stand()
 local lost = now[1] ~= epoch or now[2] < after
 if not lost and mark ~= '' then
   -- Another change has that number now: Redis came back without the end of its history, and went on from there.
-  lost = redis.call('LINDEX', MARKS, now[2] - after) ~= mark
+  lost = redis.call('HGET', MARKS, after) ~= mark
 end
 if lost then
   return {'ok', 1, {}, now}

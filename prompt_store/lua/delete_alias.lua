@@ -10,6 +10,8 @@ end
 if current == 0 then
   return {'unknown_alias'}
 end
-change(task, mark, event)
+local number = prepare(task, mark, event)
+redis.call('HSET', TASK .. task, 'revision', number, 'a:' .. alias, '')
 redis.call('HDEL', TASK .. task, 'a:' .. alias)
+finish(task, number)
 return {'ok', stand()}

@@ -3,17 +3,19 @@ local task, version, now, mark, event = unpack(ARGV, 3)
 if not exists(task) then
   return {'unknown_task'}
 end
-local fields = redis.call('HGETALL', TASK .. task)
-for at = 1, #fields, 2 do
+local _, aliases = names(task)
+for _, alias in ipairs(aliases) do
   -- A version is 64 digits of hex, which stand in an alias's JSON only where it leads to that version.
-  if string.sub(fields[at], 1, 2) == 'a:' and string.find(fields[at + 1], '"' .. version .. '"', 1, true) then
-    return {'in_use', string.sub(fields[at], 3)}
+  if string.find(field(task, 'a:' .. alias), '"' .. version .. '"', 1, true) then
+    return {'in_use', alias}
   end
 end
-if redis.call('HEXISTS', TASK .. task, 'v:' .. version) == 0 then
+if not field(task, 'v:' .. version) then
   return {'unknown_version'}
 end
-change(task, mark, event)
+redis.call('ZADD', GARBAGE, now, version .. ' ' .. task)
+local number = prepare(task, mark, event)
+redis.call('HSET', TASK .. task, 'revision', number, 'v:' .. version, '')
 redis.call('HDEL', TASK .. task, 'v:' .. version)
-redis.call('ZADD', GARBAGE, now, version)
+finish(task, number)
 return {'ok', stand()}

@@ -3,7 +3,7 @@ local task, version = unpack(ARGV, 3)
 if not exists(task) then
   return {'unknown_task'}
 end
-local record = redis.call('HGET', TASK .. task, 'v:' .. version)
+local record = field(task, 'v:' .. version)
 if not record then
   return {'unknown_version'}
 end

@@ -1,14 +1,23 @@
--- task, version, size, json of the record, mark, event, bytes → ok, created, stand
-local task, version, size, record, mark, event, bytes = unpack(ARGV, 3)
+-- task, version, size, json of the record, now, mark, event, bytes → ok, created, stand
+local task, version, size, record, now, mark, event, bytes = unpack(ARGV, 3)
 local created = 0
-if redis.call('HEXISTS', TASK .. task, 'v:' .. version) == 0 then
+if exists(task) and field(task, 'v:' .. version) then
+  if redis.call('GET', BLOB .. version) ~= bytes then
+    redis.call('SET', BLOB .. version, bytes)
+  end
+else
   created = 1
-  local number = change(task, mark, event)
-  redis.call('HSET', TASK .. task, 'deleted', '0', 'v:' .. version, number .. ' ' .. size .. ' ' .. record)
-  redis.call('ZADD', TASKS, 0, task)
-  redis.call('ZREM', GARBAGE, version)
-end
-if redis.call('GET', BLOB .. version) ~= bytes then
+  local blob = version .. ' ' .. task
+  redis.call('ZADD', GARBAGE, now, blob)
   redis.call('SET', BLOB .. version, bytes)
+  if not exists(task) then
+    forget(task)
+    redis.call('ZADD', TASKS, 0, task)
+  end
+  local number = prepare(task, mark, event)
+  redis.call('HSET', TASK .. task,
+    'deleted', '0', 'revision', number, 'v:' .. version, number .. ' ' .. size .. ' ' .. record)
+  redis.call('ZREM', GARBAGE, blob)
+  finish(task, number)
 end
 return {'ok', created, stand()}

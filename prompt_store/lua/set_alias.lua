@@ -8,10 +8,11 @@ if expected ~= '' and tonumber(expected) ~= current then
   return {'conflict', current}
 end
 for at = 9, #ARGV do
-  if redis.call('HEXISTS', TASK .. task, 'v:' .. ARGV[at]) == 0 then
+  if not field(task, 'v:' .. ARGV[at]) then
     return {'unknown_version'}
   end
 end
-local number = change(task, mark, event)
-redis.call('HSET', TASK .. task, 'a:' .. alias, number .. ' ' .. targets)
+local number = prepare(task, mark, event)
+redis.call('HSET', TASK .. task, 'revision', number, 'a:' .. alias, number .. ' ' .. targets)
+finish(task, number)
 return {'ok', number, stand()}

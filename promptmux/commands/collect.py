@@ -10,7 +10,7 @@ import typer
 
 def run(
     store: Annotated[
-        str, typer.Option("--store", help="A prompt store: a folder or file:// URL.", metavar="URL")
+        str, typer.Option("--store", help="A prompt store: a folder, file:// or redis:// URL.", metavar="URL")
     ],
     grace: Annotated[
         float, typer.Option(min=0, help="Keep what was stored less than so many seconds ago.")

@@ -9,7 +9,8 @@ import typer
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
 Store = Annotated[
-    str | None, typer.Option("--store", help="A prompt store: a folder or file:// URL.", metavar="URL")
+    str | None,
+    typer.Option("--store", help="A prompt store: a folder, file:// or redis:// URL.", metavar="URL"),
 ]
 AdminServer = Annotated[
     str,
@@ -24,3 +25,6 @@ AdminKey = Annotated[
     ),
 ]
 DEFAULT_ADMIN = "http://127.0.0.1:8001"
+NOT_DURABLE = (
+    "note: the store did not promise that this outlives a power cut of its machine; promptmux doctor says why"
+)

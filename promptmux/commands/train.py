@@ -75,7 +75,7 @@ def run(
     if publish is not None:
         done = trainer.publish(result.prompt, publish, alias=alias, key=key)
         console.print(
-            f"published {done.task_id} {done.version[:12]} as {done.alias} to {publish}", highlight=False
+            f"published {done.task_id} {done.version[:12]} as {done.alias} to {done.target}", highlight=False
         )
     else:
         console.print(f"publish it: promptmux publish {result.prompt}", highlight=False, soft_wrap=True)

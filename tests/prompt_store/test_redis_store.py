@@ -234,12 +234,14 @@ async def test_a_read_over_a_network_that_broke_without_a_word_is_answered_soon_
 
 
 async def test_a_slow_network_is_slow_and_no_more(own: RedisProcess, build: Any) -> None:
-    async with FaultProxy("127.0.0.1", own.port, delay=1.5) as proxy:
-        async with opened(f"redis://127.0.0.1:{proxy.port}") as store:
-            published = await store.publish(build.prompt())
-            proxy.mode = Mode.LATENCY
-            assert await store.revision() == published.revision
-            assert (await store.publish(build.prompt(seed=1))).created
+    async with (
+        FaultProxy("127.0.0.1", own.port, delay=1.5) as proxy,
+        opened(f"redis://127.0.0.1:{proxy.port}") as store,
+    ):
+        published = await store.publish(build.prompt())
+        proxy.mode = Mode.LATENCY
+        assert await store.revision() == published.revision
+        assert (await store.publish(build.prompt(seed=1))).created
 
 
 async def test_a_restarted_redis_is_found_again(own: RedisProcess, build: Any) -> None:

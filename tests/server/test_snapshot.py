@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prompt_store import Revision, Target
 from server.catalogue import Catalogue, Problem, ServedTask
 from server.metrics import Metrics
-from server.snapshot import Snapshot
+from server.snapshot import Snapshot, _place
 from server.view import View
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -201,3 +201,16 @@ async def test_a_disk_that_fails_is_said_once_and_tried_again(
     saved = await make().snapshot.load(FINGERPRINT)
     assert saved is not None
     assert len(saved.tasks) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("redis://h/0?prefix=a:", "redis://h/0?prefix=b:", False),
+        ("redis://h/0", "redis://h/1", False),
+        ("redis://h/0", "redis://g/0", False),
+        ("redis://:old@h/0?prefix=a:&timeout=1", "redis://u:new@h/0?timeout=2&prefix=a:", True),
+    ],
+)
+def test_a_snapshot_belongs_to_a_place(one: str, other: str, same: bool) -> None:
+    assert (_place(one) == _place(other)) == same
