@@ -133,10 +133,17 @@ class PromptCache:
         return self._bytes < 0.8 * self._capacity
 
     async def pin(self, task_id: str, version: str, *, rehearse: bool = False) -> Slot:
-        """Pin the version, loading it if need be. Raises what made the load fail."""
+        """Pin the version, loading it if need be. Raises what made the load fail.
+
+        With `rehearse` it is made ready, not used: thousands that are published together must not drive out what is in
+        use, so it goes first when room is needed, until somebody asks for it.
+        """
         while True:
-            slot = self.pin_loaded(version)
+            slot = self._slots.get(version)
             if slot is not None:
+                slot.pins += 1
+                if not rehearse:
+                    self._slots.move_to_end(version)
                 return slot
             failure = self._failed.get(version)
             if failure is not None and time.monotonic() < failure[1]:
@@ -202,6 +209,7 @@ class PromptCache:
         self._metrics.prompt_load_time.observe(time.perf_counter() - began)
         self._failed.pop(version, None)
         self._slots[version] = Slot(version, index, loaded)
+        self._slots.move_to_end(version, last=not rehearse)
         self._bytes += loaded.nbytes
         self._make_room(keep=version)
 

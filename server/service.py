@@ -175,6 +175,8 @@ class Service:
                     await self.tiers.prefetch(task.task_id, version)
                 else:
                     return
+            except StoreUnavailable as error:
+                await asyncio.sleep(error.retry_after)  # no line for each of 100,000 tasks
             except Exception as error:
                 # Its first request will say so to its caller.
                 self.log.warning("prompt_not_warmed", task=task.task_id, code=getattr(error, "code", ""))
@@ -227,7 +229,8 @@ class Service:
             try:
                 data = await asyncio.to_thread(path.read_bytes)
                 task_id = (await asyncio.to_thread(decode_prompt, data)).manifest.task_id
-                if not await self._untouched(task_id):
+                # One from the snapshot is the operator's by now, also where the store lost it.
+                if self.catalogue.get(task_id) is not None or not await self._untouched(task_id):
                     continue
                 await self.loader.try_out(data, task_id)
                 version = version_of(data)

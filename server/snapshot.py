@@ -90,7 +90,7 @@ class Snapshot:
 
     def attend(self) -> None:
         """From now on note what changes; `follow` and `aclose` write it down."""
-        self._catalogue.listen(lambda task_id, *_: self._note(task_id))
+        self._catalogue.listen(self._note)
 
     async def follow(self) -> None:
         """Write changes down for as long as the task lives."""
@@ -114,7 +114,7 @@ class Snapshot:
         self._wake.clear()
         try:
             await self._on_thread(lambda: self._write(rows, revision, as_of, anew=anew))
-        except (sqlite3.Error, OSError, ValueError, KeyError) as error:
+        except (sqlite3.Error, OSError, ValueError, KeyError, TypeError) as error:
             self._changed |= taken
             self._metrics.snapshot_failures.inc()
             if not self._fails:
@@ -129,9 +129,10 @@ class Snapshot:
             await self.write()
         self._thread.shutdown(wait=False)
 
-    def _note(self, task_id: str) -> None:
-        self._changed.add(task_id)
-        self._wake.set()
+    def _note(self, task_id: str, before: ServedTask | None, after: ServedTask | None) -> None:
+        if before != after:
+            self._changed.add(task_id)
+            self._wake.set()
 
     async def _on_thread(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, job)

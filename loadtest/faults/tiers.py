@@ -4,8 +4,9 @@ One store of soft-prompt tasks, asked for by Zipf's law, and servers that differ
 holds: all of them, or ever fewer. Host memory holds a part of the working set, the disk all of it. The servers stand
 side by side and take turns; each sees the same requests.
 
-There is no cliff where (1) 256 slots keep at least 0.8 of the rate with all prompts on the device, and (2) the time of
-a request grows with the share of misses and with nothing else: every size lies within 10 % of one straight line.
+There is no cliff where (1) 256 slots keep at least 0.8 of the rate with all prompts on the device, and (2) the server's
+processor time for a request grows with the share of misses and with nothing else: every size lies within 5 % of one
+straight line. Processor time, because on two cores that others use, too, the clock shows mostly the others.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from prompt_store import decode_prompt, encode_prompt
 _TIERS = ("device", "host", "disk", "store")
 _KEPT_AT = 256  # slots
 _KEPT = 0.8
-_STRAIGHT = 0.10
+_STRAIGHT = 0.05
 _WRITTEN = 65_536  # requests written beforehand, then again from the start
 _FILE_OVERHEAD = 300  # what host memory counts beside a file's bytes
 _PATIENCE = 900.0
@@ -97,6 +98,11 @@ class Side:
         """Requests whose prompt was not on the device, as a share of all."""
         return statistics.median(self.misses[1:])
 
+    @property
+    def processor(self) -> float:
+        """The server's processor seconds for one request; the median of the rounds."""
+        return statistics.median(self.cpu[1:])
+
     def percentile(self, share: float) -> float:
         """Milliseconds; the median of the rounds."""
         return statistics.median(load.percentile(share) for load in self.loads[1:]) * 1e3
@@ -144,9 +150,9 @@ def _judged(
     whole = next(iter(sides))
     kept = {name: rounds.ratio(name, whole) for name in sides}
     misses = np.array([side.miss_share for side in sides.values()])
-    seconds = np.array([rounds.median(name) for name in sides])
-    cost, free = np.polyfit(misses, seconds, 1)
-    off = seconds / (free + cost * misses) - 1
+    used = np.array([side.processor for side in sides.values()])
+    cost, free = np.polyfit(misses, used, 1)
+    off = used / (free + cost * misses) - 1
     rows = [
         {
             "slots": side.slots,
@@ -154,7 +160,7 @@ def _judged(
             "of all-fits": round(kept[name], 3),
             "p50 ms": round(side.percentile(0.5), 1),
             "p99 ms": round(side.percentile(0.99), 1),
-            "cpu ms": round(statistics.median(side.cpu[1:]) * 1e3, 3),
+            "cpu ms": round(side.processor * 1e3, 3),
             **{tier: round(side.share(tier), 4) for tier in _TIERS},
             "off the line": round(float(off[at]), 3),
         }
@@ -167,13 +173,16 @@ def _judged(
         name="tiers",
         passed=passed,
         wanted=f"{_KEPT_AT} slots keep {_KEPT} of the rate with all on the device, and every size lies within "
-        f"{_STRAIGHT:.0%} of one straight line of time against misses",
+        f"{_STRAIGHT:.0%} of one straight line of processor time against misses",
         seed=options.seed,
         rows=rows,
         facts={
             **facts,
-            "microseconds_per_miss": round(float(cost) * 1e6, 1),
-            "microseconds_per_request_without": round(float(free) * 1e6, 1),
+            "processor_microseconds_per_miss": round(float(cost) * 1e6, 1),
+            "processor_microseconds_per_hit": round(float(free) * 1e6, 1),
+            "processor_microseconds": {
+                name: [round(s * 1e6, 1) for s in side.cpu[1:]] for name, side in sides.items()
+            },
             "rounds": {name: [round(s * 1e6, 1) for s in taken] for name, taken in rounds.seconds.items()},
             "ratios": {name: [round(r, 3) for r in rounds.ratios(name, whole)] for name in sides},
             "options": {
@@ -235,21 +244,22 @@ def _plot(
     left.set_xscale("log")
     left.set_xticks(slots, [f"{count:,}" for count in slots])
     left.minorticks_off()
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.15 / min(rounds.median(name) for name in sides))
     left.set_xlabel("prompts that the device holds", fontsize=9)
     left.set_ylabel("requests per second", fontsize=9)
     title = f"{options.tasks:,} tasks, Zipf {options.exponent:g}, {options.connections} connections"
     left.set_title(title, loc="left", fontsize=10)
     misses = [side.miss_share for side in sides.values()]
-    for name, side in sides.items():
-        right.plot([side.miss_share] * len(rounds.seconds[name]), [s * 1e3 for s in rounds.seconds[name]], ".",
-                   color="#b9bec6")  # fmt: skip
-    right.plot(misses, [rounds.median(name) * 1e3 for name in sides], "o", color="#2f6fb2")
+    for side in sides.values():
+        right.plot(
+            [side.miss_share] * len(side.cpu[1:]), [s * 1e3 for s in side.cpu[1:]], ".", color="#b9bec6"
+        )
+    right.plot(misses, [side.processor * 1e3 for side in sides.values()], "o", color="#2f6fb2")
     ends = np.array([0.0, max(misses)])
     right.plot(ends, (free + cost * ends) * 1e3, color="#d08a2e", linewidth=1)
     right.set_ylim(bottom=0)
     right.set_xlabel("share of requests that miss the device", fontsize=9)
-    right.set_ylabel("milliseconds per request", fontsize=9)
+    right.set_ylabel("processor milliseconds per request", fontsize=9)
     right.set_title(f"a miss costs {cost * 1e3:.2f} ms", loc="left", fontsize=10)
     for axes in (left, right):
         axes.tick_params(labelsize=8)

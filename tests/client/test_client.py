@@ -209,8 +209,8 @@ def test_a_split_is_made_watched_and_ended() -> None:
         return httpx.Response(200, json=ACKNOWLEDGED)
 
     with _admin(handler) as admin:
-        admin.set_split("t", "current", [(VERSION, 95), (other, 5)], revision=2)
-        admin.promote("t", other, revision=3)
+        assert admin.set_split("t", "current", [(VERSION, 95), (other, 5)], revision=2) == RECEIPT
+        assert admin.promote("t", other, revision=3) == RECEIPT
         alias = admin.task("t").aliases["current"]
     assert seen == [
         (

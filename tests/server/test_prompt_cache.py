@@ -77,6 +77,21 @@ async def test_the_least_recently_used_goes_first(
     await eventually(lambda: sorted(device.held.values()) == ["v1", "v3", "v4"])
 
 
+async def test_what_is_only_made_ready_drives_out_nothing_that_is_in_use(
+    cache: PromptCache, device: Device
+) -> None:
+    await use(cache, "v1")
+    await use(cache, "v2")
+    for number in range(10):
+        async with cache.pinned("task", f"ready{number}", rehearse=True) as slot:
+            assert slot.version in cache
+    assert [version for version in cache._slots if version.startswith("v")] == ["v1", "v2"]
+    await use(cache, "ready9")  # asked for: from now on like the others
+    await use(cache, "v3")
+    assert "ready9" in cache
+    assert "v1" not in cache
+
+
 async def test_a_pinned_slot_is_never_evicted(
     cache: PromptCache, device: Device, eventually: Eventually
 ) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +57,18 @@ async def test_all_currents_are_warmed_in_the_background_while_there_is_room(
     async with start(task=False) as server:
         cache = server.apps.service.cache
         await eventually(lambda: len(cache._slots) == 6)
+
+
+async def test_what_has_no_room_on_the_device_is_fetched_to_the_disk_ahead(
+    start: Start, eventually: Callable[[Callable[[], bool]], Awaitable[None]], tmp_path: Path
+) -> None:
+    async with start(task=False) as server:
+        for number in range(6):
+            await server.publish(prompt_bytes(f"t{number}"), f"t{number}")
+    cache = tmp_path / "cache"
+    async with start(task=False, cache_dir=cache, prompt_cache_bytes=0, host_cache_bytes=0) as server:
+        tiers = server.apps.service.tiers
+        await eventually(lambda: tiers.disk is not None and len(tiers.disk) == 6)
+        server.apps.service.store.get = None  # type: ignore[assignment]  # nobody may ask it any more
+        for number in range(6):
+            assert (await server.classify(task_id=f"t{number}")).status_code == 200

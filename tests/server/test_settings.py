@@ -144,6 +144,13 @@ def test_keys_come_from_the_setting_and_the_file(tmp_path: Path) -> None:
         Settings(api_keys_file=tmp_path / "none").key_lines()
 
 
+def test_a_store_on_a_local_disk_needs_no_second_place_there() -> None:
+    assert Settings().cache_folder() is None
+    assert Settings(store="/some/folder").cache_folder() is None
+    assert Settings(store="redis://host/0").cache_folder() == Path("promptmux-cache")
+    assert Settings(cache_dir=Path("here")).cache_folder() == Path("here")
+
+
 @pytest.mark.parametrize(
     ("store", "shown"),
     [

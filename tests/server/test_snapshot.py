@@ -86,6 +86,7 @@ async def test_changes_are_written_and_only_they(make: Callable[..., Server], tm
 async def test_another_password_is_the_same_store_another_place_is_not(make: Callable[..., Server]) -> None:
     await filled(make())
     assert await make(store="redis://user:other@host:6379/0").snapshot.load(FINGERPRINT) is not None
+    assert await make(store="redis://host:6379/0?prefix=other:").snapshot.load(FINGERPRINT) is None
     assert await make(store="redis://user:secret@host:6379/1").snapshot.load(FINGERPRINT) is None
     assert await make().snapshot.load("0" * 64) is None
 
