@@ -17,6 +17,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--on-device", type=int, default=20, help="of how many tasks the prompts fit there")
     parser.add_argument("--runs", type=int, default=5, help="of each fault")
     parser.add_argument("--rate", type=float, default=150.0, help="requests a second")
+    parser.add_argument("--readers", type=int, default=16, help="of the admin API at once, before each fault")
     parser.add_argument("--longest", type=float, default=5.0, help="seconds that a fault lasts, at most")
     parser.add_argument("--only", nargs="*", metavar="FAULT", help=", ".join(fault.name for fault in FAULTS))
 
@@ -95,6 +97,7 @@ class Setting:
     ledger: Ledger
     load: KnownLoad
     longest: float
+    readers: int
 
 
 def run(options: Namespace, console: Console) -> Outcome:
@@ -151,7 +154,7 @@ def setting(options: Namespace) -> Iterator[Setting]:
             publish_again=lambda: publish(redis.url, [ledger.make(task) for task in ledger.tasks]),
             publish_meanwhile=lambda: publish(redis.url, [ledger.make(ledger.tasks[0])]),
         )
-        yield Setting(site, ledger, load, options.longest)
+        yield Setting(site, ledger, load, options.longest, options.readers)
 
 
 def tier_flags(ledger: Ledger, prompts: int, cache: Path) -> list[str]:
@@ -174,6 +177,7 @@ def run_once(stage: Setting, kind: type[Fault], seed: str) -> Run:
     chosen = rng.sample(mine, 3)
     moment, length = rng.uniform(0.1, 0.6), rng.uniform(1.0, stage.longest)
     stage.load.take()
+    _many_connections(site.server.admin_url, stage.readers)
     time.sleep(moment)
     watch = HealthWatch(site.server.url)
     if not kind.restarts_server:
@@ -206,6 +210,19 @@ def run_once(stage: Setting, kind: type[Fault], seed: str) -> Run:
     # A poll may have come just after the beginning, and the last look just before the end.
     done.stale_enough = not kind.cuts_reads or done.health.staleness >= done.lasted - 1.0
     return done
+
+
+def _many_connections(admin_url: str, readers: int) -> None:
+    """Let the server read the store for many at once: it keeps the connections, and the fault finds them."""
+
+    def read(_: int) -> None:
+        with Caller(admin_url) as caller:
+            for _ in range(5):
+                caller.ask("GET", "/admin/tasks?limit=1000")
+
+    if readers:
+        with ThreadPoolExecutor(readers) as threads:
+            list(threads.map(read, range(readers)))
 
 
 def _served(stage: Setting, wanted: Mapping[str, str], done: Run) -> bool:

@@ -9,7 +9,7 @@ from loadtest.faults import redis
 from loadtest.faults.faulty_server import FAKE
 from loadtest.faults.redis_faults import FAULTS
 
-OPTIONS = Namespace(backbone=FAKE, tasks=12, on_device=4, rate=80.0, longest=1.5)
+OPTIONS = Namespace(backbone=FAKE, tasks=12, on_device=4, rate=80.0, longest=1.5, readers=4)
 
 
 @pytest.fixture(scope="module")
