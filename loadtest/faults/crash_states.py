@@ -17,7 +17,8 @@ from typing import Protocol, Self
 from loadtest.faults.crash_scenarios import FILE_STORE, State, look, small_prompt
 from loadtest.faults.operations import Tree, write_tree
 from loadtest.faults.redis_log import mend_log
-from loadtest.faults.redis_process import RedisProcess, find_redis_server
+from loadtest.faults.redis_process import RedisProcess
+from loadtest.faults.redis_server import find_redis_server
 from loadtest.server_process import NotStarted
 from prompt_store import PromptStoreError, open_store, version_of
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from loadtest.faults.crash_scenarios import FILE_STORE, SCENARIOS, Diary, Place
 from loadtest.faults.redis_log import mend_log
-from loadtest.faults.redis_process import RedisProcess, find_redis_server
+from loadtest.faults.redis_process import RedisProcess
+from loadtest.faults.redis_server import find_redis_server
 from loadtest.faults.syscalls import LABEL
 
 

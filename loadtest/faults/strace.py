@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+
+from loadtest.faults.fetched_program import NoProgram, from_debian
 
 
 class NoStrace(RuntimeError):
@@ -40,43 +40,17 @@ def find_strace() -> Sequence[str]:
 
 def fetched_strace() -> list[str]:
     """The strace of Debian's (or Ubuntu's) package, kept in the cache; how to call it."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    kept = (Path(root) if root else Path("~/.cache").expanduser()) / "promptmux" / "strace"
-    if not kept.exists():
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-                _fetch(Path(scratch)).rename(kept)
-        except subprocess.CalledProcessError as error:
-            said = error.stderr.decode(errors="replace").strip()[-300:]
-            raise NoStrace(
-                f"no strace; install one (apt install strace); {error.cmd[0]} failed: {said}"
-            ) from error
-        except (OSError, subprocess.TimeoutExpired) as error:
-            if not kept.exists():  # else another process was quicker
-                raise NoStrace(f"no strace; install one (apt install strace): {error}") from error
-    libraries = ":".join(str(folder) for folder in kept.glob("usr/lib/*-linux-gnu*"))
+    try:
+        wrapper = from_debian("strace", packages=("strace",), inside="usr/bin/strace", version_flag="-V")
+    except NoProgram as error:
+        raise NoStrace(f"no strace; install one (apt install strace): {error}") from error
+    place = wrapper.parent
+    libraries = ":".join(str(folder) for folder in place.glob("usr/lib/*-linux-gnu*"))
     # Only for strace: what it runs is to find the libraries that it always finds.
     own = os.environ.get("LD_LIBRARY_PATH")
     program = [
-        str(kept / "usr" / "bin" / "strace"),
+        str(place / "usr" / "bin" / "strace"),
         "-E",
         "LD_LIBRARY_PATH" + ("" if own is None else f"={own}"),
     ]
     return ["env", f"LD_LIBRARY_PATH={libraries}", *program]
-
-
-def _fetch(scratch: Path) -> Path:
-    # Own package lists: those of the system are missing in images and stale elsewhere.
-    for name in ("lists/partial", "cache/archives/partial"):
-        (scratch / name).mkdir(parents=True)
-    own = [f"-oDir::State::lists={scratch}/lists", f"-oDir::Cache={scratch}/cache", "-oAPT::Sandbox::User="]
-    # What libunwind8 needs in turn, apt itself needs too.
-    for command in (["update"], ["download", "strace", "libunwind8"]):
-        subprocess.run(
-            ["apt-get", *own, "--quiet", *command], cwd=scratch, check=True, capture_output=True, timeout=180
-        )
-    unpacked = scratch / "unpacked"
-    for package in scratch.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", str(package), str(unpacked)], check=True, capture_output=True)
-    return unpacked

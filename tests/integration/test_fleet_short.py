@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loadtest.faults.debian_program import NoProgram
+from loadtest.faults.fetched_program import NoProgram
 from loadtest.faults.outcome import Outcome
 from loadtest.faults.proxy_process import find_haproxy
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.faults.debian_program import NoProgram, find_program
+from loadtest.faults.fetched_program import NoProgram, find_program
 from loadtest.faults.proxy_process import REPLICA_HEADER, ProxyProcess, find_haproxy
 from loadtest.faults.replicas import free_ports
 from loadtest.server_process import NotStarted
@@ -163,5 +163,5 @@ def test_a_program_that_nobody_has_is_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", "")
     with pytest.raises(NoProgram, match=r"no surely-not-here on PATH .*Debian's surely-not-here: "):
         find_program(
-            "surely-not-here", package="surely-not-here", inside="bin/surely-not-here", version_flag="-v"
+            "surely-not-here", packages=("surely-not-here",), inside="bin/surely-not-here", version_flag="-v"
         )

