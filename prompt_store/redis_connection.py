@@ -112,7 +112,7 @@ class RedisConnection:
     async def command(self, *words: str | int) -> Any:
         """What one command that reads answers; StoreUnavailable."""
         async with self._turns, self._in_time(self._place.timeout):
-            return await _first_of(
+            return await self._first_of(
                 lambda: self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
             )
 
@@ -125,7 +125,7 @@ class RedisConnection:
         """
         turn = contextlib.nullcontext() if urgent else self._turns
         async with turn, self._in_time(self._place.timeout):
-            return list((await _first_of(lambda: self._send(script, arguments)))[0])
+            return list((await self._first_of(lambda: self._send(script, arguments)))[0])
 
     async def tell(self, script: str, *arguments: str | int | float | bytes) -> tuple[list[Any], Durability]:
         """What a script that writes answers, and what Redis promises of it; StoreUnavailable.
@@ -154,8 +154,41 @@ class RedisConnection:
     @asynccontextmanager
     async def _in_time(self, seconds: float) -> AsyncIterator[None]:
         with as_unavailable():
-            async with asyncio.timeout(seconds):
-                yield
+            try:
+                async with asyncio.timeout(seconds):
+                    yield
+            except (exceptions.ConnectionError, OSError, RuntimeError):
+                await self._drop_idle()  # closed as this one was
+                raise
+
+    async def _first_of(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """The first answer to a read, which is asked again each second on another connection.
+
+        A network that broke without a word looks like a slow one from here, and an answer that was lost never comes:
+        after the network healed, only a new connection gives one. A slow network's answer is taken when it comes.
+        """
+        waiting: set[asyncio.Future[T]] = set()
+        try:
+            while True:
+                waiting.add(asyncio.ensure_future(ask()))
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    await self._drop_idle()  # they may be as dead, and each would cost another second
+                for one in sorted(done, key=lambda one: one.exception() is not None):
+                    if one.exception() is None or not waiting:
+                        return one.result()
+        finally:
+            for one in waiting:
+                one.cancel()
+            if waiting:
+                await asyncio.wait(waiting)
+
+    async def _drop_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        with contextlib.suppress(Exception):
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
 
     async def _send(
         self, script: str, arguments: Sequence[str | int | float | bytes], *commands: tuple[object, ...]
@@ -176,29 +209,6 @@ class RedisConnection:
         if isinstance(results[0], Exception):
             raise results[0]
         return results
-
-
-async def _first_of(ask: Callable[[], Awaitable[T]]) -> T:
-    """The first answer to a read, which is asked again each second on another connection.
-
-    A network that broke without a word looks like a slow one from here, and an answer that was lost never comes: after
-    the network healed, only a new connection gives one. A slow network's answer is taken when it comes.
-    """
-    waiting: set[asyncio.Future[T]] = set()
-    try:
-        while True:
-            waiting.add(asyncio.ensure_future(ask()))
-            done, waiting = await asyncio.wait(
-                waiting, timeout=_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-            for one in sorted(done, key=lambda one: one.exception() is not None):
-                if one.exception() is None or not waiting:
-                    return one.result()
-    finally:
-        for one in waiting:
-            one.cancel()
-        if waiting:
-            await asyncio.wait(waiting)
 
 
 @cache
@@ -234,6 +244,11 @@ def as_unavailable() -> Iterator[None]:
         yield
     except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
         raise StoreUnavailable(_advice(error)) from error
+    except RuntimeError as error:
+        # uvloop's word for a write on a connection that was closed a moment ago, where asyncio's is ConnectionError.
+        if "handler is closed" not in str(error):
+            raise
+        raise StoreUnavailable(_AWAY) from error
 
 
 def _advice(error: BaseException) -> str:

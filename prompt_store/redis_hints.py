@@ -23,7 +23,7 @@ class RedisHints:
 
     def listen(self) -> None:
         """Subscribe, unless that is done."""
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._hear())
 
     def drop(self) -> None:

@@ -33,7 +33,7 @@ from server.snapshot import Saved
 from server.view import View
 
 _WATCH_SECONDS: Final = 0.5  # a quarter of how far behind the view may be
-_MEND_SECONDS: Final = 5.0  # between two tries at versions that were refused
+_MEND_SECONDS: Final = 2.0  # between two tries at versions that were refused
 _RETRY_SECONDS: Final = (0.1, 0.2, 0.5)  # no longer: what heals is to be seen at once
 _TASKS_AT_ONCE: Final = 8
 _PAGE: Final = 100  # the loop does nothing else while a page is read
