@@ -10,6 +10,7 @@ been made, and only the caller knows whether to ask for it once more.
 import asyncio
 import contextlib
 import hashlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
@@ -31,8 +32,8 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = 1.0
-_CALLS_AT_ONCE: Final = 32  # each has a connection; more of them wait their turn
-MOST_CONNECTIONS: Final = _CALLS_AT_ONCE + 8  # for polls, which do not wait, and the subscription
+_CALLS_AT_ONCE: Final = 32  # more of them wait their turn; each may need two connections
+MOST_CONNECTIONS: Final = 2 * _CALLS_AT_ONCE + 8  # for polls, which do not wait, and the subscription
 
 # What Redis writes in capitals at the head of an error, also of one inside a script.
 _BY_WORD: Final = {
@@ -53,6 +54,11 @@ _BY_WORD: Final = {
 _REFUSED: Final = "Redis refuses this user or password: check the store's URL"
 _SLOW: Final = "Redis does not answer in time: look at its load and at the network"
 _AWAY: Final = "Redis cannot be reached: check that it runs, and the store's URL"
+_MANY: Final = "too many calls to Redis at once: try again"
+_CERTIFICATE: Final = (
+    "Redis's TLS certificate is refused, or ours by Redis: check ca, cert and key in the store's URL"
+)
+_NO_FILE: Final = "a file for TLS cannot be read: check ca, cert and key in the store's URL"
 _NO_PRIMARY: Final = "the Sentinels name no primary: check the service's name, and Redis"
 _ODD: Final = "Redis answered with an error: see the log"
 
@@ -109,13 +115,6 @@ class RedisConnection:
         """A connection of its own, to hear messages on."""
         return self._redis.pubsub(ignore_subscribe_messages=True)
 
-    async def command(self, *words: str | int) -> Any:
-        """What one command that reads answers; StoreUnavailable."""
-        async with self._turns, self._in_time(self._place.timeout):
-            return await self._first_of(
-                lambda: self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
-            )
-
     async def ask(
         self, script: str, *arguments: str | int | float | bytes, urgent: bool = False
     ) -> list[Any]:
@@ -124,7 +123,7 @@ class RedisConnection:
         An `urgent` one does not wait behind others: a poll must not be late for a slow download.
         """
         turn = contextlib.nullcontext() if urgent else self._turns
-        async with turn, self._in_time(self._place.timeout):
+        async with self._in_time(self._place.timeout), turn:
             return list((await self._first_of(lambda: self._send(script, arguments)))[0])
 
     async def tell(self, script: str, *arguments: str | int | float | bytes) -> tuple[list[Any], Durability]:
@@ -136,8 +135,8 @@ class RedisConnection:
         wait = ("WAIT", place.replicas, int(place.replicas_timeout * 1000))
         more = [("CONFIG", "GET", "*append*"), *([wait] if place.replicas else [])]
         async with (
-            self._turns,
             self._in_time(place.timeout + (place.replicas_timeout if place.replicas else 0.0)),
+            self._turns,
         ):
             answer, settings, *confirmed = await self._send(script, arguments, *more)
         replicas = confirmed[0] if confirmed and isinstance(confirmed[0], int) else 0
@@ -165,20 +164,25 @@ class RedisConnection:
         """The first answer to a read, which is asked again each second on another connection.
 
         A network that broke without a word looks like a slow one from here, and an answer that was lost never comes:
-        after the network healed, only a new connection gives one. A slow network's answer is taken when it comes.
+        after the network healed, only a new connection gives one. The first question waits on, for an answer that is
+        only slow; the second gives way to the next.
         """
-        waiting: set[asyncio.Future[T]] = set()
+        loop = asyncio.get_running_loop()
+        waiting = {first := asyncio.ensure_future(ask())}
         try:
             while True:
-                waiting.add(asyncio.ensure_future(ask()))
-                done, waiting = await asyncio.wait(
-                    waiting, timeout=_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not done:
-                    await self._drop_idle()  # they may be as dead, and each would cost another second
-                for one in sorted(done, key=lambda one: one.exception() is not None):
-                    if one.exception() is None or not waiting:
-                        return one.result()
+                again = loop.time() + _AGAIN_SECONDS
+                while waiting and (left := again - loop.time()) > 0:
+                    done, waiting = await asyncio.wait(
+                        waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    for one in sorted(done, key=lambda one: one.exception() is not None):
+                        if one.exception() is None or not waiting:
+                            return one.result()
+                await self._drop_idle()  # they may be as dead, and each would cost another second
+                for one in waiting - {first}:
+                    one.cancel()
+                waiting = (waiting & {first}) | {asyncio.ensure_future(ask())}
         finally:
             for one in waiting:
                 one.cancel()
@@ -265,12 +269,18 @@ def _advice(error: BaseException) -> str:
         (exceptions.NoPermissionError, _BY_WORD["NOPERM"]),
         (exceptions.AuthenticationError, _REFUSED),
         (exceptions.AuthorizationError, _REFUSED),
+        (exceptions.MaxConnectionsError, _MANY),
         (exceptions.TimeoutError, _SLOW),
         (TimeoutError, _SLOW),
         (exceptions.ConnectionError, _AWAY),
         (OSError, _AWAY),
         (asyncio.IncompleteReadError, _AWAY),
     )
+    causes = [error, error.__cause__, error.__context__]
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        return _CERTIFICATE
+    if any(isinstance(cause, FileNotFoundError | PermissionError) for cause in causes):
+        return _NO_FILE
     if type(error).__name__ == "MasterNotFoundError":
         return _NO_PRIMARY
     return next((advice for kind, advice in kinds if isinstance(error, kind)), _ODD)

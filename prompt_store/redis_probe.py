@@ -110,8 +110,6 @@ def needed_commands(place: RedisPlace) -> tuple[Command, ...]:
     alone: list[Command] = [
         ("EVAL", "return 1", "1", key),
         ("EVALSHA", "0" * 40, "1", key),
-        ("HGETALL", key),
-        ("LRANGE", key, "0", "1"),
         ("SUBSCRIBE", channel),
         ("PUBLISH", channel, "0"),
         ("CONFIG", "GET", "*append*"),

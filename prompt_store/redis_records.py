@@ -7,11 +7,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from prompt_store.errors import PromptStoreError
 from prompt_store.store import Action, AliasRecord, Event, Target, TaskRecord, VersionRecord
 
 
 def task_of(task_id: str, fields: Mapping[bytes, bytes]) -> TaskRecord | None:
-    """The task in a hash; None when there is none, or a tombstone."""
+    """The task in a hash; None when there is none, or a tombstone. PromptStoreError for what no promptmux wrote."""
+    try:
+        return _task_of(task_id, fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise PromptStoreError(
+            f"the store's record of task {task_id} is damaged: restore Redis, or publish the task anew"
+        ) from error
+
+
+def _task_of(task_id: str, fields: Mapping[bytes, bytes]) -> TaskRecord | None:
     if fields.get(b"deleted") != b"0":
         return None
     aliases: dict[str, AliasRecord] = {}
@@ -25,8 +35,10 @@ def task_of(task_id: str, fields: Mapping[bytes, bytes]) -> TaskRecord | None:
             pairs = json.loads(targets)
             aliases[rest] = AliasRecord(rest, tuple(Target(*pair) for pair in pairs), int(revision))
         elif kind == "v":
-            revision, size, record = value.decode().split(" ", 2)
-            versions.append((int(revision), VersionRecord(rest, int(size), **json.loads(record))))
+            revision, size, text = value.decode().split(" ", 2)
+            record = json.loads(text)  # of a later promptmux it may say more
+            known = (record["published_at"], record["method"], record["labels"])
+            versions.append((int(revision), VersionRecord(rest, int(size), *known)))
     versions.sort(key=lambda entry: entry[0], reverse=True)
     return TaskRecord(
         task_id,

@@ -88,9 +88,8 @@ class RedisStore(PromptStore):
     async def task(self, task_id: str) -> TaskRecord:
         """See `PromptStore.task`."""
         check_task_id(task_id)
-        self._check_open()
-        found = await self._connection.command("HGETALL", f"{self._place.prefix}task:{task_id}")
-        record = task_of(task_id, found)
+        (fields,) = await self._read("task", task_id)
+        record = task_of(task_id, dict(zip(fields[::2], fields[1::2], strict=True)))
         if record is None:
             raise UnknownTask(f"unknown task {task_id}")
         return record
@@ -235,6 +234,8 @@ class RedisStore(PromptStore):
     async def _changes(self, after: Revision) -> Changes:
         mark = self._marks.get(after, "")
         reset, tasks, stand = await self._read("changes", after.epoch, after.number, mark, urgent=True)
+        if reset:
+            self._marks.clear()
         return Changes(self._stand(stand), tuple(task.decode() for task in tasks), bool(reset))
 
     def _stand(self, stand: Sequence[Any]) -> Revision:
@@ -242,7 +243,8 @@ class RedisStore(PromptStore):
         epoch, number, mark = stand
         revision = Revision(epoch.decode(), int(number))
         if mark:
-            self._marks[revision] = mark.decode()
+            # The one that was seen first: another under the same number is what `_changes` is to find.
+            self._marks.setdefault(revision, mark.decode())
             self._marks.move_to_end(revision)
             if len(self._marks) > _MARKS_KEPT:
                 self._marks.popitem(last=False)

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from prompt_store.errors import PromptStoreError
 
@@ -50,7 +50,12 @@ class RedisPlace:
 
 def parse_redis_url(url: str) -> RedisPlace:
     """The place that `url` names. PromptStoreError, never repeating what may be a password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise PromptStoreError(
+            "the store's URL is not well formed: write signs such as / ? # @ [ in a password as %2F %3F %23 %40 %5B"
+        ) from None
     scheme = parts.scheme
     sentinel, tls = scheme.endswith("+sentinel"), scheme.startswith("rediss")
     options = _options(parts.query)
@@ -70,13 +75,13 @@ def parse_redis_url(url: str) -> RedisPlace:
     files: dict[str, str] = {name: options[name] for name in ("ca", "cert", "key") if name in options}
     if files and not tls:
         raise PromptStoreError("the store's URL: ca, cert and key are for rediss://, which speaks TLS")
-    user, password, _ = _credentials(parts)
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
     return RedisPlace(
         hosts=_hosts(parts.netloc.rpartition("@")[2], 26379 if sentinel else 6379, many=sentinel),
         service=service,
         database=int(path[0]) if path else 0,
-        user=user,
-        password=password,
+        user=unquote(user) or None,
+        password=unquote(password) or None,
         tls=_tls(files) if tls else None,
         prefix=prefix,
         replicas=int(_number(options, "replicas", 0, 0, 100)),
@@ -91,15 +96,18 @@ def parse_redis_url(url: str) -> RedisPlace:
 
 
 def without_secrets(url: str) -> str:
-    """`url` as it may be shown and logged: its passwords are hidden. A URL of any kind of store will do."""
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
-    user, colon, _ = login.partition(":")  # not `parts.password`: a list of Sentinels is no host to it
-    netloc = f"{user}:{_HIDDEN}@{hosts}" if at and colon else parts.netloc
-    query = re.sub(r"(?<=password=)[^&]*", _HIDDEN, parts.query)
-    if (netloc, query) == (parts.netloc, parts.query):
-        return url  # as it was given, for somebody who looks for it
-    return parts._replace(netloc=netloc, query=query).geturl()
+    """`url` as it may be shown and logged: its passwords are hidden. A URL of any kind of store will do.
+
+    By the text alone, since a URL that is not well formed has a password, too.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme == "file":
+        return url
+    login, at, place = rest.rpartition("@")
+    user, colon, _ = login.partition(":")
+    if at and colon:
+        rest = f"{user}:{_HIDDEN}@{place}"
+    return f"{scheme}://{re.sub(r'(?<=password=)[^&]*', _HIDDEN, rest)}"
 
 
 def _options(query: str) -> dict[str, str]:
@@ -108,12 +116,6 @@ def _options(query: str) -> dict[str, str]:
     if len(options) != len(pairs) or not options.keys() <= set(_OPTIONS):
         raise PromptStoreError(f"the store's URL: expected each option once, of {', '.join(_OPTIONS)}")
     return options
-
-
-def _credentials(parts: SplitResult) -> tuple[str | None, str | None, str]:
-    login, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = login.partition(":")
-    return unquote(user) or None, unquote(password) or None, hosts
 
 
 def _hosts(text: str, port: int, *, many: bool) -> tuple[tuple[str, int], ...]:

@@ -21,15 +21,20 @@ def mend_log(server: Path, folder: Path) -> None:
 
     A log that cannot be mended stays as it is: the server says what is wrong with it.
     """
-    beside = os.pathsep.join((str(server.parent), os.environ.get("PATH", "")))
-    # The server's program is also this one, if it is called so.
-    program = shutil.which("redis-check-aof", path=beside) or str(server)
+    # Beside the server, or where Debian's package has it inside; the server's program is also this one, called so.
+    places = (str(server.parent), str(server.parent / "usr" / "bin"), os.environ.get("PATH", ""))
+    program = shutil.which("redis-check-aof", path=os.pathsep.join(places)) or str(server)
+    libraries = ":".join(str(folder) for folder in server.parent.glob("usr/lib/*-linux-gnu*"))
+    variables = {**os.environ, **({"LD_LIBRARY_PATH": libraries} if libraries else {})}
     for log in (*folder.glob("appendonlydir/*.manifest"), *folder.glob("appendonly.aof")):
-        subprocess.run(
+        done = subprocess.run(
             ["redis-check-aof", "--fix", str(log)],
             executable=program,
+            env=variables,
             input=b"y\n",
             capture_output=True,
             timeout=60,
             check=False,
         )
+        if not done.stdout:
+            raise RuntimeError(f"redis-check-aof did not run: {done.stderr.decode(errors='replace')[-300:]}")

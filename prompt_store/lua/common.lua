@@ -19,9 +19,11 @@
 --
 -- * Its first write is a command that Redis refuses when it is out of memory or read-only: it is all or nothing then.
 -- * Its writes reach the log as one transaction. Redis cuts a log that a crash tore inside a transaction behind the last
---   whole command, appends the next transaction, and after another start runs both as one. So a change shows by one
---   command, the HSET of its task's hash. What comes before it means nothing alone, and is written in absolute terms, so
---   that the next change overwrites it; what comes after it only tidies up.
+--   whole command, appends the next transaction, and after another start runs both as one. The remedy is
+--   `redis-check-aof --fix` before each start (docs/redis.md). Without it, this keeps the harm small: a change shows by one
+--   command, the HSET of its task's hash; what comes before it is written in absolute terms, so that the next change
+--   overwrites it, and what comes after it only tidies up. So a torn publish is never half there; but a change that was
+--   torn behind that command comes to be at the second start, unseen by those who checked theirs against a store without.
 
 local P = ARGV[1]
 local STORE, TASKS, CHANGED, MARKS, GARBAGE = P .. 'store', P .. 'tasks', P .. 'changed', P .. 'marks', P .. 'garbage'

@@ -12,8 +12,8 @@ else
   redis.call('SET', BLOB .. version, bytes)
   if not exists(task) then
     forget(task)
-    redis.call('ZADD', TASKS, 0, task)
   end
+  redis.call('ZADD', TASKS, 0, task)
   local number = prepare(task, mark, event)
   redis.call('HSET', TASK .. task,
     'deleted', '0', 'revision', number, 'v:' .. version, number .. ' ' .. size .. ' ' .. record)

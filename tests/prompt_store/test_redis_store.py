@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from loadtest.faults.fault_proxy import FaultProxy, Mode
@@ -25,6 +26,8 @@ from prompt_store import (
     Target,
     open_store,
 )
+from prompt_store.redis_connection import RedisConnection
+from prompt_store.redis_url import parse_redis_url
 
 
 @pytest.fixture
@@ -298,7 +301,12 @@ async def test_another_schema_is_refused(own: RedisProcess, build: Any) -> None:
     async with opened(own.url) as store:
         await store.publish(build.prompt())
         own.run("HSET", "promptmux:store", "schema", "2")
-        for call in (store.revision(), store.publish(build.prompt(seed=1)), store.list()):
+        for call in (
+            store.revision(),
+            store.publish(build.prompt(seed=1)),
+            store.list(),
+            store.task("sentiment"),
+        ):
             with pytest.raises(PromptStoreError, match="another prefix"):
                 await call
 
@@ -310,20 +318,75 @@ async def test_two_prefixes_are_two_stores(own: RedisProcess, build: Any) -> Non
         assert {key.split(b":")[0] for key in own.run("KEYS", "*")} == {b"a", b"b"}
 
 
-async def test_a_hint_wakes_a_watcher_before_its_next_look(own: RedisProcess, build: Any) -> None:
+async def test_a_hint_wakes_a_watcher_before_its_next_look(
+    own: RedisProcess, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened(own.url) as store, opened(own.url) as other:
         now = (await store.publish(build.prompt())).revision
-        warm = asyncio.create_task(store.watch(now, timeout=1.2))  # until the subscription stands
-        await warm
-        waits = []
-        for seed in range(1, 6):
-            watcher = asyncio.create_task(store.watch(now, timeout=5))
-            await asyncio.sleep(0.02)
-            began = time.monotonic()
-            await other.publish(build.prompt(seed=seed))
-            now = (await watcher).revision
-            waits.append(time.monotonic() - began)
-        assert sorted(waits)[2] < 0.25  # a look comes every half second
+        await store.watch(now, timeout=1.2)  # until the subscription stands
+        monkeypatch.setattr("prompt_store.redis_store.POLL_SECONDS", 3600.0)
+        watcher = asyncio.create_task(store.watch(now, timeout=3600))
+        await asyncio.sleep(0.05)
+        await other.publish(build.prompt(seed=1))
+        async with asyncio.timeout(30):
+            assert (await watcher).tasks == ("sentiment",)
+
+
+async def test_a_watcher_that_was_away_for_many_changes_is_told_of_no_loss(
+    own: RedisProcess, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark of its revision is forgotten by then: that says nothing."""
+    async with opened(own.url) as store, opened(own.url) as other:
+        seen = (await store.publish(build.prompt())).revision
+        await other.publish(build.prompt("other"))
+        own.run("HINCRBY", "promptmux:store", "revision", "20000")
+        own.run("HDEL", "promptmux:marks", str(seen.number))
+        changes = await store.watch(seen, timeout=0)
+        assert not changes.reset
+        assert changes.tasks == ("other",)
+
+
+async def test_a_loss_that_is_met_by_a_write_of_our_own_is_told_all_the_same(
+    own: RedisProcess, build: Any
+) -> None:
+    async with opened(own.url) as store:
+        await store.publish(build.prompt())
+        own.run("CONFIG", "SET", "appendonly", "no")
+        seen = (await store.publish(build.prompt(seed=1))).revision
+        own.kill()
+        own.start()
+        assert (await store.publish(build.prompt(seed=2))).revision == seen  # the number, of another change
+        assert (await store.watch(seen, timeout=0)).reset
+
+
+async def test_a_damaged_record_is_told_with_its_task(own: RedisProcess, build: Any) -> None:
+    async with opened(own.url) as store:
+        await store.publish(build.prompt())
+        own.run("HSET", "promptmux:task:sentiment", "a:current", "nonsense")
+        with pytest.raises(PromptStoreError, match="record of task sentiment is damaged"):
+            await store.task("sentiment")
+
+
+async def test_a_question_that_fails_while_another_hangs_is_not_asked_without_pause(
+    own: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = RedisConnection(parse_redis_url(own.url))
+    asked = 0
+
+    async def ask() -> int:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise RedisConnectionError("refused")
+        await asyncio.sleep(3600)
+        return 0
+
+    monkeypatch.setattr("prompt_store.redis_connection._AGAIN_SECONDS", 0.05)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await connection._first_of(ask)
+    assert 2 <= asked <= 21
+    await connection.aclose()
 
 
 async def test_a_forged_blob_is_refused(own: RedisProcess, build: Any) -> None:
