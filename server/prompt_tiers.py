@@ -15,7 +15,7 @@ from typing import Final, Generic, TypeVar
 
 import structlog
 
-from prompt_store import PromptStore, StoreUnavailable, version_of
+from prompt_store import CorruptVersion, PromptStore, StoreUnavailable, version_of
 from server.disk_tier import DiskTier
 from server.host_tier import Held, HostTier
 from server.metrics import Metrics
@@ -174,6 +174,8 @@ class PromptTiers(Generic[T]):
                 data = await self._store.get(task_id, version)  # checked there: its contract says so
             except Exception as error:
                 self._metrics.tier_misses.labels("store").inc()
+                if isinstance(error, CorruptVersion):
+                    self._metrics.tier_corrupt.labels("store").inc()
                 if isinstance(error, StoreUnavailable):
                     self._pause = (time.monotonic() + min(_LONGEST_PAUSE, error.retry_after), error)
                 raise

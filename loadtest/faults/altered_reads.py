@@ -9,6 +9,8 @@ from the disk, else from the store.
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,10 +23,8 @@ from loadtest.faults.telling import TEXTS, body
 
 _WARM_SECONDS: Final = 60.0
 _HEALED_SECONDS: Final = 10.0  # a version that failed is not tried again for 2 s
-_FOUND: Final = (
-    *(("promptmux_tier_corrupt_total", tier) for tier in ("host", "disk")),
-    *(("promptmux_tier_misses_total", tier) for tier in ("host", "disk", "store")),
-)
+_TIERS: Final = ("host", "disk", "store")
+_MISSING: Final = "missing"  # the one alteration that leaves nothing whose bytes could be wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,15 @@ def reads(stage: Stage) -> bool:
 
 def _read(stage: Stage, server: FaultyServer, caller: Caller, read: Read) -> None:
     count = stage.counts[read.how]
-    before = _found(server)
+    told, expected = _told(read)
+    before = _found(server, told)
     reply = caller.ask("POST", "/classify", body(read.task, TEXTS[0]))
     count.reads += 1
     count.altered += len(COPIES[read.copies])
-    count.found += _found(server) - before
+    found = _found(server, told) - before
+    count.found += (found & expected).total()
+    if found != expected:
+        count.others[f"{read.copies} altered, counted: {dict(found)}"] += 1
     good_left = "store" not in COPIES[read.copies]
     if good_left and _right(stage, count, read, reply):
         count.answered += 1
@@ -94,9 +98,19 @@ def _right(stage: Stage, count: Count, read: Read, reply: Reply) -> bool:
     return wrong is None and bool(reply.json["version"] == read.version)
 
 
-def _found(server: FaultyServer) -> int:
-    """How many copies the server found altered or missing so far."""
-    return int(sum(server.metric(name, tier=tier) for name, tier in _FOUND))
+def _told(read: Read) -> tuple[Sequence[tuple[str, str]], Counter[str]]:
+    """By which metrics the tiers tell of the read's copies, and what each tier is to count: its own copy, once.
+
+    An altered copy is never an ordinary miss. A missing one is, but in the store, which knows that it should be there.
+    """
+    missed = _TIERS[:2] if read.how == _MISSING else ()
+    told = [(f"promptmux_tier_{'misses' if tier in missed else 'corrupt'}_total", tier) for tier in _TIERS]
+    return told, Counter(COPIES[read.copies])
+
+
+def _found(server: FaultyServer, told: Sequence[tuple[str, str]]) -> Counter[str]:
+    """How many copies each tier has found altered or missing so far."""
+    return Counter({tier: int(server.metric(name, tier=tier)) for name, tier in told})
 
 
 def _heal(stage: Stage, caller: Caller, made: list[Read]) -> None:

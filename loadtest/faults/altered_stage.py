@@ -38,7 +38,7 @@ class Count:
     answered: int = 0  # reads: by the right version, from the next good copy
     unavailable: int = 0  # reads: 503, for there was no good copy
     altered: int = 0  # copies that a read came to look at
-    found: int = 0  # of these, as the metrics say
+    found: int = 0  # of these, as the metrics of their tiers say
     reads_healed: int = 0  # reads that are answered again afterwards
     codes: Counter[str] = field(default_factory=Counter)  # why moves were refused
     others: Counter[str] = field(default_factory=Counter)  # answers that should not have been

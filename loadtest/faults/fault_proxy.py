@@ -19,6 +19,7 @@ from typing import Any, Self
 
 # A command is an array of strings with their lengths before them; the names of the three end alike.
 _SUBSCRIBE = re.compile(rb"\$\d+\r\n[PS]?SUBSCRIBE\r\n", re.IGNORECASE)
+_MESSAGE = b"\r\nmessage\r\n"
 _LONGEST = 24  # bytes of it, at most: as many are kept of a read, for a command cut in two
 _CHUNK = 65536
 
@@ -59,13 +60,14 @@ class FaultProxy:
     """Listens on `port` between `async with` and its end, in front of the address that it is given.
 
     `mode` is switched live, on the loop's thread; `settled` waits until what it ends has ended. `delay` is LATENCY's;
-    `accepted` counts connections.
+    `accepted` counts connections, `dropped` the messages that DROP_PUSH kept from subscribers.
     """
 
     def __init__(self, host: str, port: int, *, delay: float = 0.1) -> None:
         self.port = 0
         self.delay = delay
         self.accepted = 0
+        self.dropped = 0
         self._target = (host, port)
         self._mode = Mode.PASS
         self._connections: set[_Connection] = set()
@@ -196,7 +198,9 @@ class FaultProxy:
                 read = await self._loop.sock_recv(connection.server, _CHUNK)
                 delay = self.delay if self._mode is Mode.LATENCY else 0.0
                 dropped = self._mode is Mode.DROP_PUSH and connection.subscribed
-                if not (read and dropped):
+                if read and dropped:
+                    self.dropped += read.count(_MESSAGE)
+                else:
                     await late.put((self._loop.time() + delay, read))
 
     async def _deliver(self, connection: _Connection, late: asyncio.Queue[tuple[float, bytes]]) -> None:
@@ -264,6 +268,11 @@ class ThreadedProxy:
     def accepted(self) -> int:
         """Connections that were accepted so far."""
         return self._proxy.accepted
+
+    @property
+    def dropped(self) -> int:
+        """Messages that were kept from subscribers so far."""
+        return self._proxy.dropped
 
     @property
     def open(self) -> int:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from loadtest.server_process import Process, free_port, process, wait_for
+from loadtest.faults.replicas import free_ports
+from loadtest.server_process import Process, process, wait_for
 from prompt_store import BackboneRef
 
 FAKE = "fake"  # the tests' backbone without torch: starts in a second, and the faults are not its business
@@ -95,10 +98,13 @@ class FaultyServer:
         variables: Mapping[str, str] | None = None,
     ) -> None:
         """`module` is what runs in place of `promptmux serve` for the backbone FAKE, with these variables."""
-        ports = free_port(), free_port()
+        ports = free_ports(2)
         self.url, self.admin_url = (f"http://127.0.0.1:{port}" for port in ports)
         command = [module] if backbone == FAKE else ["promptmux", "serve", "--backbone", backbone]
+        # Settings of whoever runs the experiment are not the experiment's.
+        settings = [f"-u{name}" for name in os.environ if name.startswith("PROMPTMUX_")]
         self._command: Sequence[str] = (
+            *("env", *settings),
             *(sys.executable, "-m", *command),
             *("--port", str(ports[0]), "--admin-port", str(ports[1]), "--log-format", "json"),
             *flags,
@@ -115,15 +121,21 @@ class FaultyServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, *, patience: float = 120.0) -> None:
-        """Start it, and wait until it is ready.
+    def start(self, *, patience: float = 120.0) -> float:
+        """Start it, and wait until it is ready; the seconds that took.
 
         Raises:
             NotStarted: with the end of its log.
 
         """
+        began = time.monotonic()
         self._process = self._stack.enter_context(process(self._command, self._variables))
-        wait_for(self._process, f"{self.url}/readyz", patience=patience, pause=0.02)
+        try:
+            wait_for(self._process, f"{self.url}/readyz", patience=patience, pause=0.02)
+        except BaseException:
+            self.stop()
+            raise
+        return time.monotonic() - began
 
     def stop(self) -> None:
         """Stop it in order."""

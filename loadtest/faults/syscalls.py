@@ -8,8 +8,10 @@ Writes through mapped memory are no calls at all; whoever uses this compares the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -59,18 +61,24 @@ def run_to_the_end(
         ProgramFailed
 
     """
-    done = subprocess.run(
+    with subprocess.Popen(
         command,
         cwd=folder,
         env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=patience,
-        check=False,
-    )
-    if done.returncode:
-        raise ProgramFailed(f"exit code {done.returncode}: {done.stderr.strip()[-4000:]}")
+        start_new_session=True,  # so that a tracer's end is that of the traced, too
+    ) as running:
+        try:
+            _, said = running.communicate(timeout=patience)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            raise
+    if running.returncode:
+        raise ProgramFailed(f"exit code {running.returncode}: {said.strip()[-4000:]}")
 
 
 def record(

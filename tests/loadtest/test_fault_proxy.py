@@ -198,6 +198,7 @@ async def test_subscribers_hear_nothing_while_pushes_are_dropped(server: RedisPr
         assert await client.publish("news", "second") == 1  # Redis has sent it
         await client.set("key", "value")
         assert await heard() is None
+        assert proxy.dropped == 1
         proxy.mode = Mode.PASS
         await client.publish("news", "third")
         assert await heard() == b"third"

@@ -1,6 +1,8 @@
 """Recording a program: its calls become operations in order, and what is not modelled is refused."""
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,15 @@ def test_what_is_not_modelled_is_refused(root: Path, program: str, what: str) ->
 def test_a_program_that_fails_says_so(root: Path) -> None:
     with pytest.raises(ProgramFailed, match="exit code 1: went wrong"):
         operations(root, "sys.exit('went wrong')")
+
+
+def test_a_program_that_does_not_end_is_ended_with_its_children(root: Path) -> None:
+    program = "import os, time; open('child', 'w').write(str(os.fork() or os.getpid())); time.sleep(60)"
+    with pytest.raises(subprocess.TimeoutExpired):
+        record([sys.executable, "-c", program], root, root.parent / "marks", patience=2)
+    child = int((root / "child").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {child} lives on")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from prompt_store import StoreUnavailable, UnknownVersion, version_of
+from prompt_store import CorruptVersion, StoreUnavailable, UnknownVersion, version_of
 from server.disk_tier import DiskTier
 from server.host_tier import Held, HostTier
 from server.metrics import Metrics
@@ -110,6 +110,12 @@ async def test_altered_bytes_are_dropped_and_the_next_tier_answers(
     await written(tiers)
     assert [counted(metrics, "corrupt", tier) for tier in ("host", "disk")] == [1, 1]
     assert (bytes_in(host, VERSION), disk.read(VERSION), store.gets) == (DATA, DATA, 2)
+    store.fails = CorruptVersion("altered there, too")
+    host.drop(VERSION)
+    disk.drop(VERSION)
+    with pytest.raises(CorruptVersion):
+        await tiers.get("task", VERSION)
+    assert [counted(metrics, "corrupt", tier) for tier in ("host", "disk", "store")] == [1, 1, 1]
 
 
 async def test_one_fetch_for_many_waiters(tiers: PromptTiers[str], store: Store) -> None:
