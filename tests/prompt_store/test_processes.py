@@ -1,6 +1,7 @@
 """Several processes on one store, and processes that are killed."""
 
 import asyncio
+import itertools
 import signal
 import subprocess
 from collections.abc import Callable
@@ -78,16 +79,17 @@ async def test_a_publisher_killed_at_any_step_loses_nothing_acknowledged(
     tmp_path: Path, files: list[bytes], start_worker: Start
 ) -> None:
     """kill -9 before the n-th write to the disk: while the store is made, then over two whole publishes."""
-    acknowledged = []
-    for die_at in (2, 9, 17, *range(26, 52, 2)):
+    acknowledged: list[int] = []
+    for die_at in itertools.chain((2, 9, 17), itertools.count(26, 3)):
         folder = tmp_path / f"store {die_at}"
         worker = start_worker("publish", folder.as_uri(), tmp_path / "files", die_at)
         out, _ = worker.communicate()
         assert worker.returncode == -signal.SIGKILL
         acknowledged.append(len(out.split()))
         await check_survives(folder, out.split(), files)
+        if acknowledged[-1] == 2:  # how many steps that takes depends on how deep the folder lies
+            break
     assert acknowledged[0] == 0
-    assert acknowledged[-1] >= 2
 
 
 @pytest.mark.parametrize("delay", [0.003, 0.017, 0.040])
