@@ -61,11 +61,13 @@ async def _to_store(data: bytes, task_id: str, target: str, alias: str | None) -
     store = open_store(target)
     try:
         published = await store.publish(data, actor="trainer")
+        durable = published.durability.durable
         if alias is not None:
-            await store.set_alias(
+            moved = await store.set_alias(
                 task_id, alias, [Target(published.version)], expected_revision=None, actor="trainer"
             )
-        return published.created, published.durability.durable
+            durable = durable and moved.durability.durable
+        return published.created, durable
     finally:
         await store.aclose()
 
@@ -75,6 +77,7 @@ def _to_server(
 ) -> tuple[bool, bool]:
     with AdminClient(target, key=key) as admin:
         done = admin.put_version(task_id, data)
+        durable = done.receipt is not None and done.receipt.durable
         if alias is not None:
-            admin.move_alias(task_id, alias, version_of(data))
-        return done.created, done.receipt is not None and done.receipt.durable
+            durable = admin.move_alias(task_id, alias, version_of(data)).durable and durable
+        return done.created, durable

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+from promptmux.commands.output import tell_durability
 
 if TYPE_CHECKING:
     from client import Traffic
     from promptmux.commands.aliases import Shares
-
-_MAX_WEIGHT = 1_000_000
 
 
 def run(
@@ -50,7 +49,10 @@ async def _in_store(url: str, task: str, version: str | None, weight: int, alias
         if version is not None:
             shares = split(shares, find(version, now.versions, hint="--version"), weight)
             targets = [Target(*share) for share in shares]
-            await store.set_alias(task, alias, targets, expected_revision=now.revision, actor="canary")
+            moved = await store.set_alias(
+                task, alias, targets, expected_revision=now.revision, actor="canary"
+            )
+            tell_durability(moved.durability.durable)
     _show(shares, {}, {})
 
 
@@ -64,7 +66,7 @@ def _on_server(url: str, key: str | None, task: str, version: str | None, weight
         shares = now.shares
         if version is not None:
             shares = split(shares, find(version, now.versions, hint="--version"), weight)
-            admin.set_split(task, alias, shares, revision=now.revision)
+            tell_durability(admin.set_split(task, alias, shares, revision=now.revision).durable)
             known = admin.task(task)
     shown = known.aliases[alias]
     _show(shown.targets, shown.traffic, shown.quarantined)
@@ -77,9 +79,11 @@ def split(shares: Shares, version: str, part: int) -> Shares:
         raise typer.BadParameter("it has all requests already", param_hint="--version")
     total = sum(weight for _, weight in others)
     scaled = [(other, weight * (100 - part)) for other, weight in others] + [(version, part * total)]
+    from prompt_store.store import MAX_WEIGHT
+
     divisor = math.gcd(*(weight for _, weight in scaled))
     # Weights end at a million: what is larger loses digits, not its place.
-    divisor = max(divisor, math.ceil(max(weight for _, weight in scaled) / _MAX_WEIGHT))
+    divisor = max(divisor, math.ceil(max(weight for _, weight in scaled) / MAX_WEIGHT))
     return [(other, max(1, weight // divisor)) for other, weight in scaled]
 
 

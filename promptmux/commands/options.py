@@ -25,6 +25,3 @@ AdminKey = Annotated[
     ),
 ]
 DEFAULT_ADMIN = "http://127.0.0.1:8001"
-NOT_DURABLE = (
-    "note: the store did not promise that this outlives a power cut of its machine; promptmux doctor says why"
-)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+from promptmux.commands.output import tell_durability
 
 if TYPE_CHECKING:
     from promptmux.commands.aliases import Shares
@@ -28,13 +29,14 @@ def run(
 ) -> None:
     """End a split: one version serves alone."""
     if store is not None:
-        full = asyncio.run(_in_store(store, task, version, alias))
+        full, durable = asyncio.run(_in_store(store, task, version, alias))
     else:
-        full = _on_server(server, key, task, version, alias)
+        full, durable = _on_server(server, key, task, version, alias)
     print(f"{task}: {alias} leads to {full}")
+    tell_durability(durable)
 
 
-async def _in_store(url: str, task: str, version: str | None, alias: str) -> str:
+async def _in_store(url: str, task: str, version: str | None, alias: str) -> tuple[str, bool]:
     from prompt_store import Target
     from promptmux.commands.aliases import standing
     from promptmux.commands.stores import existing_store
@@ -42,19 +44,20 @@ async def _in_store(url: str, task: str, version: str | None, alias: str) -> str
     async with existing_store(url) as store:
         now = standing(await store.task(task), alias)
         full = chosen(now.shares, version)
-        await store.set_alias(task, alias, [Target(full)], expected_revision=now.revision, actor="promote")
-        return full
+        moved = await store.set_alias(
+            task, alias, [Target(full)], expected_revision=now.revision, actor="promote"
+        )
+        return full, moved.durability.durable
 
 
-def _on_server(url: str, key: str | None, task: str, version: str | None, alias: str) -> str:
+def _on_server(url: str, key: str | None, task: str, version: str | None, alias: str) -> tuple[str, bool]:
     from client import AdminClient
     from promptmux.commands.aliases import standing
 
     with AdminClient(url, key=key) as admin:
         now = standing(admin.task(task), alias)
         full = chosen(now.shares, version)
-        admin.promote(task, full, revision=now.revision, alias=alias)
-        return full
+        return full, admin.promote(task, full, revision=now.revision, alias=alias).durable
 
 
 def chosen(shares: Shares, version: str | None) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from promptmux.commands.options import DEFAULT_ADMIN, NOT_DURABLE, AdminKey, AdminServer, Store
+from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+from promptmux.commands.output import tell_durability
 
 
 def run(
@@ -28,5 +28,4 @@ def run(
         news = "published" if done.created else "already there:"
         leads = f", alias {done.alias}" if done.alias else ""
         print(f"{news} {done.task_id} {done.version}{leads} in {done.target}")
-        if not done.durable:
-            print(NOT_DURABLE, file=sys.stderr)
+        tell_durability(done.durable)

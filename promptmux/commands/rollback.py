@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+from promptmux.commands.output import tell_durability
 
 
 def run(
@@ -22,7 +23,7 @@ def run(
 ) -> None:
     """Serve an earlier version again."""
     if store is not None:
-        full = asyncio.run(_in_store(store, task, version, alias))
+        full, durable = asyncio.run(_in_store(store, task, version, alias))
     else:
         from client import AdminClient
         from promptmux.commands.aliases import find, standing
@@ -30,11 +31,12 @@ def run(
         with AdminClient(server, key=key) as admin:
             now = standing(admin.task(task), alias)
             full = find(version, now.versions)
-            admin.rollback(task, full, revision=now.revision, alias=alias)
+            durable = admin.rollback(task, full, revision=now.revision, alias=alias).durable
     print(f"{task}: {alias} leads to {full}")
+    tell_durability(durable)
 
 
-async def _in_store(url: str, task: str, version: str, alias: str) -> str:
+async def _in_store(url: str, task: str, version: str, alias: str) -> tuple[str, bool]:
     from prompt_store import Target
     from promptmux.commands.aliases import find, standing
     from promptmux.commands.stores import existing_store
@@ -42,5 +44,7 @@ async def _in_store(url: str, task: str, version: str, alias: str) -> str:
     async with existing_store(url) as store:
         now = standing(await store.task(task), alias)
         full = find(version, now.versions)
-        await store.set_alias(task, alias, [Target(full)], expected_revision=now.revision, actor="rollback")
-        return full
+        moved = await store.set_alias(
+            task, alias, [Target(full)], expected_revision=now.revision, actor="rollback"
+        )
+        return full, moved.durability.durable
