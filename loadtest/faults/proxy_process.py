@@ -6,6 +6,7 @@ started. Must not know: how replicas start and end, or any experiment.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import signal
 import socket
@@ -38,8 +39,6 @@ defaults
     # A check that is merely late, on a busy machine, is no reason to take a replica out; refused or 503 is.
     timeout check 2s
     option http-keep-alive
-    retries 3
-    option redispatch 1
 {retry}
 frontend public
     bind 127.0.0.1:{port}
@@ -58,7 +57,14 @@ backend replicas
 # twice. So what a draining replica refuses, and what one drops that is already closing, goes to another one. Admin
 # writes are not behind this proxy, and anything but /classify and GET is never sent twice.
 # Many clients send head and body apart; what is passed on before the body is there can only be sent once.
-_RETRY: Final = "    option http-buffer-request\n    retry-on conn-failure empty-response 503\n"
+_RETRY: Final = """\
+    retries 3
+    option redispatch 1
+    option http-buffer-request
+    retry-on conn-failure empty-response 503
+"""
+# Not even a refused connection is tried again: whatever a replica does to a request is what its caller sees.
+_ONCE: Final = "    retries 0\n    no option redispatch\n    retry-on none\n"
 _ONLY: Final = "    http-request disable-l7-retry unless { path /classify } || METH_GET\n"
 
 
@@ -75,7 +81,7 @@ def find_haproxy() -> Path:
 class ProxyProcess:
     """One HAProxy on loopback before replicas at `ports`, by name. As a context manager it runs inside the block.
 
-    Without `retries` it sends a request to another replica only when it could not connect.
+    Without `retries` it sends every request to one replica, once, and what comes of that is what its caller gets.
     """
 
     def __init__(
@@ -97,7 +103,7 @@ class ProxyProcess:
             socket="haproxy.sock",
             port=port,
             header=REPLICA_HEADER,
-            retry=_RETRY if retries else "    retry-on conn-failure\n",
+            retry=_RETRY if retries else _ONCE,
             only=_ONLY if retries else "",
             servers=servers,
         )
@@ -145,11 +151,14 @@ class ProxyProcess:
                 start_new_session=True,  # ctrl-C is for the experiment, which then ends it in order
             )
         end = time.monotonic() + patience
-        while not self._listens():
-            if self._popen.poll() is not None or time.monotonic() > end:
-                self.stop()
-                raise NotStarted(f"HAProxy did not start:\n{self.log[-4000:]}")
-            time.sleep(0.02)
+        try:
+            while not self._listens():
+                if self._popen.poll() is not None or time.monotonic() > end:
+                    raise NotStarted(f"HAProxy did not start:\n{self.log[-4000:]}")
+                time.sleep(0.02)
+        except BaseException:  # ctrl-C, too
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End it, with the connections that it has; nothing happens if it does not run."""
@@ -157,8 +166,9 @@ class ProxyProcess:
             return
         self._popen.send_signal(signal.SIGTERM)
         try:
-            self._popen.wait(10)
-        except subprocess.TimeoutExpired:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(10)
+        finally:  # a second ctrl-C does not leave it behind
             self._popen.kill()
             self._popen.wait()
 

@@ -1,8 +1,8 @@
 """Publishes and rollbacks by the thousand, while every task is asked for through a proxy before several servers.
 
-Owns: the experiment. Every answer's scores must be those of the version that it names; that version must have been
-current at that server since the last move that the server is known to have made; and a move must reach the other
-servers soon.
+Owns: the experiment. All scores of every answer must be those of the one version that it names; that version must have
+been current at that server since the last move that the server is known to have made; and a move must reach the other
+servers soon. The servers have slots for fewer prompts than there are, and the proxy sends nothing twice.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--rate", type=float, default=200.0, help="requests a second; 0: all that are answered"
     )
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument(
+        "--room", type=float, default=0.5, help="share of the tasks' prompts that a replica has slots for"
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> Outcome:
@@ -62,11 +65,11 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
 
     def ask(number: int) -> Question:
         task = chosen[number % len(chosen)]
-        return Question(tasks.body(task, number), (task, ledger.reached(task)))
+        return Question(tasks.body(task, number), (task, number, ledger.reached(task)))
 
     def check(reply: Reply) -> str | None:
-        task, reached = reply.question.about
-        told = tasks.read(task, reply.body)
+        task, number, reached = reply.question.about
+        told = tasks.read(task, number, reply.body)
         if isinstance(told, str):
             return told
         return ledger.answered(task, reply.replica, reached, told.version)
@@ -77,10 +80,16 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
         for task, version in enumerate(tasks.fill(redis.url)):
             ledger.begin(task, version)
         running = stack.enter_context(
-            replicas(options.replicas, redis.url, scratch, backbone=options.backbone)
+            replicas(
+                options.replicas,
+                redis.url,
+                scratch,
+                backbone=options.backbone,
+                flags=tasks.flags(options.room),
+            )
         )
         ports = {replica.name: replica.port for replica in running}
-        proxy = stack.enter_context(ProxyProcess(scratch / "proxy", free_ports(1)[0], ports))
+        proxy = stack.enter_context(ProxyProcess(scratch / "proxy", free_ports(1)[0], ports, retries=False))
         direct = stack.enter_context(contextlib.closing(StoreThread(redis.url)))
         for replica in running:
             proxy.wait_until(replica.name, "UP")
@@ -106,7 +115,12 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
             _make_moves(options, pairs, console)
         seconds = time.monotonic() - began
         stale = _stale(Spread(running, tasks, ledger, SpreadReport()), ledger, options.tasks)
-    return _outcome(options, load.report, moved, spread_report, stale, seconds)
+        behind = proxy.counts()
+        evicted = {
+            replica.name: int(replica.metrics()["promptmux_prompt_cache_evictions_total"])
+            for replica in running
+        }
+    return _outcome(options, load.report, moved, spread_report, stale, seconds, behind, evicted)
 
 
 def _make_moves(options: argparse.Namespace, pairs: list[tuple[Mover, Spread]], console: Console) -> None:
@@ -139,9 +153,15 @@ def _make_moves(options: argparse.Namespace, pairs: list[tuple[Mover, Spread]], 
         ]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            while thread.is_alive():  # in turns, so that ctrl-C is heard
-                thread.join(0.2)
+        try:
+            for thread in threads:
+                while thread.is_alive():  # in turns, so that ctrl-C is heard
+                    thread.join(0.2)
+        except BaseException as error:
+            broken.append(error)  # for the movers: what they work with is about to end
+            for thread in threads:
+                thread.join(2.0)
+            raise
     if broken:
         raise broken[0]
 
@@ -167,6 +187,8 @@ def _outcome(
     spread: SpreadReport,
     stale: list[str],
     seconds: float,
+    behind: dict[str, dict[str, int]],
+    evicted: dict[str, int],
 ) -> Outcome:
     made, times = moved.made.total(), sorted(spread.seconds)
     figures: dict[str, float] = {
@@ -185,7 +207,13 @@ def _outcome(
             for name, share in (("p50", 0.5), ("p99", 0.99), ("longest", 1.0))
         },
         "tasks that stayed behind": len(stale),
+        "prompts that gave up their slot": sum(evicted.values()),
+        **{
+            f"{name} by the proxy": sum(count[name] for count in behind.values())
+            for name in ("retries", "redispatches")
+        },
     }
+    sent_twice = figures["retries by the proxy"] + figures["redispatches by the proxy"]
     kinds = {
         kind: {
             "p50_ms": round(percentile(took, 0.5) * 1e3, 1),
@@ -196,10 +224,11 @@ def _outcome(
     return Outcome(
         name="publishes" if options.backbone == "fake" else f"publishes-{options.backbone}",
         passed=made == options.moves
-        and load.answered > 0
-        and not (load.failed or load.wrong or spread.wrong or stale)
+        and not (load.short or load.failed or load.wrong or spread.wrong or stale or sent_twice)
+        and all(load.by_replica[name] and evicted[name] for name in evicted)
         and max(times, default=math.inf) <= SOON,
-        wanted=f"every move made, 0 failed requests, 0 wrong answers, at every server within {SOON:g} s",
+        wanted=f"every move made, all requests sent, 0 failed, 0 wrong answers, at every server within {SOON:g} s, "
+        "slots given to others at every server, nothing sent twice by the proxy",
         seed=options.seed,
         rows=[{"figure": name, "value": value} for name, value in figures.items()],
         facts={
@@ -207,6 +236,7 @@ def _outcome(
             "seconds": round(seconds, 1),
             "milliseconds_of_a_move": kinds,
             "answers_by_replica": dict(load.by_replica),
+            "gave_up_their_slot": evicted,
             "problems": dict(load.problems),
             "examples": [*load.examples, *spread.wrong[:20], *moved.failures[:20], *stale[:20]],
         },

@@ -102,11 +102,18 @@ class Replica:
 
     def stop(self, *, patience: float = 60.0) -> int:
         """Ask it to end as an operator does, wait, and give its exit code; -9 when it had to be killed."""
-        popen = self.process.popen
+        self.ask_to_end()
+        return self.ended(patience=patience)
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, as an operator or an orchestrator does. A second one would hurry it."""
         if self.running:
-            popen.send_signal(signal.SIGTERM)
+            self.process.popen.send_signal(signal.SIGTERM)
+
+    def ended(self, *, patience: float = 60.0) -> int:
+        """Wait for its end, and give its exit code; -9 when it had to be killed."""
         try:
-            return popen.wait(patience)
+            return self.process.popen.wait(patience)
         except subprocess.TimeoutExpired:
             self.kill()
             return -signal.SIGKILL
@@ -118,9 +125,9 @@ class Replica:
             self._process.popen.wait()
 
     def close(self) -> None:
-        """End it if it runs, and let go of its log."""
+        """End it, at once if it still runs, and let go of its log."""
         if self._process is not None:
-            self.stop()
+            self.kill()
             self._process.log.close()
 
     def metrics(self) -> dict[str, float]:
@@ -160,18 +167,23 @@ def replicas(
     made = [
         Replica(f"replica-{at}", (ports[2 * at], ports[2 * at + 1]), command, folder) for at in range(count)
     ]
-    try:
-        for replica in made:
-            replica.start(wait=False)
-        for replica in made:
-            replica.wait()
-        yield made
-    finally:
-        for replica in made:
-            if replica.running:  # all at once, so that they end together
-                replica.process.popen.send_signal(signal.SIGTERM)
-        for replica in made:
-            replica.close()
+    with contextlib.ExitStack() as stack:
+        for (
+            replica
+        ) in made:  # the last resort: whatever is raised below, a second ctrl-C too, none is left behind
+            stack.callback(replica.close)
+        try:
+            for replica in made:
+                replica.start(wait=False)
+            for replica in made:
+                replica.wait()
+            yield made
+        finally:
+            for replica in made:
+                replica.ask_to_end()  # all at once, so that they end together
+            for replica in made:
+                if replica.running:
+                    replica.ended()
 
 
 def free_ports(count: int) -> list[int]:

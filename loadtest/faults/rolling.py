@@ -2,6 +2,9 @@
 
 Owns: the experiment. A replica is asked to end as an operator or an orchestrator does (SIGTERM), must end with exit
 code 0, is started anew, and the next one follows when the proxy sees it. Every request's scores are checked besides.
+
+The proxy sends nothing twice, not even after a refused connection: a replica says that it will leave, the proxy sees
+that in time, and there is nothing to send again. With --retries it sends on what a replica has refused or dropped.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,11 +34,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", choices=BACKBONES, default="minilm")
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument(
-        "--rate", type=float, default=100.0, help="requests a second; 0: all that are answered"
+        "--rate", type=float, default=30.0, help="requests a second; 0: all that are answered"
     )
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument(
-        "--once", action="store_true", help="the proxy sends nothing again that a replica refused or dropped"
+        "--leave-delay",
+        type=float,
+        default=1.0,
+        help="seconds in which a replica that will end still answers",
+    )
+    parser.add_argument(
+        "--retries",
+        action="store_true",
+        help="the proxy sends on to another replica what one has refused or dropped",
+    )
+    parser.add_argument(
+        "--room", type=float, default=0.5, help="share of the tasks' prompts that a replica has slots for"
     )
     parser.add_argument(
         "--padding",
@@ -50,25 +65,29 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
     with tempfile.TemporaryDirectory() as scratch, RedisProcess(Path(scratch) / "redis") as redis:
         versions = tasks.fill(redis.url)
         chosen = choices(options.tasks, options.seed)
+        flags = ("--leave-delay", str(options.leave_delay), *tasks.flags(options.room))
 
         def ask(number: int) -> Question:
             task = chosen[number % len(chosen)]
             # JSON may have blanks anywhere: a longer request without another meaning.
-            return Question(b" " * options.padding + tasks.body(task, number), task)
+            return Question(b" " * options.padding + tasks.body(task, number), (task, number))
 
         def check(reply: Reply) -> str | None:
-            told = tasks.read(reply.question.about, reply.body)
+            task, number = reply.question.about
+            told = tasks.read(task, number, reply.body)
             if isinstance(told, str):
                 return told
-            return None if told.version == versions[told.task] else f"another version: {told}"
+            return None if told.version == versions[task] else f"another version: {told}"
 
         with (
-            replicas(options.replicas, redis.url, Path(scratch), backbone=options.backbone) as running,
+            replicas(
+                options.replicas, redis.url, Path(scratch), backbone=options.backbone, flags=flags
+            ) as running,
             ProxyProcess(
                 Path(scratch) / "proxy",
                 free_ports(1)[0],
                 {replica.name: replica.port for replica in running},
-                retries=not options.once,
+                retries=options.retries,
             ) as proxy,
         ):
             for replica in running:
@@ -86,7 +105,8 @@ class _Restart:
     """One restart of one replica. Seconds."""
 
     exit_code: int
-    stop: float
+    out: float  # from the signal until the proxy sends it nothing more
+    stop: float  # from the signal until it has ended
     start: float  # until it says that it is ready
     seen: float  # from then until the proxy says so
     memory: int  # bytes, before it was stopped
@@ -104,11 +124,13 @@ def _roll(
             for replica in running:
                 memory = replica.process.resident_bytes()
                 began = time.monotonic()
-                code = replica.stop()
+                replica.ask_to_end()
+                out = proxy.wait_until(replica.name, "DOWN")
+                code = replica.ended()
                 stop = time.monotonic() - began
                 start = replica.start()
                 seen = proxy.wait_until(replica.name, "UP")
-                restarts[replica.name].append(_Restart(code, stop, start, seen, memory))
+                restarts[replica.name].append(_Restart(code, out, stop, start, seen, memory))
                 progress.advance(shown)
     return restarts
 
@@ -121,30 +143,37 @@ def _outcome(
 ) -> Outcome:
     every = [restart for of_one in restarts.values() for restart in of_one]
     bad_exits = sum(restart.exit_code != 0 for restart in every)
+    again = {name: sum(count[name] for count in counts.values()) for name in ("retries", "redispatches")}
     figures = {
         "restarts": len(every),
         "exit codes other than 0": bad_exits,
-        "longest stop, s": round(max(restart.stop for restart in every), 2),
-        "longest start, s": round(max(restart.start for restart in every), 2),
-        "memory of a replica at most, MB": round(max(restart.memory for restart in every) / 1e6),
+        "longest until the proxy left it out, s": _longest(restart.out for restart in every),
+        "longest stop, s": _longest(restart.stop for restart in every),
+        "longest start, s": _longest(restart.start for restart in every),
+        "memory of a replica at most, MB": round(_longest(restart.memory / 1e6 for restart in every)),
         "requests": load.answered + load.failed,
         "failed requests": load.failed,
         "wrong answers": load.wrong,
         "answers a second": round(load.rate, 1),
         **{f"latency {name}": value for name, value in load.latency().items()},
-        "sent on to another replica": sum(count["redispatches"] for count in counts.values()),
+        "tried again by the proxy": again["retries"],
+        "sent on to another replica": again["redispatches"],
     }
     return Outcome(
         name="-".join(
             [
                 "rolling",
                 options.backbone,
-                *(["once"] if options.once else []),
+                *(["retrying"] if options.retries else []),
                 *(["long"] if options.padding else []),
             ]
         ),
-        passed=not (load.failed or load.wrong or bad_exits) and load.answered > 0,
-        wanted="0 failed requests, 0 wrong scores, every exit code 0",
+        passed=not (load.failed or load.wrong or bad_exits or load.short)
+        and len(every) == options.rounds * options.replicas > 0
+        and all(load.by_replica[name] for name in restarts)
+        and (options.retries or not any(again.values())),
+        wanted="all restarts made and all requests sent, 0 failed, 0 wrong scores, every exit code 0"
+        + ("" if options.retries else ", nothing sent twice by the proxy"),
         seed=options.seed,
         rows=[{"figure": name, "value": value} for name, value in figures.items()],
         facts={
@@ -155,7 +184,9 @@ def _outcome(
             "offered_per_second": options.rate,
             "connections": options.connections,
             "padding_bytes": options.padding,
-            "proxy_sends_again": not options.once,
+            "leave_delay": options.leave_delay,
+            "room": options.room,
+            "proxy_sends_again": options.retries,
             "load_seconds": round(load.seconds, 1),
             "requests_by_replica": dict(load.by_replica),
             "problems": dict(load.problems),
@@ -163,3 +194,7 @@ def _outcome(
             "restarts": {name: [asdict(restart) for restart in of_one] for name, of_one in restarts.items()},
         },
     )
+
+
+def _longest(seconds: Iterable[float]) -> float:
+    return round(max(seconds, default=0.0), 2)

@@ -39,7 +39,7 @@ class Spread:
     ) -> None:
         self._tasks, self._ledger, self._report = tasks, ledger, report
         self._connections = {replica.name: replica.connection() for replica in running}
-        self._texts = itertools.count()
+        self._numbers = itertools.count()
 
     def close(self) -> None:
         """Close its connections."""
@@ -66,19 +66,16 @@ class Spread:
         """The version that the server answers with; "" when something is wrong, which the report then has."""
         reached = self._ledger.reached(task)
         connection = self._connections[name]
-        connection.request(
-            "POST",
-            "/classify",
-            self._tasks.body(task, next(self._texts)),
-            {"Content-Type": "application/json"},
-        )
+        number = next(self._numbers)
+        body = self._tasks.body(task, number)
+        connection.request("POST", "/classify", body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         body = answer.read()
         version, wrong = "", None
         if answer.status != 200:
             wrong = f"status {answer.status} from {name}: {body[:300].decode(errors='replace')}"
         else:
-            told = self._tasks.read(task, body)
+            told = self._tasks.read(task, number, body)
             if isinstance(told, str):
                 wrong = told
             else:

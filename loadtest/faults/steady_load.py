@@ -52,6 +52,7 @@ class LoadReport:
     """What came of it. Seconds everywhere; latencies count from when the request was to be sent."""
 
     seconds: float = 0.0
+    offered: int = 0  # what the rate asks for in that time; 0: no rate was asked for
     answered: int = 0
     failed: int = 0  # another status than 200, or no answer
     wrong: int = 0  # answered, and the check found something
@@ -64,6 +65,11 @@ class LoadReport:
     def rate(self) -> float:
         """Answers in a second."""
         return self.answered / self.seconds if self.seconds else 0.0
+
+    @property
+    def short(self) -> bool:
+        """Whether clearly less was sent than the rate asks for, or nothing was answered."""
+        return not self.answered or self.answered + self.failed < 0.9 * self.offered
 
     def latency(self) -> dict[str, float]:
         """Percentiles and the longest, in milliseconds."""
@@ -101,12 +107,17 @@ class SteadyLoad:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.report.offered = round(self._rate * (time.monotonic() - self._began))
         self._stop.set()
+        # After an error nobody reads the report, and the threads end with the program.
+        end = time.monotonic() + (2 * _PATIENCE if error is None else 1.0)
         for thread in self._threads:
-            thread.join(2 * _PATIENCE)
+            thread.join(max(0.0, end - time.monotonic()))
         self.report.seconds = time.monotonic() - self._began
         if self._broken and error is None:
             raise self._broken[0]  # of the experiment itself: then no figure is worth having
+        if error is None and any(thread.is_alive() for thread in self._threads):
+            raise TimeoutError("a request was neither answered nor given up")
 
     def _run(self) -> None:
         try:

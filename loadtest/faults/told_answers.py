@@ -1,7 +1,7 @@
 """Tasks whose answers tell which version gave them: filling a store with them, asking, and checking what came back.
 
-Owns: the tasks' names, the questions, and what an answer's parts must have to do with one another. Must not know: which
-version is right at which time, or any experiment.
+Owns: the tasks' names, the questions of one to eight texts, and what an answer's rows and its other parts must have to
+do with one another. Must not know: which version is right at which time, or any experiment.
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from loadtest import workload
 from loadtest.faults.replicas import BackboneName
 from loadtest.faults.telling_prompts import LETTERLESS, Telling, read_scores, telling_prompt
 from prompt_store import BackboneRef, Target, open_store
+
+_TEXTS: Final = 32
+_MOST: Final = 8  # texts in one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +38,24 @@ class ToldTasks:
 
     def __init__(self, count: int, backbone: BackboneName, *, seed: int) -> None:
         self.ids = workload.task_ids(count)
-        self._shape, self._soft = shape_of(backbone), backbone != "fake"
-        self._texts = [LETTERLESS + text for text in workload.texts(512, seed=seed)]
+        self._texts = [LETTERLESS + text for text in workload.texts(_TEXTS, seed=seed)]
+        if backbone == "fake":
+            self._shape, self._scores = shape_of(backbone), None
+        else:
+            from backbone import load_backbone
+            from loadtest.faults.soft_scores import SoftScores
+
+            loaded = load_backbone(backbone)
+            self._shape, self._scores = loaded.shape, SoftScores(loaded, self._texts)
+        rng = random.Random(seed)
+        # Neither list's length is a multiple of the other's: a task comes by with every number of texts.
+        self._asked = [rng.choices(range(_TEXTS), k=rng.randint(1, _MOST)) for _ in range(1021)]
         self._names: dict[str, tuple[int, int]] = {}  # version → task and number
         self._lock = threading.Lock()
 
     def prompt(self, task: int, number: int) -> Telling:
         """A version of a task; from now on answers may name it."""
-        made = telling_prompt(self.ids[task], task, number, self._shape, soft=self._soft)
+        made = telling_prompt(self.ids[task], task, number, self._shape, soft=self._scores is not None)
         with self._lock:
             self._names[made.version] = (task, number)
         return made
@@ -48,6 +63,11 @@ class ToldTasks:
     def fill(self, store_url: str) -> list[str]:
         """Publish version 0 of every task and make it current; the versions."""
         return asyncio.run(self._fill(store_url))
+
+    def flags(self, room: float) -> tuple[str, ...]:
+        """For servers with room on the device for this share of the tasks, so that slots are given to others."""
+        one = self.prompt(0, 0)
+        return ("--prompt-cache-bytes", str(max(one.nbytes, round(room * len(self.ids) * one.nbytes))))
 
     async def _fill(self, store_url: str) -> list[str]:
         store = open_store(store_url)
@@ -62,25 +82,36 @@ class ToldTasks:
         finally:
             await store.aclose()
 
-    def body(self, task: int, number: int) -> bytes:
-        """A request for the task; `number` chooses the text."""
-        text = self._texts[number % len(self._texts)]
-        return json.dumps({"task_id": self.ids[task], "input": text}).encode()
+    def texts(self, number: int) -> Sequence[int]:
+        """Which texts the `number`-th request has."""
+        return self._asked[number % len(self._asked)]
 
-    def read(self, task: int, body: bytes) -> Told | str:
-        """What the answer says; in words where its parts do not belong together."""
+    def body(self, task: int, number: int) -> bytes:
+        """The `number`-th request, for the task. One text is sent as a text or as a list of one."""
+        texts = [self._texts[at] for at in self.texts(number)]
+        return json.dumps(
+            {"task_id": self.ids[task], "input": texts[0] if len(texts) == 1 and number % 2 else texts}
+        ).encode()
+
+    def read(self, task: int, number: int, body: bytes) -> Told | str:
+        """What the answer to that request says; in words where its parts do not belong together."""
         answer = json.loads(body)
-        version, probs = answer["version"], answer["data"][0]["probs"]
+        version, texts = answer["version"], self.texts(number)
+        rows = [row["probs"] for row in answer["data"]]
+        if len(rows) != len(texts) or [row["index"] for row in answer["data"]] != list(range(len(rows))):
+            return f"other rows: {self.ids[task]} answered {len(rows)} rows for {len(texts)} texts"
         with self._lock:
             named = self._names.get(version)
-        told = read_scores(probs)
-        if told is None:
-            return f"mixed: {self.ids[task]} answered scores that no version gives: {probs}"
-        if answer["task_id"] != self.ids[task] or told[0] != task:
-            return f"another task's: asked {task}, named {answer['task_id']}, scores of task {told[0]}"
-        if named != told:
+        told = {read_scores(row) for row in rows}
+        if None in told:
+            return f"mixed: {self.ids[task]} answered scores that no version gives: {rows}"
+        if answer["task_id"] != self.ids[task] or any(one is not None and one[0] != task for one in told):
+            return f"another task's: asked {task}, named {answer['task_id']}, scores of {told}"
+        if named is None or told != {named}:
             return f"mixed: {version[:12]} is version {named}, the scores are of {told}"
-        return Told(*told, version)
+        if self._scores is not None and (wrong := self._scores.wrong(*named, texts, rows)) is not None:
+            return f"mixed: {version[:12]} is version {named}, {wrong}"
+        return Told(*named, version)
 
 
 def choices(count: int, seed: int) -> Sequence[int]:

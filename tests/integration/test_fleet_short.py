@@ -40,6 +40,7 @@ def test_a_rolling_restart_is_not_noticed_by_callers() -> None:
     assert figures["restarts"] == 2
     assert figures["failed requests"] == figures["wrong answers"] == figures["exit codes other than 0"] == 0
     assert figures["requests"] > 50
+    assert figures["tried again by the proxy"] == figures["sent on to another replica"] == 0
 
 
 def test_moves_under_load_mix_nothing() -> None:
@@ -52,6 +53,8 @@ def test_moves_under_load_mix_nothing() -> None:
     for never in ("tasks that stayed behind", "moves failed", "failed requests", "wrong answers"):
         assert figures[never] == 0, never
     assert figures["ways to another server timed"] > 0
+    assert all(outcome.facts["gave_up_their_slot"].values())
+    assert figures["retries by the proxy"] == figures["redispatches by the proxy"] == 0
 
 
 def test_a_fleet_is_filled_started_loaded_and_drawn(tmp_path: Path) -> None:

@@ -138,6 +138,25 @@ def test_only_a_question_is_asked_twice(tmp_path: Path, program: Path, ports: li
             assert one.asked + two.asked == before + 1
 
 
+@pytest.mark.parametrize("fault", ["drops", "is gone"])
+def test_without_retries_nothing_is_sent_twice(
+    tmp_path: Path, program: Path, ports: list[int], fault: str
+) -> None:
+    replicas = {"bad": ports[1], "good": ports[2]}
+    with serving(ports[1]) as bad, serving(ports[2]) as good:
+        bad.drops = fault == "drops"
+        if fault == "is gone":
+            bad.shutdown()
+            bad.server_close()
+        with ProxyProcess(tmp_path, ports[0], replicas, retries=False, program=program) as proxy:
+            # At once: after its first check the proxy leaves out one that is gone.
+            statuses = [post(proxy)[0] for _ in range(4)]
+            assert good.asked == statuses.count(200)
+            counts = proxy.counts()
+    assert bad.asked == (statuses.count(502) if fault == "drops" else 0)
+    assert {count[name] for count in counts.values() for name in ("retries", "redispatches")} == {0}
+
+
 def test_it_sees_an_unready_replica_and_its_return(tmp_path: Path, program: Path, ports: list[int]) -> None:
     with (
         serving(ports[1]) as replica,
@@ -151,6 +170,21 @@ def test_it_sees_an_unready_replica_and_its_return(tmp_path: Path, program: Path
         proxy.wait_until("one", "UP")
         with pytest.raises(TimeoutError, match="UP"):
             proxy.wait_until("one", "DOWN", patience=0.1)
+
+
+def test_ctrl_c_while_it_starts_leaves_none_behind(
+    tmp_path: Path, program: Path, ports: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = ProxyProcess(tmp_path, ports[0], {"one": ports[1]}, program=program)
+
+    def interrupt() -> dict[str, str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(proxy, "states", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        proxy.start()
+    with pytest.raises(ProcessLookupError):
+        os.kill(proxy.pid, 0)
 
 
 def test_a_taken_port_is_told_with_the_log(tmp_path: Path, program: Path, ports: list[int]) -> None:

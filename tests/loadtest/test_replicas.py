@@ -30,6 +30,25 @@ def test_each_starts_stops_and_starts_anew_by_itself(tmp_path: Path) -> None:
     assert one.process.popen.returncode == 0
 
 
+def test_a_second_ctrl_c_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Replica, *, patience: float = 60.0) -> int:
+        raise KeyboardInterrupt
+
+    made: list[Replica] = []
+
+    def run() -> None:
+        flags = ("--leave-delay", "30")
+        with replicas(2, f"file://{tmp_path}/store", tmp_path, backbone="fake", flags=flags) as both:
+            made.extend(both)
+            monkeypatch.setattr(Replica, "ended", interrupt)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert len(made) == 2
+    assert [replica.process.popen.returncode for replica in made] == [-signal.SIGKILL] * 2
+
+
 def test_one_that_does_not_start_is_told_with_its_log(tmp_path: Path) -> None:
     with (
         pytest.raises(NotStarted, match=r"replica-0: (.|\n)*no-such-flag"),

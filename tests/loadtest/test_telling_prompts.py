@@ -8,14 +8,16 @@ import pytest
 
 from loadtest.faults.telling_prompts import (
     LETTERLESS,
+    SOFT_PROMPTS,
     TASKS,
     VERSIONS,
     Telling,
     read_scores,
+    soft_prompt_of,
     telling_prompt,
 )
 from loadtest.faults.told_answers import Told, ToldTasks
-from prompt_store import decode_prompt
+from prompt_store import decode_prompt, encode_prompt
 from tests.server.fakes import REF, FakeBackbone, FakeEncoder
 
 
@@ -56,20 +58,86 @@ def test_there_are_no_more_than_can_be_told_apart() -> None:
             telling_prompt("t", task, number, REF, soft=False)
 
 
+def answer(tasks: ToldTasks, version: Telling, rows: list[list[float]], *, task: int = 1) -> bytes:
+    data = [{"index": at, "probs": probs} for at, probs in enumerate(rows)]
+    return json.dumps({"task_id": tasks.ids[task], "version": version.version, "data": data}).encode()
+
+
 def test_an_answer_whose_parts_do_not_belong_together_is_found() -> None:
     tasks = ToldTasks(3, "fake", seed=0)
     old, new, other = tasks.prompt(1, 0), tasks.prompt(1, 1), tasks.prompt(2, 0)
+    number = next(at for at in range(99) if len(tasks.texts(at)) == 3)
 
-    def answer(version: Telling, by: Telling, task: int = 1) -> Any:
-        body = {"task_id": tasks.ids[task], "version": version.version, "data": [{"probs": scores(by)}]}
-        return tasks.read(1, json.dumps(body).encode())
+    def read(version: Telling, *by: Telling, task: int = 1) -> Any:
+        return tasks.read(1, number, answer(tasks, version, [scores(one) for one in by], task=task))
 
-    assert answer(new, new) == Told(1, 1, new.version)
-    assert answer(new, old).startswith("mixed: ")
-    assert answer(old, new).startswith("mixed: ")
-    assert answer(other, other).startswith("another task's: ")
-    assert answer(new, new, task=2).startswith("another task's: ")
-    assert answer(Telling("f" * 64, b""), new).startswith("mixed: ")
+    assert read(new, new, new, new) == Told(1, 1, new.version)
+    assert read(new, old, old, old).startswith("mixed: ")
+    assert read(old, new, new, new).startswith("mixed: ")
+    # A move in the middle of a request for several texts gives one version for all of them.
+    assert read(new, new, new, old).startswith("mixed: ")
+    assert read(new, old, new, new).startswith("mixed: ")
+    assert read(other, other, other, other).startswith("another task's: ")
+    assert read(new, new, new, other).startswith("another task's: ")
+    assert read(new, new, new, new, task=2).startswith("another task's: ")
+    assert read(Telling("f" * 64, b""), new, new, new).startswith("mixed: ")
+    assert read(new, new, new).startswith("other rows: ")
+    assert read(new, new, new, new, new).startswith("other rows: ")
     half = [(a + b) / 2 for a, b in zip(scores(old), scores(new), strict=True)]
-    body = {"task_id": tasks.ids[1], "version": new.version, "data": [{"probs": half}]}
-    assert str(tasks.read(1, json.dumps(body).encode())).startswith("mixed: ")
+    assert str(tasks.read(1, number, answer(tasks, new, [scores(new), half, half]))).startswith("mixed: ")
+    body = answer(tasks, new, [scores(new)] * 3).replace(b'"index": 1', b'"index": 2')
+    assert str(tasks.read(1, number, body)).startswith("other rows: ")
+
+
+def test_requests_have_one_to_eight_texts_of_each_task() -> None:
+    tasks = ToldTasks(3, "fake", seed=0)
+    assert {len(tasks.texts(number)) for number in range(1021)} == set(range(1, 9))
+    inputs = [json.loads(tasks.body(2, number))["input"] for number in range(50)]
+    lengths = [len(texts) if isinstance(texts, list) else 1 for texts in inputs]
+    assert lengths == [len(tasks.texts(number)) for number in range(50)]
+    assert json.loads(tasks.body(2, 7))["task_id"] == tasks.ids[2]
+
+
+def test_servers_have_slots_for_a_share_of_the_prompts() -> None:
+    tasks = ToldTasks(10, "fake", seed=0)
+    one = tasks.prompt(0, 0).nbytes
+    assert tasks.flags(0.5) == ("--prompt-cache-bytes", str(5 * one))
+    assert tasks.flags(0.0) == ("--prompt-cache-bytes", str(one))
+
+
+def test_versions_and_tasks_that_follow_each_other_have_other_soft_prompts() -> None:
+    for task, number in ((0, 0), (5, 15), (611, 77)):
+        here = soft_prompt_of(task, number)
+        assert here != soft_prompt_of(task, number + 1)
+        assert here != soft_prompt_of(task + 1, number)
+    assert {soft_prompt_of(3, number) for number in range(SOFT_PROMPTS)} == set(range(SOFT_PROMPTS))
+
+
+def test_an_old_soft_prompt_or_old_weights_under_a_new_head_are_found() -> None:
+    from backbone import load_backbone
+    from loadtest.faults.soft_scores import SoftScores
+
+    backbone = load_backbone("minilm")
+    texts = ["1 fine day", "1 a longer text without any meaning at all"]
+    right = SoftScores(backbone, texts)
+
+    def answers(tensors_of: Telling, **others: Telling) -> list[tuple[float, ...]]:
+        prompt = decode_prompt(tensors_of.data)
+        tensors = dict(prompt.tensors)
+        for name, of in others.items():
+            tensors[name.replace("_0_", ".0.")] = decode_prompt(of.data).tensors[name.replace("_0_", ".0.")]
+        loaded = backbone.load_prompt(decode_prompt(encode_prompt(prompt.manifest, tensors)))
+        return backbone.score(backbone.row_encoder(prompt.manifest).encode(texts), [loaded] * len(texts))
+
+    old, new = (telling_prompt("t", 3, number, backbone.shape, soft=True) for number in (6, 7))
+    rows = answers(new)
+    assert [read_scores(row) for row in rows] == [(3, 7), (3, 7)]
+    assert right.wrong(3, 7, [0, 1], rows) is None
+    assert right.wrong(3, 7, [1], rows[1:]) is None
+    assert "row 0 is" in str(right.wrong(3, 7, [1, 0], rows))  # the other text's
+    for stale in ({"soft_prompt": old}, {"head_0_weight": old}):
+        rows = answers(new, **stale)
+        # The digits alone do not show it.
+        assert [read_scores(row) for row in rows] == [(3, 7), (3, 7)]
+        assert "off what soft prompt" in str(right.wrong(3, 7, [0, 1], rows))
+    assert "off what" in str(right.wrong(3, 7, [0], [row[:-1] for row in rows[:1]]))
