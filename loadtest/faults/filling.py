@@ -7,6 +7,7 @@ tasks are for.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -17,6 +18,7 @@ from loadtest.prompts import make_prompt
 from prompt_store import BackboneRef, PromptStore, Target, encode_prompt, open_store
 
 _AT_ONCE: Final = 32  # calls; a backend has a bounded number of connections
+_SEEDS: Final = 1_000_000  # as many as there are tasks at most: no prompt of one seed is one of another's
 
 
 def soft_prompt_file(task_id: str, shape: BackboneRef, *, seed: int) -> bytes:
@@ -26,7 +28,7 @@ def soft_prompt_file(task_id: str, shape: BackboneRef, *, seed: int) -> bytes:
 
 
 async def fill(
-    url: str, task_ids: Sequence[str], shape: BackboneRef, advance: Callable[[], object]
+    url: str, task_ids: Sequence[str], shape: BackboneRef, advance: Callable[[], object], *, seed: int = 0
 ) -> tuple[float, int]:
     """Publish one prompt for each task and make it current; the seconds that took, and the bytes of a file.
 
@@ -35,7 +37,7 @@ async def fill(
     store = open_store(url)
     began = time.monotonic()
     try:
-        left = iter(enumerate(task_ids))
+        left = zip(itertools.count(seed * _SEEDS), task_ids, strict=False)
         sizes = await asyncio.gather(*(_publish(store, left, shape, advance) for _ in range(_AT_ONCE)))
     finally:
         await store.aclose()

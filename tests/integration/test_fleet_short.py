@@ -59,17 +59,20 @@ def test_moves_under_load_mix_nothing() -> None:
 
 def test_a_fleet_is_filled_started_loaded_and_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "fleet.png"
-    outcome, figures = run(
-        "fleet",
-        "--backbone=fake",
-        "--replicas=2",
-        "--tasks=50",
-        "--users=2",
-        "--time=4s",
-        f"--picture={picture}",
-    )
+    flags = ("--backbone=fake", "--replicas=2", "--tasks=50", "--users=2", f"--data={tmp_path / 'redis'}")
+    outcome, figures = run("fleet", *flags, "--seed=3", "--time=4s", f"--picture={picture}")
     assert outcome.passed, figures
     assert figures["requests"] > 10
     assert figures["replica-1: requests that found their prompt loaded"] > 0
     assert [look["tasks"] for look in outcome.facts["after"]] == [50, 50]
+    assert figures["replica-0: tasks served"] == figures["replica-1: tasks served"] == 50
+    assert figures["replica-1: share of the requests"] > 0.2
+    assert figures["tasks published a second"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+    with pytest.raises(ValueError, match="take another folder"):
+        run("fleet", *flags, "--seed=4", "--time=1s")
+    outcome, figures = run("fleet", *flags, "--seed=3", "--time=2s")
+    assert outcome.passed, figures
+    assert outcome.facts["filled_earlier"]
+    assert figures["tasks published a second, filled earlier"] > 0
