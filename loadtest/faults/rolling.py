@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", choices=BACKBONES, default="minilm")
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument(
-        "--rate", type=float, default=30.0, help="requests a second; 0: all that are answered"
+        "--rate", type=float, default=10.0, help="requests a second; 0: all that are answered"
     )
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument(
