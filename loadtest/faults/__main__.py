@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 
@@ -27,6 +28,11 @@ EXPERIMENTS = {
     "tiers": "many tasks over few slots: what a working set larger than a tier costs",
     "fleet": "three replicas behind a proxy, one Redis, locust, 100,000 tasks",
 }
+_MODULES = {"redis": "redis_outages"}  # where a module of the experiment's own name would read like a library
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"loadtest.faults.{_MODULES.get(name, name)}")
 
 
 def main() -> int:
@@ -38,11 +44,11 @@ def main() -> int:
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--out", type=Path, default=Path("docs/results/faults"))
         if name in sys.argv[1:2]:  # only the one that runs is imported
-            importlib.import_module(f"loadtest.faults.{name}").add_options(command)
+            _module(name).add_options(command)
     options = parser.parse_args()
     console = Console()
     began = time.monotonic()
-    outcome = importlib.import_module(f"loadtest.faults.{options.name}").run(options, console)
+    outcome = _module(options.name).run(options, console)
     path = keep(
         outcome,
         options.out,

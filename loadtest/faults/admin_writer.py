@@ -1,6 +1,7 @@
 """Publishing: through a server's admin API, once or again and again, and directly in the store.
 
-Owns: the calls that a publish takes, and what counts as a proper refusal. Must not know: what is broken meanwhile.
+Owns: the calls that a publish takes, what counts as a proper refusal, and what the store must hold afterwards by what
+the publishers were told. Must not know: what is broken meanwhile.
 """
 
 from __future__ import annotations
@@ -49,14 +50,45 @@ def properly_refused(reply: Reply) -> bool:
     )
 
 
+class Acknowledged:
+    """What `current` of each task must be, by the answers that its publishers had. A task has one publisher at a time.
+
+    A version whose publishing was refused, or had no answer, may be current all the same.
+    """
+
+    def __init__(self) -> None:
+        self._may: dict[str, list[str]] = {}
+
+    def sure(self, versions: Mapping[str, str]) -> None:
+        """These were acknowledged: whatever was before them is no more."""
+        self._may.update({task: [version] for task, version in versions.items()})
+
+    def perhaps(self, task: str, version: str) -> None:
+        """A version was tried after the last that was acknowledged."""
+        self._may[task].append(version)
+
+    def of(self, tasks: Iterable[str]) -> dict[str, str]:
+        """What each of these tasks must be at; KeyError for one that nobody can be sure of."""
+        found = {task: self._may[task] for task in tasks}
+        if unsure := [task for task, may in found.items() if len(may) != 1]:
+            raise KeyError(f"not sure of {unsure}")
+        return {task: may[0] for task, may in found.items()}
+
+    def lost(self, stored: Mapping[str, str]) -> list[str]:
+        """The tasks that the store has at a version which contradicts what was acknowledged."""
+        return sorted(task for task, may in self._may.items() if stored.get(task) not in may)
+
+
 class AdminWriter:
     """Publishes new versions of some tasks through the admin API, from the beginning of a `with` block to its end.
 
     `stop` tells it to begin nothing more; the end of the block waits for what is under way.
     """
 
-    def __init__(self, admin_url: str, ledger: Ledger, tasks: Sequence[str]) -> None:
-        self._url, self._ledger, self._tasks = admin_url, ledger, tasks
+    def __init__(
+        self, admin_url: str, ledger: Ledger, tasks: Sequence[str], acknowledged: Acknowledged
+    ) -> None:
+        self._url, self._ledger, self._tasks, self._acknowledged = admin_url, ledger, tasks, acknowledged
         self.published = 0
         self.refused = 0
         self.others: Counter[str] = Counter()
@@ -84,7 +116,20 @@ class AdminWriter:
         with Caller(self._url) as caller:
             while not self._stop.is_set():
                 task = self._tasks[turn % len(self._tasks)]
-                self._count(publish_by_admin(caller, self._ledger.make(task)))
+                data = self._ledger.make(task)
+                try:
+                    reply = publish_by_admin(caller, data)
+                except (
+                    Exception
+                ) as error:  # a thread that ends in silence would be taken for one that is content
+                    self.others[f"not to be read: {error!r}"] += 1
+                    self._acknowledged.perhaps(task, version_of(data))
+                else:
+                    self._count(reply)
+                    if reply.status == 200:
+                        self._acknowledged.sure({task: version_of(data)})
+                    else:
+                        self._acknowledged.perhaps(task, version_of(data))
                 turn += 1
                 self._stop.wait(_PAUSE)
 
@@ -97,16 +142,19 @@ class AdminWriter:
             self.others[f"{reply.status} {reply.code}"] += 1
 
 
-def publish(url: str, prompts: Iterable[bytes]) -> None:
-    """Store prompts and make each the current one of its task, in the store itself."""
+def publish(url: str, prompts: Iterable[bytes]) -> dict[str, str]:
+    """Store prompts and make each the current one of its task, in the store itself; the versions acknowledged."""
+    done: dict[str, str] = {}
 
     async def both(store: PromptStore, data: bytes) -> None:
         published = await store.publish(data)
         await store.set_alias(
             published.task_id, "current", [Target(published.version)], expected_revision=None
         )
+        done[published.task_id] = version_of(data)
 
     _each(url, both, prompts)
+    return done
 
 
 def store_prompts(url: str, prompts: Iterable[bytes]) -> None:

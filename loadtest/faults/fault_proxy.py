@@ -19,7 +19,7 @@ from typing import Any, Self
 
 # A command is an array of strings with their lengths before them; the names of the three end alike.
 _SUBSCRIBE = re.compile(rb"\$\d+\r\n[PS]?SUBSCRIBE\r\n", re.IGNORECASE)
-_MESSAGE = b"\r\nmessage\r\n"
+_MESSAGE = b"message\r\n"  # or pmessage
 _LONGEST = 24  # bytes of it, at most: as many are kept of a read, for a command cut in two
 _CHUNK = 65536
 

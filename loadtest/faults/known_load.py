@@ -1,6 +1,8 @@
 """Steady requests for known tasks from several connections, every answer checked; and looks at a server's health.
 
 Owns: the threads, their pace, and the counting. Must not know: what is broken meanwhile.
+
+A check that fails in itself is no reason to check no more: what it raised counts as a wrong answer.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Tally:
 
     offered: int = 0
     answered: int = 0  # with 200, and right
-    slowest: float = 0.0  # seconds
+    slowest: float = 0.0  # seconds since a request was due, answered or not
     failures: Counter[str] = field(default_factory=Counter)  # by status and code
     wrong: list[str] = field(default_factory=list)
 
@@ -33,12 +35,26 @@ class Tally:
         """How many had no answer with 200."""
         return self.failures.total()
 
+    @property
+    def clean(self) -> bool:
+        """Whether all were answered and right."""
+        return self.answered == self.offered
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.offered + other.offered,
+            self.answered + other.answered,
+            max(self.slowest, other.slowest),
+            self.failures + other.failures,
+            self.wrong + other.wrong,
+        )
+
 
 class KnownLoad:
     """Requests for all tasks of the ledger, `rate` a second over `connections`; runs inside a `with` block.
 
     Open in its pace as long as a request takes less than a connection's turn: one that hangs holds up its own
-    connection only, and what it held up is sent at once afterwards.
+    connection only, and what it held up is sent at once afterwards, and timed from when it was due.
     """
 
     def __init__(
@@ -50,7 +66,7 @@ class KnownLoad:
         rate: float = 150.0,
         patience: float = 10.0,
     ) -> None:
-        self._url, self._ledger = url, ledger
+        self._url, self._ledger, self.rate = url, ledger, rate
         self._turn, self._patience = connections / rate, patience
         self._tally = Tally()
         self._lock = threading.Lock()
@@ -108,26 +124,31 @@ class KnownLoad:
                     self._busy += 1
                     task, text = next(self._order)
                 try:
-                    self._one(caller, task, text)
+                    self._one(caller, due, task, text)
                 finally:
                     with self._lock:
                         self._busy -= 1
 
-    def _one(self, caller: Caller, task: str, text: str) -> None:
-        began = time.monotonic()
-        reply = caller.ask("POST", "/classify", body(task, text))
-        seconds = time.monotonic() - began
-        wrong = self._ledger.wrong(task, reply.json) if reply.status == 200 else None
+    def _one(self, caller: Caller, due: float, task: str, text: str) -> None:
+        failure, wrong = "", None
+        try:
+            reply = caller.ask("POST", "/classify", body(task, text))
+            if reply.status == 200:
+                wrong = self._ledger.wrong(task, reply.json)
+            else:
+                failure = f"{reply.status} {reply.code}"
+        except Exception as error:
+            wrong = f"{task}: not to be checked: {error!r}"
         with self._lock:
             tally = self._tally
             tally.offered += 1
-            if reply.status != 200:
-                tally.failures[f"{reply.status} {reply.code}"] += 1
+            tally.slowest = max(tally.slowest, time.monotonic() - due)
+            if failure:
+                tally.failures[failure] += 1
             elif wrong is not None:
                 tally.wrong.append(wrong)
             else:
                 tally.answered += 1
-                tally.slowest = max(tally.slowest, seconds)
 
 
 def _rounds(tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -145,33 +166,38 @@ class Health:
     """What `/readyz` and `/healthz` said over a while."""
 
     looks: int = 0
-    unwell: Counter[str] = field(default_factory=Counter)  # answers that were not 200
+    unwell: Counter[str] = field(default_factory=Counter)  # answers that were not 200, or could not be read
     staleness: float = 0.0  # the longest that /readyz showed, in seconds
     sources: set[str] = field(default_factory=set)  # where the catalogue came from, as it said
 
 
 class HealthWatch:
-    """Asks for a server's health ten times a second from `start` to `stop`; `health` has what was heard."""
+    """Asks for a server's health ten times a second inside a `with` block; `health` has what was heard."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self.health = Health()
+        self.seconds = 0.0  # from the beginning of the block to its end
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="health-watch", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
-        """Look no more."""
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self.seconds = time.monotonic() - self._began
 
     def _work(self) -> None:
         with Caller(self._url, patience=5.0) as caller:
             while not self._stop.wait(0.1):
-                self._look(caller)
+                try:
+                    self._look(caller)
+                except Exception as error:
+                    self.health.unwell[f"not to be read: {error!r}"] += 1
 
     def _look(self, caller: Caller) -> None:
         health = self.health

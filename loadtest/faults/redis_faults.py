@@ -18,6 +18,7 @@ from loadtest.faults.redis_process import RedisProcess, Setting
 from loadtest.faults.redis_site import Fault, Site, client
 
 SLOW_SECONDS = 2.0
+_UNTIL_REFUSED = 6.0  # a store that hangs is given up after the 5 s of its URL's `timeout`
 _PASSWORD = "another"
 _FILLER = 40_000  # keys that make loading long; Redis looks at its clients once in 1024 commands of its log
 _LOAD_DELAY = 250  # microseconds for each of them, unless the fault is healed earlier
@@ -37,7 +38,7 @@ class DownAtStart(Fault):
         self.site.server.stop()
         self.site.publish_meanwhile()
         self.site.redis.kill()
-        self.site.server.start()
+        self.started_in = self.site.server.start()
         self.site.resume_load()
 
     def heal(self) -> None:
@@ -63,6 +64,7 @@ class Stopped(Fault):
     """SIGSTOP: connections are taken, and nothing answers."""
 
     name = "SIGSTOP"
+    least_seconds = _UNTIL_REFUSED
 
     def begin(self) -> None:
         """Freeze it."""
@@ -100,6 +102,7 @@ class HalfOpen(_Network):
     """Connections stay open and carry nothing; those stay dead when the way is mended."""
 
     name = "half-open"
+    least_seconds = _UNTIL_REFUSED
     mode = Mode.BLACKHOLE
 
 
@@ -109,6 +112,7 @@ class Slow(_Network):
     name = "2 s latency"
     mode = Mode.LATENCY
     cuts_reads = False
+    refuses_writes = False
 
 
 class DroppedMessages(_Network):
@@ -117,12 +121,15 @@ class DroppedMessages(_Network):
     name = "dropped messages"
     mode = Mode.DROP_PUSH
     cuts_reads = False
+    refuses_writes = False
+    drops_messages = True
 
 
 class Loading(Fault):
     """Redis comes back with much to load, and refuses everything until it has."""
 
     name = "LOADING"
+    least_seconds = 2.0  # a write waits for about one, in case that is enough
 
     def begin(self) -> None:
         """Restart it, so that loading takes longer than the fault may last."""
@@ -210,8 +217,14 @@ class ReadOnly(Fault):
         """Wait until it has what was written, and make it a primary again."""
         offset = self._other.run("INFO", "replication")["master_repl_offset"]
         running = self.site.redis
-        until(lambda: running.run("INFO", "replication").get("slave_repl_offset", 0) >= offset, patience=10)
+        if not until(
+            lambda: running.run("INFO", "replication").get("slave_repl_offset", 0) >= offset, patience=10
+        ):
+            raise RuntimeError(f"the old primary does not have what was written:\n{running.log[-2000:]}")
         running.run("REPLICAOF", "NO", "ONE")
+
+    def close(self) -> None:
+        """Stop the other."""
         self._other.stop()
 
 
@@ -245,6 +258,7 @@ class Flush(Fault):
     name = "FLUSHALL"
     publishes_all = True
     cuts_reads = False
+    refuses_writes = False
 
     def begin(self) -> None:
         """Flush."""

@@ -42,9 +42,13 @@ class Fault(ABC):
     cuts_reads: ClassVar[bool] = True  # the server learns nothing of the store while it lasts
     restarts_server: ClassVar[bool] = False
     publishes_all: ClassVar[bool] = False  # healing is publishing every task anew
+    refuses_writes: ClassVar[bool] = True  # a write through the server comes to a 503 while it lasts
+    drops_messages: ClassVar[bool] = False  # the proxy keeps messages from the server
+    least_seconds: ClassVar[float] = 1.0  # that it must last to be noticed
 
     def __init__(self, site: Site) -> None:
         self.site = site
+        self.started_in: float | None = None  # seconds that a server took to be ready while it lasted
 
     @property
     def url(self) -> str:
@@ -58,6 +62,9 @@ class Fault(ABC):
     @abstractmethod
     def heal(self) -> None:
         """Mend it, and wait until Redis answers."""
+
+    def close(self) -> None:  # noqa: B027 — most have nothing
+        """End what it has started beside, whether it was healed or not."""
 
 
 def client(running: RedisProcess, url: str | None = None) -> redis.Redis:

@@ -1,49 +1,45 @@
 """Twelve faults of Redis under load: known tasks are answered all the time, and what changed is served soon after.
 
-Owns: the setting, the course of one run, and what is counted. Must not know: how a fault is made.
+Owns: the setting and the course of one run. Must not know: how a fault is made, what its run must come to.
 
 A real `promptmux serve` reaches a real Redis through a proxy. All its tasks are asked for in turn all the time, and
 only a part of their prompts fits on the device, so that the tiers behind it are used too. Each run breaks Redis at a
 moment and for a time of its own, publishes through the admin API meanwhile, and directly in the store where the fault
-lets one, else right after it is healed. A run is over when everything that the store has is served.
+lets one, else right after it is healed.
+A run is over when everything that was acknowledged is in the store, and what the store has is served.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
+import shlex
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from loadtest.faults.admin_writer import AdminWriter, current_versions, publish
+from loadtest.faults.admin_writer import Acknowledged, AdminWriter, current_versions, publish
 from loadtest.faults.fault_proxy import ThreadedProxy
 from loadtest.faults.faulty_server import FAKE, Caller, FaultyServer, shape_of
-from loadtest.faults.known_load import Health, HealthWatch, KnownLoad, Tally, caught_up, until
+from loadtest.faults.known_load import HealthWatch, KnownLoad, caught_up, until
 from loadtest.faults.outcome import Outcome
 from loadtest.faults.redis_faults import FAULTS, REDIS_SETTINGS
 from loadtest.faults.redis_process import RedisProcess
+from loadtest.faults.redis_runs import WANTED, Run, facts, line, row
 from loadtest.faults.redis_site import Fault, Site
 from loadtest.faults.telling import Ledger
 from prompt_store import decode_prompt
 
-CONVERGED_SECONDS = 3.0
 _HITS = "promptmux_tier_hits_total"
 _PATIENCE = 30.0  # for what should take less than CONVERGED_SECONDS
-WANTED = (
-    "every request for a known task answered 200 with the right scores; every publish a success or a 503 "
-    "store_unavailable with Retry-After; /healthz and /readyz 200 all the time, staleness shown while Redis cannot be "
-    f"read; a version published directly is served at most {CONVERGED_SECONDS:g} s after healing; in the end "
-    "everything that the store has is served"
-)
+_READY_SECONDS = {FAKE: 10.0}  # after a start without Redis; a real backbone has to be loaded first
+_READY_SECONDS_ELSE = 60.0
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -52,41 +48,11 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, default=60)
     parser.add_argument("--on-device", type=int, default=20, help="of how many tasks the prompts fit there")
     parser.add_argument("--runs", type=int, default=5, help="of each fault")
+    parser.add_argument("--run", type=int, help="only this one of each fault's runs, to see it again")
     parser.add_argument("--rate", type=float, default=150.0, help="requests a second")
     parser.add_argument("--readers", type=int, default=16, help="of the admin API at once, before each fault")
     parser.add_argument("--longest", type=float, default=5.0, help="seconds that a fault lasts, at most")
     parser.add_argument("--only", nargs="*", metavar="FAULT", help=", ".join(fault.name for fault in FAULTS))
-
-
-@dataclass
-class Run:
-    """What one run of one fault came to. `converged` is None where a version was not served at all."""
-
-    fault: str
-    seed: str
-    lasted: float
-    health: Health
-    load: Tally = field(default_factory=Tally)
-    published: int = 0
-    refused: int = 0
-    others: Counter[str] = field(default_factory=Counter)
-    converged: float | None = None
-    never_served: list[str] = field(default_factory=list)
-    alive: bool = True
-    stale_enough: bool = True
-
-    @property
-    def passed(self) -> bool:
-        """Whether it went as wanted."""
-        return (
-            self.alive
-            and self.stale_enough
-            and self.load.answered == self.load.offered > 0
-            and not (self.others or self.health.unwell or self.never_served)
-            and self.published + self.refused > 0
-            and self.converged is not None
-            and self.converged <= CONVERGED_SECONDS
-        )
 
 
 @dataclass
@@ -95,34 +61,52 @@ class Setting:
 
     site: Site
     ledger: Ledger
+    acknowledged: Acknowledged
     load: KnownLoad
     longest: float
     readers: int
+    ready_seconds: float
 
 
 def run(options: Namespace, console: Console) -> Outcome:
     """Every fault, `--runs` times."""
     chosen = [fault for fault in FAULTS if not options.only or fault.name in options.only]
+    numbers = range(options.runs) if options.run is None else [options.run]
     runs: list[Run] = []
     with setting(options) as stage:
         for fault in chosen:
-            for number in range(options.runs):
-                done = run_once(stage, fault, f"{options.seed} {fault.name} {number}")
+            for number in numbers:
+                done = run_once(stage, fault, number, f"{options.seed} {fault.name} {number}")
                 runs.append(done)
-                console.print(_line(done), highlight=False, markup=False)
+                console.print(line(done), highlight=False, markup=False)
+                if not done.passed:
+                    console.print(f"to see it again: {_again(options, done)}", style="bold red", markup=False)
+        stage.load.pause()
+        rest = stage.load.take()
         log = stage.site.server.said()
         hits = {tier: int(stage.site.server.metric(_HITS, tier=tier)) for tier in ("host", "disk", "store")}
-    rows = [_row(fault.name, [one for one in runs if one.fault == fault.name]) for fault in chosen]
-    facts = {
+    rows = [row([one for one in runs if one.fault is fault]) for fault in chosen]
+    told = {
         "tasks": options.tasks,
         "prompts on the device, about": options.on_device,
         "backbone": options.backbone,
         "requests a second": options.rate,
         "prompts from a tier, since the last start": hits,
-        "runs": [_facts(one) for one in runs],
+        "ready after a start without Redis, s, at most": stage.ready_seconds,
+        "runs": [facts(one) for one in runs],
         "errors in the server's log": sum('"level": "error"' in line for line in log.splitlines()),
     }
-    return Outcome("redis", all(one.passed for one in runs), WANTED, options.seed, rows, facts)
+    passed = rest.clean and all(one.passed for one in runs)
+    return Outcome("redis", passed, WANTED, options.seed, rows, told)
+
+
+def _again(options: Namespace, one: Run) -> str:
+    """The command that makes the same run on a setting of its own."""
+    same = ("seed", "backbone", "tasks", "on_device", "rate", "readers", "longest")
+    flags = [word for name in same for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    return "python -m loadtest.faults redis " + shlex.join(
+        [*flags, "--only", one.fault.name, "--run", str(one.number)]
+    )
 
 
 @contextlib.contextmanager
@@ -133,7 +117,12 @@ def setting(options: Namespace) -> Iterator[Setting]:
         redis = stack.enter_context(RedisProcess(folder / "redis", None, server=None, **REDIS_SETTINGS))
         proxy = stack.enter_context(ThreadedProxy("127.0.0.1", redis.port))
         ledger = Ledger(shape_of(options.backbone), options.tasks)
-        publish(redis.url, [ledger.make(task) for task in ledger.tasks])
+        acknowledged = Acknowledged()
+
+        def publish_current(tasks: Sequence[str]) -> None:
+            acknowledged.sure(publish(redis.url, [ledger.make(task) for task in tasks]))
+
+        publish_current(ledger.tasks)
         server = stack.enter_context(
             FaultyServer(
                 options.backbone,
@@ -151,10 +140,11 @@ def setting(options: Namespace) -> Iterator[Setting]:
             folder,
             load.pause,
             load.resume,
-            publish_again=lambda: publish(redis.url, [ledger.make(task) for task in ledger.tasks]),
-            publish_meanwhile=lambda: publish(redis.url, [ledger.make(ledger.tasks[0])]),
+            publish_again=lambda: publish_current(ledger.tasks),
+            publish_meanwhile=lambda: publish_current(ledger.tasks[:1]),
         )
-        yield Setting(site, ledger, load, options.longest, options.readers)
+        ready = _READY_SECONDS.get(options.backbone, _READY_SECONDS_ELSE)
+        yield Setting(site, ledger, acknowledged, load, options.longest, options.readers, ready)
 
 
 def tier_flags(ledger: Ledger, prompts: int, cache: Path) -> list[str]:
@@ -168,47 +158,55 @@ def tier_flags(ledger: Ledger, prompts: int, cache: Path) -> list[str]:
     ]
 
 
-def run_once(stage: Setting, kind: type[Fault], seed: str) -> Run:
+def run_once(stage: Setting, kind: type[Fault], number: int, seed: str) -> Run:
     """One run: some load, the fault, writes, healing, and waiting until all is served."""
     rng = random.Random(seed)
-    site, ledger, fault = stage.site, stage.ledger, kind(stage.site)
+    site, ledger, acknowledged = stage.site, stage.ledger, stage.acknowledged
     # The admin API writes to the one half, the second client to the other: their aliases do not race.
     mine, theirs = ledger.tasks[0::2], rng.sample(ledger.tasks[1::2], 5)
     chosen = rng.sample(mine, 3)
-    moment, length = rng.uniform(0.1, 0.6), rng.uniform(1.0, stage.longest)
-    stage.load.take()
+    moment = rng.uniform(0.1, 0.6)
+    length = rng.uniform(kind.least_seconds, max(stage.longest, kind.least_seconds + 1.0))
+    watch = HealthWatch(site.server.url)
+    done = Run(kind, number, seed, stage.load.rate, stage.ready_seconds, health=watch.health)
+    dropped = site.proxy.dropped
     _many_connections(site.server.admin_url, stage.readers)
     time.sleep(moment)
-    watch = HealthWatch(site.server.url)
-    if not kind.restarts_server:
-        watch.start()
-    fault.begin()
-    began = time.monotonic()
-    if kind.restarts_server:
-        watch.start()
-    with AdminWriter(site.server.admin_url, ledger, theirs) as writer:
-        if kind.writable:
-            time.sleep(length / 2)
-            publish(fault.url, [ledger.make(task) for task in chosen])
-        time.sleep(max(0.0, began + length - time.monotonic()))
-        writer.stop()
-        if kind.publishes_all:
-            writer.finish()  # what it has under way must not overtake
-        fault.heal()
-        healed = time.monotonic()
-        done = Run(kind.name, seed, healed - began, watch.health)
-        if not (kind.writable or kind.publishes_all):
-            publish(site.redis.url, [ledger.make(task) for task in chosen])
+    with contextlib.ExitStack() as stack:
+        fault = kind(site)
+        stack.callback(fault.close)
+        if not kind.restarts_server:
+            stack.enter_context(watch)
+        fault.begin()
+        began = time.monotonic()
+        done.load = stage.load.take()
+        if kind.restarts_server:
+            stack.enter_context(watch)
+        with AdminWriter(site.server.admin_url, ledger, theirs, acknowledged) as writer:
+            if kind.writable:
+                time.sleep(length / 2)
+                acknowledged.sure(publish(fault.url, [ledger.make(task) for task in chosen]))
+            time.sleep(max(0.0, began + length - time.monotonic()))
+            writer.stop()
+            done.during, done.lasted = stage.load.take(), time.monotonic() - began
+            if kind.publishes_all:
+                writer.finish()  # what it has under way must not overtake
+            fault.heal()
+            healed = time.monotonic()
+            if not (kind.writable or kind.publishes_all):
+                acknowledged.sure(publish(site.redis.url, [ledger.make(task) for task in chosen]))
+            if _served(stage, acknowledged.of(ledger.tasks if kind.publishes_all else mine), done):
+                done.converged = time.monotonic() - healed
         stored = current_versions(site.redis.url)
-        if not kind.publishes_all:
-            stored = {task: stored[task] for task in mine}
-        done.converged = time.monotonic() - healed if _served(stage, stored, done) else None
-    _served(stage, current_versions(site.redis.url), done)  # what the admin API wrote last, too
-    watch.stop()
+        done.lost = acknowledged.lost(stored)
+        _served(stage, stored, done)  # what the admin API wrote last, too
+        acknowledged.sure(stored)  # what was in doubt is so no more
+    stage.load.pause()  # what hangs now belongs to this run
+    done.load += done.during + stage.load.take()
+    stage.load.resume()
+    done.watched, done.started_in = watch.seconds, fault.started_in
     done.published, done.refused, done.others = writer.published, writer.refused, writer.others
-    done.load, done.alive = stage.load.take(), site.server.alive
-    # A poll may have come just after the beginning, and the last look just before the end.
-    done.stale_enough = not kind.cuts_reads or done.health.staleness >= done.lasted - 1.0
+    done.dropped, done.alive = site.proxy.dropped - dropped, site.server.alive
     return done
 
 
@@ -237,56 +235,3 @@ def _on_disk(server: FaultyServer) -> int:
     """How many prompts the server's disk holds."""
     with Caller(server.url) as caller:
         return int(caller.ask("GET", "/readyz").json["tiers"]["disk"]["entries"])
-
-
-def _row(fault: str, runs: Sequence[Run]) -> dict[str, Any]:
-    times = [one.converged for one in runs]
-    return {
-        "fault": fault,
-        "runs": len(runs),
-        "requests": sum(one.load.offered for one in runs),
-        "failed": sum(one.load.failed for one in runs),
-        "wrong": sum(len(one.load.wrong) for one in runs),
-        "slowest s": max(one.load.slowest for one in runs),
-        "published": sum(one.published for one in runs),
-        "503": sum(one.refused for one in runs),
-        "other": sum(one.others.total() for one in runs),
-        "not healthy": sum(one.health.unwell.total() for one in runs),
-        "staleness s": max(one.health.staleness for one in runs),
-        "converged s": "never" if None in times else max(time for time in times if time is not None),
-        "passed": sum(one.passed for one in runs),
-    }
-
-
-def _facts(one: Run) -> dict[str, Any]:
-    return {
-        "fault": one.fault,
-        "seed": one.seed,
-        "passed": one.passed,
-        "lasted": round(one.lasted, 3),
-        "requests": one.load.offered,
-        "failures": dict(one.load.failures),
-        "wrong": one.load.wrong[:5],
-        "published": one.published,
-        "refused": one.refused,
-        "others": dict(one.others),
-        "looks at health": one.health.looks,
-        "unwell": dict(one.health.unwell),
-        "staleness": one.health.staleness,
-        "sources": sorted(one.health.sources),
-        "converged": one.converged and round(one.converged, 3),
-        "never served": one.never_served,
-        "server alive": one.alive,
-    }
-
-
-def _line(one: Run) -> str:
-    facts = _facts(one)
-    bad = {
-        name: facts[name] for name in ("failures", "wrong", "others", "unwell", "never served") if facts[name]
-    }
-    return (
-        f"{'ok' if one.passed else 'FAILED':7}{one.fault:18}{one.lasted:5.1f} s  {one.load.answered:5} answered  "
-        f"{one.published:3} published {one.refused:3} refused  stale {one.health.staleness:5.2f} s  "
-        f"converged {'never' if one.converged is None else f'{one.converged:.2f} s'}  {bad or ''}"
-    )
