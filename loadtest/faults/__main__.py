@@ -46,7 +46,7 @@ def main() -> int:
         if name in sys.argv[1:2]:  # only the one that runs is imported
             _module(name).add_options(command)
     options = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 180)
     began = time.monotonic()
     outcome = _module(options.name).run(options, console)
     path = keep(
