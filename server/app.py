@@ -28,11 +28,12 @@ from server.host_tier import HostTier
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.operations import Operations
-from server.prompt_cache import PromptCache
+from server.prompt_cache import Loaded, PromptCache
 from server.prompt_decoder import Checked, PromptDecoder
 from server.prompt_loader import PromptLoader
 from server.prompt_sync import PromptSync
 from server.prompt_tiers import PromptTiers
+from server.refusals import Refusals
 from server.routes import public_app
 from server.runner import Runner
 from server.service import Service
@@ -41,6 +42,7 @@ from server.snapshot import Snapshot
 from server.standing import Standing, describe
 from server.traffic import Traffic
 from server.view import View
+from server.warming import Warming
 
 if TYPE_CHECKING:
     from backbone import Backbone, Row
@@ -93,7 +95,13 @@ def create_apps(
     host: HostTier[Checked] = HostTier(settings.host_cache_bytes)
     tiers = PromptTiers(store, host, disk, decoder.decode, metrics)
     loader = PromptLoader(tiers, decoder, runner)
-    cache = PromptCache(loader.load, runner.drop, capacity_bytes=settings.prompt_cache_bytes, metrics=metrics)
+
+    async def load(task_id: str, version: str, slot: int, *, rehearse: bool) -> Loaded:
+        # What an alias leads to since before the start was never made ready here: its first load rehearses it.
+        rehearse = rehearse or (catalogue.leads_to(task_id, version) and version not in loader._rehearsed)
+        return await loader.load(task_id, version, slot, rehearse=rehearse)
+
+    cache = PromptCache(load, runner.drop, capacity_bytes=settings.prompt_cache_bytes, metrics=metrics)
 
     async def prepare(task_id: str, version: str) -> None:
         async with cache.pinned(task_id, version, rehearse=True) as slot:
@@ -101,12 +109,13 @@ def create_apps(
 
     view = View(metrics)
     snapshot = None if folder is None else Snapshot(folder, settings.store, catalogue, view, metrics)
-    sync = PromptSync(store, catalogue, prepare, view, metrics)
+    refusals = Refusals(catalogue, prepare, metrics)
+    sync = PromptSync(store, catalogue, refusals, view, metrics)
     guard = Guard(store, catalogue, sync.refresh_after_write, metrics, max_errors=settings.canary_max_errors)
-    engine = Engine(catalogue, view, cache, batcher, traffic, guard, metrics)
+    engine = Engine(catalogue, view, cache, batcher, traffic, guard, metrics, refusals.found)
 
     def standing() -> Standing:
-        return describe(view, cache, settings.prompt_cache_bytes, tiers)
+        return describe(view, catalogue, cache, settings.prompt_cache_bytes, tiers)
 
     classify = ClassifyEndpoint(
         engine,
@@ -138,9 +147,23 @@ def create_apps(
         metrics,
         access_log=settings.access_log,
     )
+    capacities = {
+        "device": settings.prompt_cache_bytes,
+        "host": settings.host_cache_bytes,
+        "disk": disk.capacity_bytes if disk is not None else 0,
+    }
+    for tier, capacity in capacities.items():
+        metrics.tier_capacity.labels(tier).set(capacity)
     metrics.watch(metrics.http_in_flight, lambda: public.in_flight + admin.in_flight)
     metrics.watch(metrics.queue_rows, lambda: batcher.outstanding_rows)
     metrics.watch(metrics.queue_tokens, lambda: batcher.outstanding_tokens)
+    warming = Warming(
+        catalogue,
+        cache,
+        tiers,
+        lambda: any(boundary.in_flight for boundary in (public, admin)),
+        refusals.found,
+    )
     service = Service(
         load_backbone=load_backbone or _backbone_of(settings),
         seed_dir=settings.seed_dir,
@@ -154,6 +177,8 @@ def create_apps(
         cache=cache,
         sync=sync,
         guard=guard,
+        warming=warming,
+        metrics=metrics,
         lifecycle=lifecycle,
         boundaries=(public, admin),
     )

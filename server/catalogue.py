@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -29,12 +29,16 @@ CURRENT = "current"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why an alias does not serve what the store says: the versions that were refused, and the reason."""
+    """Why an alias does not serve what the store says: the versions that were refused, and the reason.
+
+    `revision` is the store's from which on the alias lags behind; 0 where that is not known.
+    """
 
     versions: tuple[str, ...]
     code: str
     detail: str
     since: float
+    revision: int = 0
 
 
 NO_PROBLEMS: Mapping[str, Problem] = MappingProxyType({})  # one for all: there may be 100,000 tasks
@@ -69,6 +73,8 @@ class Catalogue:
         self._tasks: dict[str, ServedTask] = {}
         self._detours: dict[tuple[str, str], tuple[Target, ...]] = {}
         self._listeners: list[Listener] = []
+        self._missing: set[str] = set()
+        self._troubled: set[str] = set()
         self.changes = 0  # so far
 
     def __len__(self) -> int:
@@ -76,6 +82,16 @@ class Catalogue:
 
     def __iter__(self) -> Iterator[ServedTask]:
         return iter(self._tasks.values())
+
+    @property
+    def missing(self) -> Set[str]:
+        """Ids of the tasks that the store lost. Its length is safe to ask for from any thread."""
+        return self._missing
+
+    @property
+    def troubled(self) -> Set[str]:
+        """Ids of the tasks with problems that the store may still have the cure for."""
+        return self._troubled
 
     def get(self, task_id: str) -> ServedTask | None:
         """The task, or None."""
@@ -110,10 +126,21 @@ class Catalogue:
         task = self._tasks.get(task_id)
         return self._led(task, alias) if task is not None else ()
 
-    def lags(self, task_id: str, selector: str | None) -> bool:
-        """Whether an alias leads elsewhere than the store says, for what it says was refused here."""
+    def leads_to(self, task_id: str, version: str) -> bool:
+        """Whether an alias of the task leads to the version."""
         task = self._tasks.get(task_id)
-        return task is not None and (CURRENT if selector is None else selector) in task.problems
+        aliases = task.aliases.values() if task is not None else ()
+        return any(target.version == version for targets in aliases for target in targets)
+
+    def lags(self, task_id: str, selector: str | None, number: int) -> bool:
+        """Whether an alias leads elsewhere than the store says at revision `number`, for that was refused here."""
+        task = self._tasks.get(task_id)
+        alias = CURRENT if selector is None else selector
+        problem = task.problems.get(alias) if task is not None else None
+        if task is None or problem is None or number < problem.revision:
+            return False
+        # Where it leads to the very versions that were refused, nothing else answers in their stead.
+        return tuple(target.version for target in task.aliases.get(alias, ())) != problem.versions
 
     def resolve(self, task_id: str, selector: str | None, draw: str) -> str:
         """The version for one request. `selector` is an alias or a digest; `draw` decides between weights."""
@@ -142,8 +169,18 @@ class Catalogue:
 
     def _tell(self, task_id: str, before: ServedTask | None, now: ServedTask | None) -> None:
         self.changes += 1
+        missing = now is not None and now.missing_in_store
+        _keep(self._missing, task_id, missing)
+        _keep(self._troubled, task_id, now is not None and bool(now.problems) and not missing)
         for listener in self._listeners:
             listener(task_id, before, now)
+
+
+def _keep(ids: set[str], task_id: str, belongs: bool) -> None:
+    if belongs:
+        ids.add(task_id)
+    else:
+        ids.discard(task_id)
 
 
 def _pick(targets: tuple[Target, ...], task_id: str, draw: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +16,7 @@ from prompt_store import PromptStoreError, Revision
 from server.batch_queue import Scores
 from server.batcher import Batcher
 from server.catalogue import Catalogue
-from server.errors import InvalidRequest, PromptUnavailable, RequestError, RevisionNotReached
+from server.errors import InvalidRequest, PromptUnavailable, RequestError, RevisionLost, RevisionNotReached
 from server.guard import Guard
 from server.metrics import Metrics
 from server.prompt_cache import PromptCache, Slot
@@ -61,7 +61,7 @@ class Answer:
 
 
 class Engine:
-    """Answers calls. Everything it uses is handed to it."""
+    """Answers calls. Everything it uses is handed to it; `refused` hears of prompts that could not be loaded."""
 
     def __init__(
         self,
@@ -72,16 +72,20 @@ class Engine:
         traffic: Traffic,
         guard: Guard,
         metrics: Metrics,
+        refused: Callable[[str, str, Exception], None],
     ) -> None:
         self._catalogue, self._view, self._cache, self._batcher = catalogue, view, cache, batcher
         self._traffic, self._guard, self._metrics = traffic, guard, metrics
+        self._refused = refused
         self._device_hits = metrics.tier_hits.labels("device")
         self._device_misses = metrics.tier_misses.labels("device")
 
     async def classify(self, call: Call) -> Answer:
         """Scores for every text of the call, all under one version."""
         if call.min_revision is not None:
-            await self._reach(call, call.min_revision)
+            # Who waits takes up room like who is served: a crowd that waits must not grow without bound.
+            with self._batcher.admitted(len(call.texts)):
+                await self._reach(call, call.min_revision)
         revision = self._view.text
         version = self._catalogue.resolve(call.task_id, call.version, call.draw)
         counts = self._traffic.of(version)
@@ -112,11 +116,14 @@ class Engine:
 
     async def _reach(self, call: Call, wanted: Revision) -> None:
         if not await self._view.reached(wanted, _REACH_SECONDS):
-            raise RevisionNotReached(
-                f"this server's catalogue is at {self._view.text}, the request wants {wanted.epoch}:{wanted.number}"
-            )
+            if self._view.is_lost(wanted):
+                raise RevisionLost(
+                    f"the store lost the history that min_revision is of; it is at {self._view.text} now",
+                    param="min_revision",
+                )
+            raise RevisionNotReached(f"this server's catalogue is at {self._view.text}, before min_revision")
         # What was published by then, or nothing: not the version before it in its stead.
-        if self._catalogue.lags(call.task_id, call.version):
+        if self._catalogue.lags(call.task_id, call.version, wanted.number):
             raise PromptUnavailable("the published version cannot be served here; the admin API says why")
 
     async def _pin(self, task_id: str, version: str) -> Slot:
@@ -125,6 +132,7 @@ class Engine:
         try:
             return await self._cache.pin(task_id, version)
         except (PromptStoreError, RequestError) as error:
+            self._refused(task_id, version, error)
             # The prompt's fault, not the caller's: what was wrong with it is for the operator.
             raise PromptUnavailable(f"the task's prompt cannot be loaded here ({error.code})") from error
 

@@ -22,6 +22,7 @@ library's message.
     │   ├── Unauthenticated      401 unauthenticated
     │   ├── Forbidden            403 forbidden
     │   ├── PreconditionRequired 428 precondition_required
+    │   ├── RevisionLost         412 revision_lost        the store lost the history that the revision is of
     │   └── PromptRefused        422 prompt_refused
     │       ├── GoldenMismatch   422 golden_mismatch      a golden example comes out with another label
     │       └── NotFinite        422 not_finite           scores that are not numbers
@@ -177,6 +178,13 @@ class PreconditionRequired(RequestError):
 
     status = 428
     code = "precondition_required"
+
+
+class RevisionLost(RequestError):
+    """The revision that the caller demands is of a history that the store has lost; it will not come."""
+
+    status = 412
+    code = "revision_lost"
 
 
 class PromptRefused(RequestError):

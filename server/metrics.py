@@ -89,6 +89,7 @@ class Metrics:
             "auto_rollbacks", "Aliases that this server moved off a version for its errors, by code", "code"
         )
         self.tier_bytes = gauge("tier_bytes", "Prompts held, by tier: device, host, disk", "tier")
+        self.tier_capacity = gauge("tier_capacity_bytes", "What the tier may hold at most", "tier")
         self.tier_entries = gauge("tier_entries", "Number of prompts held", "tier")
         self.tier_hits = counter("tier_hits", "Looks into a tier that found the prompt there, whole", "tier")
         self.tier_misses = counter("tier_misses", "Looks into a tier that did not", "tier")
@@ -106,6 +107,12 @@ class Metrics:
             "refused_versions", "Alias moves not followed because the new version cannot be served", "code"
         )
         self.sync_failures = counter("store_sync_failures", "Failed attempts to follow the store", "code")
+        self.unreadable_tasks = counter(
+            "unreadable_tasks", "Tasks that could not be followed for what their records say", "code"
+        )
+        self.background_failures = counter(
+            "background_failures", "Parts of the server that ended though they never should", "part"
+        )
         self.history_lost = counter(
             "store_history_lost", "Times the store came back with less than was known"
         )

@@ -8,6 +8,7 @@ served.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,21 +72,24 @@ class Operations:
     async def tasks(self, after: str | None, limit: int) -> dict[str, Any]:
         """One page of tasks."""
         page = await self._store.list(after=after, limit=limit)
-        revision = {"epoch": page.revision.epoch, "number": page.revision.number}
-        end = page.next  # None: to the last
-        missing = [
-            _as_record(task)
-            for task in self._catalogue
-            if task.missing_in_store
-            and (after is None or task.task_id > after)
-            and (end is None or task.task_id <= end)
-        ]
-        known = {task.task_id for task in page.tasks}
-        tasks = [*page.tasks, *(task for task in missing if task.task_id not in known)]
+        # Those that the store lost stand where they would stand in its list; `page.next` None: to the last.
+        end, known = page.next, {task.task_id for task in page.tasks}
+        missing = heapq.nsmallest(
+            limit + 1,  # one more than is shown: whether there is more
+            (
+                task_id
+                for task_id in self._catalogue.missing
+                if (after is None or task_id > after)
+                and (end is None or task_id <= end)
+                and task_id not in known
+            ),
+        )
+        lost = [_as_record(task) for task_id in missing if (task := self._catalogue.get(task_id)) is not None]
+        tasks = sorted([*page.tasks, *lost], key=lambda task: task.task_id)
         return {
-            "tasks": [self.describe(task) for task in sorted(tasks, key=lambda task: task.task_id)],
-            "next": page.next,
-            "revision": revision,
+            "tasks": [self.describe(task) for task in tasks[:limit]],
+            "next": tasks[limit - 1].task_id if len(tasks) > limit else page.next,
+            "revision": {"epoch": page.revision.epoch, "number": page.revision.number},
         }
 
     async def task(self, task_id: str) -> dict[str, Any]:

@@ -3,21 +3,19 @@
 Owns: when the catalogue changes. Must not know: HTTP, tensors, how prompts are checked. One task is refreshed
 at a time, always from the store's present state, so that no late answer can move an alias back. What cannot
 be served is counted and shown; the old version stays. A store that lost its history takes no task away: what
-it no longer has is served on and marked.
+it no longer has is served on and marked. A task whose record cannot be understood holds up no other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
 import structlog
 
 from prompt_store import (
-    AliasRecord,
     PromptStore,
     PromptStoreError,
     Revision,
@@ -27,13 +25,14 @@ from prompt_store import (
     UnknownTask,
 )
 from server.catalogue import CURRENT, NO_PROBLEMS, Catalogue, Problem, ServedTask
-from server.errors import ServerError
+from server.mending import Mending
 from server.metrics import Metrics
+from server.refusals import Refusals, code_of
 from server.snapshot import Saved
 from server.view import View
 
 _WATCH_SECONDS: Final = 0.5  # a quarter of how far behind the view may be
-_MEND_SECONDS: Final = 2.0  # between two tries at versions that were refused
+_MEND_SECONDS: Final = 2.0  # between two tries at versions that were refused, at first
 _RETRY_SECONDS: Final = (0.1, 0.2, 0.5)  # no longer: what heals is to be seen at once
 _TASKS_AT_ONCE: Final = 8
 _PAGE: Final = 100  # the loop does nothing else while a page is read
@@ -41,27 +40,27 @@ _WARM_TASKS: Final = 64  # at start; the others are loaded by their first reques
 
 
 class PromptSync:
-    """Keeps `catalogue` in step with `store`; `prepare(task_id, version)` loads a version or raises."""
+    """Keeps `catalogue` in step with `store`; `refusals` makes versions ready, or says why not."""
 
     def __init__(
         self,
         store: PromptStore,
         catalogue: Catalogue,
-        prepare: Callable[[str, str], Awaitable[None]],
+        refusals: Refusals,
         view: View,
         metrics: Metrics,
     ) -> None:
-        self._store, self._catalogue, self._prepare = store, catalogue, prepare
+        self._store, self._catalogue, self._refusals = store, catalogue, refusals
         self._view, self._metrics = view, metrics
         self._watched: Revision | None = None  # what `watch` is asked about next; the view may be behind it
-        self._mended = time.monotonic()
+        self._mended, self._mending = time.monotonic(), Mending(_MEND_SECONDS)
         self._serving = False
         self._locks = [asyncio.Lock() for _ in range(64)]  # shared by tasks with equal hashes
         self._gate = asyncio.Semaphore(_TASKS_AT_ONCE)
         self._retry: set[str] = set()  # tasks whose refresh met a store that did not answer
         self._log = structlog.get_logger("promptmux.sync")
         metrics.watch(metrics.tasks, lambda: len(catalogue))
-        metrics.watch(metrics.missing_tasks, lambda: sum(task.missing_in_store for task in self._catalogue))
+        metrics.watch(metrics.missing_tasks, lambda: len(catalogue.missing))
 
     def recall(self, saved: Saved) -> None:
         """Begin with what was served when the snapshot was written; `start` sets right what changed since."""
@@ -99,7 +98,7 @@ class PromptSync:
         for task_id in unseen:
             await self._absent(task_id, lost=lost)
         if lost:
-            missing = sum(task.missing_in_store for task in self._catalogue)
+            missing = len(self._catalogue.missing)
             self._metrics.history_lost.inc()
             self._log.warning(
                 "store_history_lost", epoch=revision.epoch, revision=revision.number, kept_tasks=missing
@@ -108,11 +107,16 @@ class PromptSync:
         self._view.advance(revision, as_of, lost=lost)
 
     async def _take_in(self, record: TaskRecord, *, warm: bool, lost: bool) -> None:
-        served = self._catalogue.get(record.task_id)
-        if warm or self._serving or (served is not None and served.problems):
+        # What is served goes on until its successor is ready: an alias may have moved while this server was down.
+        if warm or self._serving or self._catalogue.get(record.task_id) is not None:
             async with self._lock(record.task_id), self._gate:
-                await self._apply(record, lost=lost)
-        else:  # nobody asks yet: the first request loads it
+                try:
+                    await self._apply(record, lost=lost)
+                except StoreUnavailable:
+                    raise
+                except Exception as error:
+                    self._refusals.not_understood(record.task_id, error)
+        else:  # nobody asks yet: the first request loads it, and rehearses it then
             aliases = {name: alias.targets for name, alias in record.aliases.items()}
             self._catalogue.put(_served(record, aliases, {}))
 
@@ -136,7 +140,7 @@ class PromptSync:
                 await self._step()
                 failures = 0
             except Exception as error:
-                code = getattr(error, "code", "internal_error")
+                code = code_of(error)
                 self._metrics.sync_failures.labels(code).inc()
                 self._log.warning(
                     "store_sync_failed", code=code, exc_info=not isinstance(error, PromptStoreError)
@@ -148,14 +152,30 @@ class PromptSync:
         """Bring one task up to date now."""
         async with self._lock(task_id), self._gate:
             try:
-                record = await self._store.task(task_id)
-            except UnknownTask:
-                known, now = self._view.revision, await self._store.revision()
-                # A store that was emptied this moment knows no task either: that drops nothing.
-                if known is None or known.epoch == now.epoch:
-                    self._catalogue.drop(task_id)
-            else:
-                await self._apply(record)
+                try:
+                    record = await self._store.task(task_id)
+                except UnknownTask:
+                    await self._gone(task_id)
+                else:
+                    await self._apply(record)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                self._refusals.not_understood(task_id, error)
+
+    async def _gone(self, task_id: str) -> None:
+        """The store says that there is no such task: drop it if it was deleted, not if it was lost."""
+        served = self._catalogue.get(task_id)
+        if served is None:
+            return
+        try:
+            await self._store.history(task_id, limit=1)
+        except UnknownTask:
+            return  # a deletion leaves a tombstone; a store that was emptied this moment has none
+        now = await self._store.revision()
+        # One that was set back has perhaps that of an earlier deletion.
+        if not self._view.goes_back(now) and now.number >= served.revision:
+            self._catalogue.drop(task_id)
 
     async def refresh_after_write(self, task_id: str) -> None:
         """Show a write that the store has acknowledged; where the store is away again, as soon as it is back."""
@@ -170,13 +190,14 @@ class PromptSync:
         changes = await self._store.watch(self._watched, timeout=_WATCH_SECONDS)
         as_of = time.monotonic()
         if changes.reset:
+            self._retry = set()  # all are taken in anew; what was lost must not be asked about again
             await self.start(lost=True)
             return
         retry, self._retry = self._retry, set()
         due = list(retry.union(changes.tasks))
         if not due and as_of - self._mended > _MEND_SECONDS:
             # A quiet moment: what was broken may have been mended without a change in the catalogue.
-            due = [task.task_id for task in self._catalogue if task.problems and not task.missing_in_store]
+            due = self._mending.due(self._catalogue.troubled, as_of)
             self._mended = as_of
         results = await asyncio.gather(*map(self.refresh, due), return_exceptions=True)
         self._watched = changes.revision
@@ -214,12 +235,11 @@ class PromptSync:
                 later = {n: ts for n, ts in later.items() if all(t.version in known for t in ts)}
                 self._catalogue.put(_served(record, {**later, **aliases}, dict(problems)))
             before = served.aliases.get(alias.name) if served else None
-            if before == alias.targets:
+            trouble = served.problems.get(alias.name) if served else None
+            if before == alias.targets and trouble is None:
                 aliases[alias.name] = before
                 continue
-            problem = await self._prepare_all(
-                record.task_id, alias, served.problems.get(alias.name) if served else None
-            )
+            problem = await self._refusals.prepare(record.task_id, alias, trouble)
             if problem is None:
                 aliases[alias.name] = alias.targets
                 continue
@@ -227,26 +247,6 @@ class PromptSync:
             if before is not None and all(target.version in known for target in before):
                 aliases[alias.name] = before
         self._catalogue.put(_served(record, aliases, problems))
-
-    async def _prepare_all(self, task_id: str, alias: AliasRecord, before: Problem | None) -> Problem | None:
-        versions = tuple(target.version for target in alias.targets)
-        try:
-            for version in versions:
-                await self._prepare(task_id, version)
-        except StoreUnavailable:
-            raise  # no fault of the version: the whole task is tried again
-        except (PromptStoreError, ServerError) as error:
-            code, detail = error.code, str(error)
-        except Exception:
-            self._log.exception("prepare_failed", task=task_id, alias=alias.name)
-            code, detail = "internal_error", "the log has the reason"
-        else:
-            return None
-        if before is not None and (before.versions, before.code) == (versions, code):
-            return before  # seen, counted and logged already
-        self._metrics.refused_versions.labels(code).inc()
-        self._log.warning("version_refused", task=task_id, alias=alias.name, code=code, detail=detail)
-        return Problem(versions, code, detail, time.time())
 
 
 def _half_restored(served: ServedTask, record: TaskRecord) -> bool:

@@ -35,6 +35,10 @@ _REQUEST_KEY = (
     "Where an alias is split between versions: requests with the same key get the same version. A user's or a "
     "session's id, of the characters of a request id."
 )
+_MIN_REVISION = (
+    "`<epoch>:<number>`, as a write's X-Store-Revision has it: answer from a catalogue that has seen this revision, or "
+    "503 `revision_not_reached`; 412 `revision_lost` where the store lost that history. The same as `min_revision`."
+)
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong, with a stable `code`.",
@@ -127,14 +131,10 @@ def health_router(lifecycle: Lifecycle, standing: Callable[[], Standing]) -> API
 def _lists(catalogue: Catalogue) -> APIRouter:
     router = APIRouter(tags=["tasks"])
 
-    kept: tuple[int, bytes] = (-1, b"")
+    listed = _Listed(catalogue)
 
     async def tasks() -> Response:
-        nonlocal kept
-        if kept[0] != catalogue.changes:
-            # On a thread, and only after a change: of 100,000 tasks this is half a second's work.
-            kept = (catalogue.changes, await asyncio.to_thread(_models, list(catalogue)))
-        return Response(kept[1], media_type="application/json")
+        return Response(await listed.get(), media_type="application/json")
 
     for path, summary in (
         ("/v1/models", "Every task, as OpenAI's and vLLM's clients expect it"),
@@ -142,6 +142,32 @@ def _lists(catalogue: Catalogue) -> APIRouter:
     ):
         router.get(path, summary=summary, response_model=ModelList)(tasks)
     return router
+
+
+class _Listed:
+    """The list of all tasks, made anew only after a change, and once for all who ask meanwhile."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._kept: tuple[int, bytes] = (-1, b"")  # of which change
+        self._build: asyncio.Task[None] | None = None
+
+    async def get(self) -> bytes:
+        """The list as it is now, or a later one: never without what the caller has written."""
+        wanted = self._catalogue.changes
+        while self._kept[0] < wanted:
+            if self._build is None:
+                self._build = asyncio.create_task(self._make())
+            await asyncio.shield(self._build)  # one caller that leaves must not take it from the others
+        return self._kept[1]
+
+    async def _make(self) -> None:
+        try:
+            changes = self._catalogue.changes
+            # On a thread: of 100,000 tasks this is half a second's work.
+            self._kept = (changes, await asyncio.to_thread(_models, list(self._catalogue)))
+        finally:
+            self._build = None
 
 
 def _models(tasks: Sequence[ServedTask]) -> bytes:
@@ -162,6 +188,7 @@ def _classify_documentation(
     body: ClassifyBody,
     _: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
     x_request_key: Annotated[str | None, Header(description=_REQUEST_KEY, max_length=128)] = None,
+    x_min_revision: Annotated[str | None, Header(description=_MIN_REVISION)] = None,
 ) -> None:
     """Scores of one text, many texts or text pairs under a task's prompt."""
 

@@ -31,6 +31,7 @@ from server.catalogue import CURRENT, Catalogue
 from server.errors import ServerError
 from server.guard import Guard
 from server.lifecycle import Lifecycle
+from server.metrics import Metrics
 from server.prompt_cache import PromptCache
 from server.prompt_decoder import Checked, PromptDecoder
 from server.prompt_loader import PromptLoader
@@ -38,14 +39,12 @@ from server.prompt_sync import PromptSync
 from server.prompt_tiers import PromptTiers
 from server.runner import Runner
 from server.snapshot import Snapshot
+from server.warming import Warming
 
 if TYPE_CHECKING:
     from backbone import Backbone
 
 _SEEDER: Final = "seed"
-_WARM_PROMPTS: Final = 1000  # at start; nobody knows which of 100,000 will be asked for
-_WARM_PAUSE: Final = 0.02  # seconds, so many times for each prompt, while there are requests
-_WARM_PAUSES: Final = 10
 _PAUSE_SECONDS: Final = 1.0  # after a store that answered with something else than prompts
 
 
@@ -69,6 +68,8 @@ class Service:
     cache: PromptCache
     sync: PromptSync
     guard: Guard
+    warming: Warming
+    metrics: Metrics
     lifecycle: Lifecycle
     boundaries: tuple[Boundary, ...]
     log: Any = field(default_factory=lambda: structlog.get_logger("promptmux"))
@@ -96,15 +97,19 @@ class Service:
         )
         self.decoder.serve_with(backbone)
         await self.tiers.open()
-        work = [self.guard.work, self._warm]
-        if await self._take_in_store(backbone.fingerprint):
-            work.append(self.sync.follow)
-        else:
-            work.append(self._catch_up)
+        taken_in = await self._take_in_store(backbone.fingerprint)
+        work = {
+            "guard": self.guard.work,
+            "warming": self.warming.run,
+            "sync": self.sync.follow if taken_in else self._catch_up,
+        }
         if self.snapshot is not None:
-            work.append(self.snapshot.follow)
+            work["snapshot"] = self.snapshot.follow
         self.sync.serve()
-        self._background.extend(asyncio.create_task(one()) for one in work)
+        for name, part in work.items():
+            task = asyncio.create_task(part(), name=name)
+            task.add_done_callback(self._ended)
+            self._background.append(task)
         problems = sum(len(task.problems) for task in self.catalogue)
         self.log.info("store_read", tasks=len(self.catalogue), problems=problems)
         gc.collect()
@@ -152,34 +157,12 @@ class Service:
             self.log.warning("lanes_still_busy")
         await self.store.aclose()
 
-    async def _warm(self) -> None:
-        """Load what is current, one after the other, while there is room: the first request need not wait.
-
-        What has no room on the device goes to the disk, while there is room, for the day that the store is away.
-        """
-        loaded = 0
-        for task in list(self.catalogue):
-            version = task.current()
-            if version is None or version in self.cache:
-                continue
-            for _ in range(_WARM_PAUSES):
-                if not any(boundary.in_flight for boundary in self.boundaries):
-                    break
-                await asyncio.sleep(_WARM_PAUSE)  # requests load what they need; this can wait a little
-            try:
-                if loaded < _WARM_PROMPTS and self.cache.has_room:
-                    loaded += 1
-                    async with self.cache.pinned(task.task_id, version):
-                        pass
-                elif self.tiers.wants_prefetch:
-                    await self.tiers.prefetch(task.task_id, version)
-                else:
-                    return
-            except StoreUnavailable as error:
-                await asyncio.sleep(error.retry_after)  # no line for each of 100,000 tasks
-            except Exception as error:
-                # Its first request will say so to its caller.
-                self.log.warning("prompt_not_warmed", task=task.task_id, code=getattr(error, "code", ""))
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A part that works in the background has ended: what it died of must not go unheard."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self.metrics.background_failures.labels(task.get_name()).inc()
+        self.log.error("background_part_died", part=task.get_name(), exc_info=error)
 
     async def _take_in_store(self, fingerprint: str) -> bool:
         """Take in the store; False where it is away and the snapshot has to do for now.

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from server.catalogue import Catalogue
 from server.prompt_cache import PromptCache
 from server.prompt_decoder import Checked
 from server.prompt_tiers import PromptTiers
@@ -21,6 +22,7 @@ class StoreStanding(BaseModel):
     epoch: str = Field(description="Another epoch: the store lost its history and began anew.")
     revision: int = Field(description="Changes of the store that the catalogue has taken in.")
     staleness_seconds: float = Field(description="Since the catalogue was all that the store had.")
+    missing_tasks: int = Field(description="Served, though the store lost them with its history.")
     source: Source = Field(description="`snapshot`: the store is away, and this is the last that was known.")
 
 
@@ -48,7 +50,9 @@ class Standing(BaseModel):
     tiers: Tiers
 
 
-def describe(view: View, cache: PromptCache, device_bytes: int, tiers: PromptTiers[Checked]) -> Standing:
+def describe(
+    view: View, catalogue: Catalogue, cache: PromptCache, device_bytes: int, tiers: PromptTiers[Checked]
+) -> Standing:
     """How the parts stand now."""
     revision = view.revision
     host, disk = tiers.host, tiers.disk
@@ -57,6 +61,7 @@ def describe(view: View, cache: PromptCache, device_bytes: int, tiers: PromptTie
             epoch=revision.epoch if revision else "",
             revision=revision.number if revision else 0,
             staleness_seconds=round(view.staleness, 3),
+            missing_tasks=len(catalogue.missing),
             source=view.source,
         ),
         tiers=Tiers(

@@ -25,6 +25,7 @@ class View:
         self._source: Source = "none"
         self._as_of = time.monotonic()
         self._losses = 0
+        self._former: set[str] = set()  # epochs that came to an end while this process lives; they are few
         self._moved = asyncio.Event()
         metrics.watch(metrics.store_staleness, lambda: self.staleness)
         metrics.watch(metrics.store_revision, lambda: self._revision.number if self._revision else 0)
@@ -47,7 +48,10 @@ class View:
 
     @property
     def staleness(self) -> float:
-        """Seconds since the catalogue was all that the store had."""
+        """Seconds since the catalogue was all that the store had, by its answer's arrival.
+
+        Less than the truth by the time that the answer was under way.
+        """
         return time.monotonic() - self._as_of
 
     @property
@@ -69,8 +73,11 @@ class View:
         """The catalogue has taken in all up to `revision`, as the store stood at `as_of` (monotonic seconds)."""
         if lost:
             self._losses += 1
+            if self._revision is not None:
+                self._former.add(self._revision.epoch)
         elif self.goes_back(revision):
             return  # an answer that was overtaken by a newer one
+        self._former.discard(revision.epoch)  # a backup may bring an old epoch back
         moved = revision != self._revision
         self._revision, self._source, self._as_of = revision, "store", as_of
         if moved:
@@ -79,17 +86,23 @@ class View:
             self._moved = asyncio.Event()
 
     async def reached(self, wanted: Revision, patience: float) -> bool:
-        """Wait until the view has `wanted`; False when `patience` seconds were not enough.
+        """Wait until the view has `wanted`; False when `patience` seconds were not enough, or it `is_lost`.
 
-        A revision of another epoch is waited for, too: this server may not have heard of that epoch yet.
+        A revision of an unknown epoch is waited for, too: this server may not have heard of that epoch yet.
         """
         try:
             async with asyncio.timeout(patience):
                 while not self._has(wanted):
+                    if self.is_lost(wanted):
+                        return False
                     await self._moved.wait()
         except TimeoutError:
             return False
         return True
+
+    def is_lost(self, wanted: Revision) -> bool:
+        """Whether `wanted` is of a history that is known to have ended: waiting is in vain."""
+        return wanted.epoch in self._former
 
     def _has(self, wanted: Revision) -> bool:
         own = self._revision

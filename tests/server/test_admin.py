@@ -1,11 +1,17 @@
 import asyncio
 import re
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+import server.routes
 from prompt_store import BackboneRef, Golden, version_of
+from server.catalogue import Catalogue, ServedTask
+from server.prompt_sync import PromptSync
 from tests.server.conftest import Running, Start
 from tests.server.fakes import REF, prompt_bytes
 
@@ -213,6 +219,78 @@ async def test_pages(start: Start) -> None:
             assert code(await server.admin.get("/admin/tasks", params=bad))[0] == 422  # type: ignore[arg-type]
 
 
+async def test_pages_hold_what_the_store_lost_and_no_more_than_was_asked_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def idle(_: PromptSync) -> None:
+        """In the place of following the store, which would set right what this test makes up."""
+
+    monkeypatch.setattr(PromptSync, "follow", idle)
+    async with start(task=False) as server:
+        service = server.apps.service
+        for number in (2, 5):
+            await put(server, prompt_bytes(f"t{number}"), task=f"t{number}")
+        for number in (0, 1, 3, 4, 6, 7, 8):
+            lost = ServedTask(f"t{number}", 0, {}, (), 0, missing_in_store=True)
+            service.catalogue.put(lost)
+        # Half restored: the store has it again, and it shows once.
+        service.catalogue.put(replace(service.catalogue.get("t5"), missing_in_store=True))
+        for limit in range(1, 11):
+            pages, after = [], None
+            while True:
+                params = {"limit": limit, **({"after": after} if after else {})}
+                page = (await server.admin.get("/admin/tasks", params=params)).json()
+                pages.append([task["task_id"] for task in page["tasks"]])
+                after = page["next"]
+                if after is None:
+                    break
+            assert [task for page in pages for task in page] == [f"t{number}" for number in range(9)], limit
+            assert max(map(len, pages)) <= limit
+        ready = (await server.public.get("/readyz")).json()
+        assert ready["store"]["missing_tasks"] == 8
+
+
+async def test_a_list_of_all_tasks_is_made_once_for_all_who_ask(
+    start: Start, eventually: Callable[[Callable[[], bool]], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    go_on = threading.Event()
+    real = server.routes._models
+
+    def slow(tasks: Any) -> bytes:
+        made.append(len(tasks))
+        go_on.wait(20)
+        return real(tasks)
+
+    monkeypatch.setattr(server.routes, "_models", slow)
+    async with start() as running:
+        asking = [asyncio.create_task(running.public.get("/tasks")) for _ in range(9)]
+        await eventually(lambda: bool(made))
+        asking[0].cancel()  # whoever leaves takes nothing from the others
+        await running.publish(prompt_bytes("new"), "new")
+        await running.apps.service.sync.refresh("new")
+        late = asyncio.create_task(running.public.get("/v1/models"))
+        await asyncio.sleep(0)
+        go_on.set()
+        for answer in await asyncio.gather(*asking[1:]):
+            assert [task["id"] for task in answer.json()["data"]] in (["sentiment"], ["new", "sentiment"])
+        # Whoever asks after a write sees it.
+        assert [task["id"] for task in (await late).json()["data"]] == ["new", "sentiment"]
+        assert made == [1, 2]
+
+
+async def test_a_scrape_walks_no_table_that_the_loop_changes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start() as server:
+        monkeypatch.setattr(Catalogue, "__iter__", None)
+        text = (await server.admin.get("/metrics")).text
+        assert "promptmux_catalogue_missing_tasks 0.0" in text
+        assert "promptmux_catalogue_tasks 1.0" in text
+        for tier in ("device", "host", "disk"):
+            assert f'promptmux_tier_capacity_bytes{{tier="{tier}"}}' in text
+
+
 async def test_weighted_aliases_and_downloads(start: Start) -> None:
     async with start() as server:
         await put(server, BETTER)
@@ -264,7 +342,7 @@ async def test_the_documentation_is_true(start: Start) -> None:
         fields = schema["components"]["schemas"]["ClassifyBody"]["properties"]
         assert {"task_id", "model", "input", "version", "truncate_prompt_tokens"} <= set(fields)
         headers = {parameter["name"] for parameter in schema["paths"]["/classify"]["post"]["parameters"]}
-        assert headers == {"x-request-key"}
+        assert headers == {"x-request-key", "x-min-revision"}
         assert (await server.public.get("/docs")).status_code == 200
         admin = (await server.admin.get("/openapi.json")).json()
         assert "/admin/tasks/{task_id}/versions/{version}" in admin["paths"]

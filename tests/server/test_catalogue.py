@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -129,6 +130,38 @@ def test_a_detour_leads_past_what_the_store_says_until_it_ends(catalogue: Catalo
     catalogue.detour("task", "current", None)
     assert catalogue.resolve("task", None, "r") == A
     assert catalogue.targets("task", "nope") == catalogue.targets("nope", "current") == ()
+
+
+def test_it_knows_what_is_missing_and_what_has_problems(catalogue: Catalogue) -> None:
+    assert (catalogue.missing, catalogue.troubled) == (set(), {"task"})
+    task = catalogue.get("task")
+    assert task is not None
+    catalogue.put(replace(task, missing_in_store=True))
+    assert (catalogue.missing, catalogue.troubled) == ({"task"}, set())
+    catalogue.put(replace(task, problems={}))
+    assert (catalogue.missing, catalogue.troubled) == (set(), set())
+    catalogue.put(replace(task, missing_in_store=True))
+    catalogue.drop("task")
+    assert (catalogue.missing, catalogue.troubled) == (set(), set())
+
+
+def test_an_alias_lags_from_the_revision_on_that_was_refused(catalogue: Catalogue) -> None:
+    problems = {"current": Problem((C,), "corrupt_version", "", 0.0, revision=7)}
+    catalogue.put(ServedTask("task", 9, {"current": (Target(A),)}, [A, B], 0, problems))
+    assert not catalogue.lags("task", None, 6)
+    assert catalogue.lags("task", None, 7)
+    assert catalogue.lags("task", "current", 8)
+    assert not catalogue.lags("task", A, 8)
+    assert not catalogue.lags("nope", None, 8)
+    # Nothing else answers in its stead: it leads to what was refused.
+    catalogue.put(ServedTask("task", 9, {"current": (Target(C),)}, [A, C], 0, problems))
+    assert not catalogue.lags("task", None, 8)
+
+
+def test_which_versions_aliases_lead_to(catalogue: Catalogue) -> None:
+    assert catalogue.leads_to("task", B)
+    assert not catalogue.leads_to("task", C)
+    assert not catalogue.leads_to("nope", A)
 
 
 def test_listeners_hear_of_every_change(catalogue: Catalogue) -> None:

