@@ -1,8 +1,8 @@
 """Prompt files in a folder of the local disk: the tier behind host memory.
 
-Owns: the folder `prompts`, its bound in bytes, and which file goes first (the one used least recently, by its time of
-change). Must not know: other tiers, the event loop, whether bytes are right: whoever takes them checks. Blocking, safe
-from several threads; a disk that fails raises OSError.
+Owns: the folder `prompts`, its bound in bytes, which file goes first (the one used least recently, by its time of
+change), and which folders may be trusted. Must not know: other tiers, the event loop, whether bytes are right: whoever
+takes them checks. Blocking, safe from several threads; a disk that fails raises OSError.
 
 Several server processes may share the folder: a file appears whole under its name or not at all, and each process
 counts what is there anew from time to time. Nothing is synced to the disk: a file torn by a power cut does not hash to
@@ -12,11 +12,13 @@ its name and is dropped when it is read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -29,10 +31,34 @@ _COUNT_EVERY: Final = 60.0  # seconds between two looks at what other processes 
 _LOW_WATER: Final = (
     0.9  # evict down to this part of the capacity, so that not every write has to look for room
 )
+# Never through a link, and without waiting for whoever should write into a pipe.
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class FolderNotPrivate(PermissionError):
+    """Others than this user could have put something into the folder."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EPERM, "the folder is another user's, or others may write to it")
+
+
+def private_folder(folder: Path) -> None:
+    """Make the folder unless it is there. Raises FolderNotPrivate, and OSError where it cannot be."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    seen, own = folder.stat(), os.geteuid()
+    if not stat.S_ISDIR(seen.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    # A link is the operator's way to put the folder elsewhere, but not anybody's way to say where we write.
+    linked_by_other = folder.lstat().st_uid not in {own, 0}
+    if linked_by_other or seen.st_uid != own or seen.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise FolderNotPrivate
 
 
 class DiskTier:
-    """Files by version in one folder, which is made on first use."""
+    """Files by version in one folder, which is made on first use, as is the cache folder that it lies in."""
 
     def __init__(self, folder: Path, capacity_bytes: int, *, max_file_bytes: int) -> None:
         self._folder, self.capacity_bytes, self._max_file_bytes = folder, capacity_bytes, max_file_bytes
@@ -59,14 +85,21 @@ class DiskTier:
         return self._path(version).exists()
 
     def read(self, version: str) -> bytes | None:
-        """The bytes, not checked; None when they are not here."""
+        """The bytes, not checked; none at all for what is too large or no file; None when nothing is here."""
         try:
-            descriptor = os.open(self._path(version), os.O_RDONLY)
+            descriptor = os.open(self._path(version), _READ)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link, a socket: not bytes of that name
+                return b""
+            raise
         try:
-            # One byte more than any prompt may have: a file that grew is seen to be wrong, and not read to its end.
-            size = min(os.fstat(descriptor).st_size, self._max_file_bytes) + 1
+            seen = os.fstat(descriptor)
+            if not stat.S_ISREG(seen.st_mode) or seen.st_size > self._max_file_bytes:
+                return b""
+            # One byte more than it has: a file that grows is seen to be wrong, and not read to its end.
+            size = seen.st_size + 1
             chunks = []
             while size and (chunk := os.read(descriptor, size)):
                 chunks.append(chunk)
@@ -85,7 +118,10 @@ class DiskTier:
             self._count_if_due()
             path, temporary = self._path(version), self._folder / f"{secrets.token_hex(8)}{_TEMPORARY}"
             try:
-                temporary.write_bytes(data)
+                with open(os.open(temporary, _CREATE, 0o600), "wb", buffering=0) as file:
+                    rest = memoryview(data)
+                    while rest:
+                        rest = rest[file.write(rest) :]
                 before = _size(path)
                 temporary.replace(path)
             except BaseException:
@@ -104,6 +140,15 @@ class DiskTier:
             if size is not None:
                 self._add(-size, -1)
 
+    def touch(self, versions: Iterable[str]) -> None:
+        """Count as used now, the last of them as the last used. Saved while nothing need go soon."""
+        with self._lock:
+            self._count_if_due()
+        if not self.has_room:
+            for version in versions:
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(self._path(version), follow_symlinks=False)
+
     def count(self) -> None:
         """Look at the whole folder: what this process starts with, and what others did since."""
         with self._lock:
@@ -114,7 +159,8 @@ class DiskTier:
             self._count()
 
     def _count(self) -> list[tuple[float, str, int]]:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self._folder.parent)
+        private_folder(self._folder)
         found: list[tuple[float, str, int]] = []
         with os.scandir(self._folder) as entries:
             for entry in entries:

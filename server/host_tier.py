@@ -46,6 +46,10 @@ class HostTier(Generic[T]):
         """Memory held."""
         return self._bytes
 
+    def versions(self) -> list[str]:
+        """What is held, least recently used first."""
+        return list(self._files)
+
     def get(self, version: str) -> Held[T] | None:
         """The file, not checked; None when it is not here."""
         held = self._files.get(version)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Generic, TypeVar
 
 import structlog
 
 from prompt_store import CorruptVersion, PromptStore, StoreUnavailable, version_of
-from server.disk_tier import DiskTier
+from server.disk_tier import DiskTier, FolderNotPrivate
 from server.host_tier import Held, HostTier
 from server.metrics import Metrics
 
@@ -29,6 +29,14 @@ Decode = Callable[
 _INLINE_BYTES: Final = 128 * 1024  # hashed in less time than a hop to another thread takes
 _FETCHES_AT_ONCE: Final = 16
 _LONGEST_PAUSE: Final = 1.0  # seconds without a fetch after the store did not answer
+_DISK_PATIENCE: Final = (
+    5.0  # seconds for a read, after which the store is asked: the slowest disk needs less for a file
+)
+_COUNT_PATIENCE: Final = 30.0  # seconds that a start waits for the folder's count
+_WAITING_BYTES: Final = (
+    64 * 2**20
+)  # for the disk to be written: on a disk that is slower than uploads they would pile up
+_TOUCH_EVERY: Final = 300.0  # seconds
 
 
 class PromptTiers(Generic[T]):
@@ -48,7 +56,13 @@ class PromptTiers(Generic[T]):
         self._gate = asyncio.Semaphore(_FETCHES_AT_ONCE)
         self._pause: tuple[float, StoreUnavailable] | None = None
         self._writes: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="promptmux-disk")
+        self._waiting = 0  # bytes of them
+        # What writes has a thread of its own: requests wait for reads only.
+        self._readers = ThreadPoolExecutor(4, thread_name_prefix="promptmux-disk-read")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="promptmux-disk-write")
+        self._hanging: list[Future[object]] = []  # reads that nobody waits for any longer
+        self._elsewhere: Callable[[], Iterable[str]] = tuple
+        self._touching: asyncio.Task[None] | None = None
         self._failing: set[str] = set()  # what the disk does not do just now; said once each
         self._log = structlog.get_logger("promptmux.tiers")
         metrics.watch(metrics.tier_bytes.labels("host"), lambda: host.nbytes)
@@ -58,9 +72,27 @@ class PromptTiers(Generic[T]):
             metrics.watch(metrics.tier_entries.labels("disk"), lambda: len(disk))
 
     async def open(self) -> None:
-        """See what is on the disk from earlier."""
-        if self.disk is not None:
-            await self._on_disk("count", self.disk.count, None)
+        """See what is on the disk from earlier; do without it where others could have put it there."""
+        disk = self.disk
+        if disk is None:
+            return
+
+        def count() -> bool:
+            try:
+                disk.count()
+            except FolderNotPrivate as error:
+                self._log.warning("disk_tier_refused", reason=error.strerror)
+                return False
+            return True
+
+        if await self._on_disk("count", count, True, _COUNT_PATIENCE):
+            self._touching = asyncio.create_task(self._touch(disk))
+        else:
+            self.disk = None
+
+    def keep_on_disk(self, versions: Callable[[], Iterable[str]]) -> None:
+        """`versions` gives what is in use without being asked for here: on the device, least recently used first."""
+        self._elsewhere = versions
 
     async def get(self, task_id: str, version: str) -> T:
         """A version, its bytes checked against its name. Raises what the store and `decode` raise."""
@@ -98,7 +130,10 @@ class PromptTiers(Generic[T]):
         """End what is under way."""
         for task in [*self._fetches.values(), *self._writes]:
             task.cancel()
-        self._threads.shutdown(wait=False)
+        if self._touching is not None:
+            self._touching.cancel()
+        for threads in (self._readers, self._writer):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _fetch_once(self, task_id: str, version: str) -> asyncio.Task[T]:
         task = self._fetches.get(version)
@@ -160,7 +195,8 @@ class PromptTiers(Generic[T]):
             return found[1]
         if found:
             self._corrupt("disk", version)
-            await self._on_disk("drop", lambda: disk.drop(version), None)
+            # Nobody waits: what is fetched now is written after it, by the same thread.
+            self._in_background(self._on_disk("drop", lambda: disk.drop(version), None))
         else:
             self._metrics.tier_misses.labels("disk").inc()
         return None
@@ -191,24 +227,58 @@ class PromptTiers(Generic[T]):
         self._log.warning("tier_copy_corrupt", tier=tier, version=version)
 
     def _write_soon(self, version: str, data: bytes) -> None:
-        if self.disk is not None:
-            task = asyncio.create_task(self._write(self.disk, version, data))
-            self._writes.add(task)
-            task.add_done_callback(self._writes.discard)
+        if self.disk is None:
+            return
+        if self._waiting and self._waiting + len(data) > _WAITING_BYTES:
+            self._fails("write", "it is too slow for what is to be written")
+        else:
+            self._waiting += len(data)
+            self._in_background(self._write(self.disk, version, data), len(data))
+
+    def _in_background(self, work: Coroutine[None, None, None], size: int = 0) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._writes.discard(task)
+            self._waiting -= size
+
+        task = asyncio.create_task(work)
+        self._writes.add(task)
+        task.add_done_callback(ended)
 
     async def _write(self, disk: DiskTier, version: str, data: bytes) -> None:
         evicted = await self._on_disk("write", lambda: disk.write(version, data), 0)
         self._metrics.tier_evictions.labels("disk").inc(evicted)
 
-    async def _on_disk(self, what: str, job: Callable[[], R], otherwise: R) -> R:
-        """What `job` gives, off the event loop; `otherwise` where the disk fails."""
+    async def _touch(self, disk: DiskTier) -> None:
+        """Say to the disk what is in use: files that are not read because they are in memory must not look oldest."""
+        while True:
+            await asyncio.sleep(_TOUCH_EVERY)
+            used = [*self.host.versions(), *self._elsewhere()]
+            await self._on_disk("touch", lambda used=used: disk.touch(used), None)  # type: ignore[misc]
+
+    async def _on_disk(
+        self, what: str, job: Callable[[], R], otherwise: R, patience: float | None = None
+    ) -> R:
+        """What `job` gives, off the event loop; `otherwise` where the disk fails, or does not answer in time."""
+        reads = what == "read"
+        if reads:
+            patience = _DISK_PATIENCE
+            self._hanging = [call for call in self._hanging if not call.done()]
+            if self._hanging:
+                return otherwise
+        call = (self._readers if reads else self._writer).submit(job)
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._threads, job)
-        except OSError as error:
-            self._metrics.tier_errors.labels("disk").inc()
-            if what not in self._failing:
-                self._failing.add(what)
-                self._log.warning("disk_tier_fails", what=what, reason=error.strerror or "unknown")
+            async with asyncio.timeout(patience):
+                result = await asyncio.wrap_future(call)
+        except OSError as error:  # TimeoutError is one
+            if reads and not call.cancel() and not call.done():
+                self._hanging.append(call)  # type: ignore[arg-type]  # a Future of whatever
+            self._fails(what, error.strerror or "it does not answer")
             return otherwise
         self._failing.discard(what)
         return result
+
+    def _fails(self, what: str, reason: str) -> None:
+        self._metrics.tier_errors.labels("disk").inc()
+        if what not in self._failing:
+            self._failing.add(what)
+            self._log.warning("disk_tier_fails", what=what, reason=reason)

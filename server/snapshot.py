@@ -1,11 +1,8 @@
 """The catalogue as it was last served, on the local disk: what a server starts with while the store is away.
 
-Owns: the SQLite file, what of it may be believed, and when it is written. Must not know: HTTP, the device, prompts'
-bytes. A snapshot that is damaged, or of another store or backbone, is put aside and said; one that cannot be written
-stops nothing.
-
-Each row carries a digest of itself, for SQLite notices no flipped bit. Several servers may share the file: a row is
-never replaced by an older one.
+Owns: when it is read and written, and what is done where that fails. Must not know: the file's form, HTTP, the device,
+prompts' bytes. A snapshot that is damaged, or of another store or backbone, is put aside and said; one that cannot be
+read just now is left as it is, and one that cannot be written stops nothing.
 """
 
 from __future__ import annotations
@@ -15,45 +12,28 @@ import contextlib
 import hashlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-import orjson
 import structlog
 
-from prompt_store import Revision, Target
-from server.catalogue import Catalogue, Problem, ServedTask
+from server.catalogue import Catalogue, ServedTask
+from server.disk_tier import FolderNotPrivate
 from server.metrics import Metrics
+from server.snapshot_file import Saved, SnapshotFile, is_damage
 from server.view import View
+
+__all__ = ["Saved", "Snapshot"]
 
 T = TypeVar("T")
 
-_FORMAT: Final = 1
 _PAUSE_SECONDS: Final = 1.0  # between two writes: what changes together is written together
 _REFRESH_SECONDS: Final = 10.0  # how old the time in it may be while nothing changes
-_BUSY_SECONDS: Final = 5.0
-_TABLES: Final = (
-    "CREATE TABLE IF NOT EXISTS meta (id INTEGER PRIMARY KEY CHECK (id = 1), body BLOB NOT NULL, digest BLOB NOT NULL)",
-    """CREATE TABLE IF NOT EXISTS tasks (
-        task_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, body BLOB NOT NULL, digest BLOB NOT NULL
-    ) WITHOUT ROWID""",
-)
-_UPSERT_TASK: Final = """INSERT INTO tasks VALUES (?, ?, ?, ?) ON CONFLICT (task_id) DO UPDATE
-    SET revision = excluded.revision, body = excluded.body, digest = excluded.digest
-    WHERE excluded.revision >= tasks.revision"""
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """What a snapshot holds: the tasks, the revision that they have taken in, and how many seconds ago."""
-
-    tasks: list[ServedTask]
-    revision: Revision
-    age: float
+_READ_AGAIN_AFTER: Final = (0.2, 1.0)  # seconds: what hinders a read often passes
+_FAILURES: Final = (sqlite3.Error, OSError, ValueError, KeyError, TypeError)
 
 
 class Snapshot:
@@ -64,11 +44,12 @@ class Snapshot:
     ) -> None:
         self._folder, self._store = folder, _place(store_url)
         self._catalogue, self._view, self._metrics = catalogue, view, metrics
-        self._identity = ""
-        self._path = folder
+        self._file: SnapshotFile | None = None
         self._changed: set[str] = set()
         self._wake = asyncio.Event()
         self._losses = 0
+        self._recalled = False
+        self._refused = False
         self._anew = True  # nothing that is in the file may stay
         self._fails = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="promptmux-snapshot")
@@ -76,16 +57,12 @@ class Snapshot:
 
     async def load(self, fingerprint: str) -> Saved | None:
         """The snapshot for this store and this backbone; None where there is none that can be used."""
-        self._identity = hashlib.sha256(f"{self._store}\n{fingerprint}".encode()).hexdigest()
-        # A file for each store and backbone: two servers in one folder must not take turns overwriting.
-        self._path = self._folder / f"catalogue-{self._identity[:16]}.sqlite3"
-        try:
-            saved = await self._on_thread(self._read)
-        except (sqlite3.Error, OSError, ValueError, KeyError, TypeError) as error:
-            self._log.warning("snapshot_ignored", file=self._path.name, reason=_reason(error))
-            await self._on_thread(self._put_aside)
-            saved = None
-        self._anew = saved is None
+        identity = hashlib.sha256(f"{self._store}\n{fingerprint}".encode()).hexdigest()
+        self._file = file = SnapshotFile(self._folder, identity)
+        saved = await self._read_patiently(file)
+        self._recalled = saved is not None
+        # What another server writes until this one takes over is not known then.
+        self._anew = saved is None or not file.owned
         return saved
 
     def attend(self) -> None:
@@ -103,30 +80,32 @@ class Snapshot:
 
     async def write(self) -> None:
         """Write down what changed since the last time; a disk that fails is said once, counted, and tried again."""
-        revision, as_of = self._view.revision, time.time() - self._view.staleness
-        if revision is None or self._view.source != "store":
+        file = self._file
+        if file is None or self._view.source != "store":
             return  # nothing is known that the snapshot does not have
-        anew = self._anew or self._losses != self._view.losses
-        # Taken together, before the first await: the rows hold at least what the revision says.
-        ids = {task.task_id for task in self._catalogue} if anew else self._changed
-        rows = [(task_id, self._catalogue.get(task_id)) for task_id in ids]
-        taken, losses, self._changed = self._changed, self._view.losses, set[str]()
-        self._wake.clear()
         try:
-            await self._on_thread(lambda: self._write(rows, revision, as_of, anew=anew))
-        except (sqlite3.Error, OSError, ValueError, KeyError, TypeError) as error:
-            self._changed |= taken
+            if await self._on_thread(file.own):
+                await self._write_changes(file)
+            else:  # another server writes; when it has ended, all is new
+                self._anew = True
+                self._changed.clear()
+                self._wake.clear()
+        except _FAILURES as error:
             self._metrics.snapshot_failures.inc()
             if not self._fails:
                 self._fails = True
                 self._log.warning("snapshot_not_written", reason=_reason(error))
-            return
-        self._fails, self._anew, self._losses = False, False, losses
+            if isinstance(error, sqlite3.Error) and is_damage(error):
+                await self._on_thread(file.put_aside)
+                self._anew = True
+        else:
+            self._fails = False
 
     async def aclose(self) -> None:
-        """Write down what is left."""
-        if self._identity:
-            await self.write()
+        """Write down what is left, and let another server write."""
+        await self.write()
+        if self._file is not None:
+            await self._on_thread(self._file.leave)
         self._thread.shutdown(wait=False)
 
     def _note(self, task_id: str, before: ServedTask | None, after: ServedTask | None) -> None:
@@ -134,121 +113,49 @@ class Snapshot:
             self._changed.add(task_id)
             self._wake.set()
 
+    async def _write_changes(self, file: SnapshotFile) -> None:
+        revision, as_of, losses = self._view.revision, time.time() - self._view.staleness, self._view.losses
+        if revision is None:
+            return
+        anew = self._anew or self._losses != losses
+        # Taken together, before the first await: the rows hold at least what the revision says.
+        ids = {task.task_id for task in self._catalogue} if anew else self._changed
+        rows = [(task_id, self._catalogue.get(task_id)) for task_id in ids]
+        taken, self._changed = self._changed, set[str]()
+        self._wake.clear()
+        # A server that began with the snapshot and has seen no history lost since has its epoch, and a revision as
+        # large: whatever else another left there is newer. Of any other server nobody can say, so it writes.
+        yields = self._recalled and not losses
+        try:
+            written = await self._on_thread(
+                lambda: file.write(rows, revision, as_of, anew=anew, yields=yields)
+            )
+        except BaseException:
+            self._changed |= taken
+            raise
+        self._anew, self._losses = not written, losses
+
     async def _on_thread(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
-    def _read(self) -> Saved | None:
-        if not self._path.exists():
-            return None
-        with contextlib.closing(self._open()) as database:
-            if database.execute("PRAGMA quick_check").fetchone()[0] != "ok":
-                raise ValueError("SQLite finds it damaged")
-            found = database.execute("SELECT body, digest FROM meta").fetchone()
-            if found is None:
-                return None
-            meta = _checked("meta", *found)
-            if meta["format"] != _FORMAT or meta["identity"] != self._identity:
-                raise ValueError("it is of another store, backbone or version of promptmux")
-            rows = database.execute("SELECT task_id, body, digest FROM tasks")
-            tasks = [_task(task_id, _checked(task_id, body, digest)) for task_id, body, digest in rows]
-        revision = Revision(meta["epoch"], meta["revision"])
-        return Saved(tasks, revision, max(0.0, time.time() - meta["as_of"]))
-
-    def _write(
-        self, rows: Iterable[tuple[str, ServedTask | None]], revision: Revision, as_of: float, *, anew: bool
-    ) -> None:
-        meta = {
-            "format": _FORMAT,
-            "identity": self._identity,
-            "epoch": revision.epoch,
-            "revision": revision.number,
-            "as_of": as_of,
-        }
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(self._open()) as database:
-            database.execute("BEGIN IMMEDIATE")  # a connection that is closed before its commit rolls back
-            for statement in _TABLES:
-                database.execute(statement)
-            if anew:
-                database.execute("DELETE FROM tasks")
-            database.executemany(
-                "DELETE FROM tasks WHERE task_id = ?", [(task_id,) for task_id, task in rows if task is None]
-            )
-            database.executemany(_UPSERT_TASK, (_row(task) for _, task in rows if task is not None))
-            found = database.execute("SELECT body FROM meta").fetchone()
-            before: dict[str, Any] = orjson.loads(found[0]) if found and not anew else meta
-            # Of two servers that write here, the one that lags must not put the other's revision back.
-            if before["epoch"] != revision.epoch or before["revision"] <= revision.number:
-                body = orjson.dumps(meta)
-                database.execute(
-                    "INSERT OR REPLACE INTO meta VALUES (1, ?, ?)", (body, _digest("meta", body))
-                )
-            database.execute("COMMIT")
-
-    def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")  # a lost last second is caught up with
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-    def _put_aside(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(OSError):
-                path = self._path.with_name(self._path.name + suffix)
-                path.replace(path.with_name(f"{path.name}.ignored"))
-
-
-def _row(task: ServedTask) -> tuple[str, int, bytes, bytes]:
-    body = orjson.dumps(
-        {
-            "revision": task.revision,
-            "aliases": {
-                name: [[target.version, target.weight] for target in targets]
-                for name, targets in task.aliases.items()
-            },
-            "versions": list(task.versions),
-            "created": task.created,
-            "problems": {
-                name: [problem.versions, problem.code, problem.detail, problem.since]
-                for name, problem in task.problems.items()
-            },
-            "missing_in_store": task.missing_in_store,
-        }
-    )
-    return task.task_id, task.revision, body, _digest(task.task_id, body)
-
-
-def _task(task_id: str, body: dict[str, Any]) -> ServedTask:
-    names = {version: version for version in body["versions"]}  # one string for each digest
-    return ServedTask(
-        task_id,
-        body["revision"],
-        {
-            name: tuple(Target(names.get(version, version), weight) for version, weight in targets)
-            for name, targets in body["aliases"].items()
-        },
-        tuple(names),
-        body["created"],
-        {
-            name: Problem(tuple(versions), code, detail, since)
-            for name, (versions, code, detail, since) in body["problems"].items()
-        },
-        body["missing_in_store"],
-    )
-
-
-def _checked(name: str, body: bytes, digest: bytes) -> Any:
-    if _digest(name, body) != digest:
-        raise ValueError("a row does not match its digest")
-    return orjson.loads(body)
-
-
-def _digest(name: str, body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=8, key=name.encode()).digest()
+    async def _read_patiently(self, file: SnapshotFile) -> Saved | None:
+        for pause in (*_READ_AGAIN_AFTER, None):
+            try:
+                return await self._on_thread(file.read)
+            except FolderNotPrivate as error:
+                self._log.warning("snapshot_refused", reason=_reason(error))
+                self._file = None
+                break
+            except _FAILURES as error:
+                if is_damage(error):
+                    self._log.warning("snapshot_ignored", file=file.path.name, reason=_reason(error))
+                    await self._on_thread(file.put_aside)
+                    break
+                if pause is None:
+                    self._log.warning("snapshot_not_read", file=file.path.name, reason=_reason(error))
+                else:
+                    await asyncio.sleep(pause)
+        return None
 
 
 def _place(url: str) -> str:

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import stat
 import threading
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server import disk_tier
-from server.disk_tier import DiskTier
+from server.disk_tier import DiskTier, FolderNotPrivate, private_folder
 
 
 def version(data: bytes) -> str:
@@ -62,7 +63,75 @@ def test_a_file_that_grew_is_not_read_to_its_end(tmp_path: Path) -> None:
     tier = make(tmp_path)
     name = put(tier, 1)
     tier._path(name).write_bytes(bytes(1_000_000))
-    assert len(tier.read(name) or b"") == 5001
+    assert tier.read(name) == b""
+
+
+def test_what_is_used_in_memory_stays_when_room_is_made(tmp_path: Path) -> None:
+    tier = make(tmp_path, 5000)
+    names = [put(tier, number, age=1000 - number) for number in range(5)]
+    tier.touch([names[1], "0" * 64, names[0]])
+    data = b"new" * 400
+    assert tier.write(version(data), data) == 2
+    assert [tier.has(name) for name in names] == [True, True, False, False, True]
+
+
+def test_nothing_is_touched_while_nothing_need_go(tmp_path: Path) -> None:
+    tier = make(tmp_path, 5000)
+    name = put(tier, 1, age=1000)
+    before = tier._path(name).stat().st_mtime
+    tier.touch([name])
+    assert tier._path(name).stat().st_mtime == before
+
+
+def test_files_and_folders_are_for_their_owner_only(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path / "cache" / "prompts", 5000, max_file_bytes=5000)
+    path = tier._path(put(tier, 1))
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (path, path.parent, path.parent.parent)] == [
+        0o600,
+        0o700,
+        0o700,
+    ]
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+@pytest.mark.parametrize("which", ["cache", "cache/prompts"])
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, which: str, mode: int) -> None:
+    (tmp_path / "cache" / "prompts").mkdir(parents=True, mode=0o700)
+    (tmp_path / "cache").chmod(0o700)
+    (tmp_path / which).chmod(mode)
+    tier = DiskTier(tmp_path / "cache" / "prompts", 5000, max_file_bytes=5000)
+    with pytest.raises(FolderNotPrivate):
+        tier.count()
+    with pytest.raises(FolderNotPrivate):
+        put(tier, 1)
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private_folder(tmp_path / "cache")
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    private_folder(tmp_path / "link")  # our own link
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for name in ("cache", "link"):
+        with pytest.raises(FolderNotPrivate):
+            private_folder(tmp_path / name)
+
+
+def test_what_is_no_file_is_neither_waited_for_nor_followed(tmp_path: Path) -> None:
+    tier = make(tmp_path)
+    target = tmp_path / "target"
+    target.write_bytes(bytes(10))
+    pipe, link = (tier._path(put(tier, number)) for number in (1, 2))
+    pipe.unlink()
+    link.unlink()
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    found: list[bytes | None] = []
+    thread = threading.Thread(
+        target=lambda: found.extend(tier.read(path.stem) for path in (pipe, link)), daemon=True
+    )
+    thread.start()
+    thread.join(5.0)
+    assert found == [b"", b""]
 
 
 def test_dropping_and_writing_again(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from prompt_store import IncompatiblePrompt, StoreUnavailable
 from server import prompt_cache
 from server.metrics import Metrics
-from server.prompt_cache import Loaded, PromptCache
+from server.prompt_cache import SLOT_OVERHEAD, Loaded, PromptCache
 
 Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
 
@@ -47,7 +47,7 @@ async def device() -> Device:
 
 @pytest.fixture
 async def cache(device: Device, metrics: Metrics) -> PromptCache:
-    return PromptCache(device.load, device.drop, capacity_bytes=30, metrics=metrics)
+    return PromptCache(device.load, device.drop, capacity_bytes=3 * (10 + SLOT_OVERHEAD), metrics=metrics)
 
 
 async def use(cache: PromptCache, version: str) -> None:
@@ -177,3 +177,15 @@ async def test_what_waits_is_not_evicted_before_it_is_pinned(device: Device, met
 async def test_the_prefix_is_what_a_row_costs_beyond_its_places(cache: PromptCache) -> None:
     slot = await cache.pin("task", "v1")
     assert (slot.num_virtual_tokens, slot.extra_tokens) == (5, 5)
+
+
+async def test_what_a_slot_takes_beside_its_values_counts_too(cache: PromptCache, metrics: Metrics) -> None:
+    for version in ("v1", "v2", "v3"):
+        await use(cache, version)
+    assert cache.nbytes == 3 * (10 + SLOT_OVERHEAD)
+    assert metrics.registry.get_sample_value("promptmux_tier_bytes", {"tier": "device"}) == cache.nbytes
+    assert cache.versions() == ["v1", "v2", "v3"]
+    await use(cache, "v1")
+    assert cache.versions() == ["v2", "v3", "v1"]
+    await use(cache, "v4")
+    assert (cache.versions(), cache.nbytes) == (["v3", "v1", "v4"], 3 * (10 + SLOT_OVERHEAD))
