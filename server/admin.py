@@ -18,7 +18,7 @@ from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.operations import Operations, alias_json
 from server.routes import document, health_router, new_app, require
-from server.schemas import AliasBody, Body, M, PromoteBody, RollbackBody, parse_body
+from server.schemas import AliasBody, Body, ChoiceBody, M, parse_body
 from server.standing import Standing
 from server.view import revision_text
 
@@ -157,13 +157,13 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         _TASKS + "/{task_id}/rollback",
         summary="Move an alias back to a version that you name",
         description=_PRECONDITION,
-        openapi_extra=_json_body(RollbackBody),
+        openapi_extra=_json_body(ChoiceBody),
     )
     async def rollback(
         task_id: TaskId, request: Request, response: Response, dry_run: DryRun = False
     ) -> dict[str, Any]:
         lifecycle.admit()
-        body = await _read(RollbackBody, request, small)
+        body = await _read(ChoiceBody, request, small)
         expected, targets = _expected(request), [Target(body.version)]
         moved, done = await operations.move(
             task_id, body.alias, targets, expected, dry_run=dry_run, actor=_actor(request)
@@ -174,13 +174,13 @@ def _writing(operations: Operations, lifecycle: Lifecycle, limits: BodyLimits) -
         _TASKS + "/{task_id}/promote",
         summary="Give one of an alias's versions all of its requests",
         description=_PRECONDITION,
-        openapi_extra=_json_body(PromoteBody),
+        openapi_extra=_json_body(ChoiceBody),
     )
     async def promote(
         task_id: TaskId, request: Request, response: Response, dry_run: DryRun = False
     ) -> dict[str, Any]:
         lifecycle.admit()
-        body = await _read(PromoteBody, request, small)
+        body = await _read(ChoiceBody, request, small)
         promoted, done = await operations.promote(
             task_id, body.alias, body.version, _expected(request), dry_run=dry_run, actor=_actor(request)
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from server.batch_queue import Batch, BatchQueue, Job, Scored, Scores, Sized
-from server.errors import InferenceFailed, NumericalError, Overloaded, TooManyInputs
+from server.errors import InferenceFailed, NumericalError, Overloaded, TooManyInputs, Unavailable
 from server.metrics import Metrics
 
 R = TypeVar("R", bound=Sized)
@@ -116,7 +116,7 @@ class Batcher(Generic[R]):
         if scores is None or batch.raised:
             metrics.forward_failures.inc()
         if scores is not None:
-            metrics.rows.inc(sum(own is not None for own in scores))
+            metrics.rows.inc(sum(map(bool, scores)))
         at = 0
         for job, first, count in batch.parts:
             part = scores[at : at + count] if scores is not None else None
@@ -125,10 +125,15 @@ class Batcher(Generic[R]):
                 self._settle(job, first, part, ended)
 
     def _settle(self, job: Job[R], first: int, part: Sequence[Scores | None] | None, ended: float) -> None:
-        scored = [own for own in part or () if own is not None]
-        if part is None or len(scored) < len(part):
+        if part is None or None in part:
             job.future.set_exception(
                 InferenceFailed("the forward of these texts failed; the log has the reason")
+            )
+            return
+        scored = [own for own in part if own]
+        if len(scored) < len(part):  # no word about these texts, nor about their prompt
+            job.future.set_exception(
+                Unavailable("the forward of other texts failed, and there was no time to run these alone")
             )
             return
         job.scores[first : first + len(scored)] = scored
@@ -156,7 +161,10 @@ class Batcher(Generic[R]):
         return self._queue.take()
 
     def finish(self, batch: Batch[R], scores: Sequence[Scores | None] | None, seconds: float) -> None:
-        """Hand the scores of a batch to its callers; None says that a row's forward raised, or had no prompt for it."""
+        """Hand the scores of a batch to its callers.
+
+        None says that a row's forward raised, or had no prompt for it; empty ones, that the lane gave up before it.
+        """
         self._queue.done(batch)
         self._loop.call_soon_threadsafe(self._deliver, batch, scores, seconds, time.perf_counter())
 

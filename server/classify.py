@@ -29,6 +29,7 @@ from server.view import parse_revision
 
 # Most answers are ready in fewer seconds: only later is it worth a task to see whether the caller is there.
 _PATIENCE: Final = 0.25
+_KEY_FORM: Final = "1 to 128 of A-Z a-z 0-9 . _ : / + = -, a letter or digit first"  # REQUEST_ID in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +149,10 @@ def to_call(
             "truncate_prompt_tokens must be -1 or at least 1", param="truncate_prompt_tokens"
         )
     if body.request_id is not None and not REQUEST_ID.fullmatch(body.request_id):
-        raise InvalidRequest("request_id: 1 to 128 of A-Z a-z 0-9 . _ : / + = -", param="request_id")
+        raise InvalidRequest(f"request_id: {_KEY_FORM}", param="request_id")
     key = None if request_key is None else request_key.decode("latin-1")
     if key is not None and not REQUEST_ID.fullmatch(key):
-        raise InvalidRequest("X-Request-Key: 1 to 128 of A-Z a-z 0-9 . _ : / + = -", param="X-Request-Key")
+        raise InvalidRequest(f"X-Request-Key: {_KEY_FORM}", param="X-Request-Key")
     texts, pairs = _texts(body.input, limits)
     return Call(
         task_id,

@@ -2,7 +2,8 @@
 
 Owns: whose fault a failure is, when there are enough of them, and the move in the store. Must not know: HTTP, the
 device, how a version is asked. A failure counts against a version only when another one of the alias answers the same
-texts: a text that no prompt can take, or a device that is gone, is nobody's fault. The reasons are in decision 0015.
+texts and it then fails with them again: a text that no prompt can take, a device that is gone or was short of memory
+for a moment, is nobody's fault. The reasons are in decision 0015.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from prompt_store import (
     TaskRecord,
 )
 from server.catalogue import Catalogue
-from server.errors import PROMPT_FAULTS
+from server.errors import PROMPT_FAULTS, PromptUnavailable
 from server.metrics import Metrics
 from server.trial import Trial, Trials
 
 ACTOR: Final = "auto-rollback"
 _CHECKS_AT_ONCE: Final = 8  # of one version
+_MOVES_AT_ONCE: Final = 8
 _RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# Whoever asks sooner for a version that could not be loaded hears of that same try: the cache remembers it.
+_LOAD_AGAIN_SECONDS: Final = 2.5
 
 Ask = Callable[[str], Awaitable[object]]
 
@@ -55,7 +59,9 @@ class Guard:
         self._trials = Trials(catalogue.detour)
         self._checks: set[asyncio.Task[None]] = set()
         self._checking: Counter[str] = Counter()
-        self._due: set[str] = set()  # tasks whose alias in the store leads to a version that is out
+        self._due: set[str] = set()  # tasks with a version that is out here, and may not be in the store
+        self._moving: set[str] = set()  # tasks that `work` is at
+        self._gate = asyncio.Semaphore(_MOVES_AT_ONCE)
         self._wake = asyncio.Event()
         self._log = structlog.get_logger("promptmux.guard")
         catalogue.listen(self._trials.follow)
@@ -69,7 +75,7 @@ class Guard:
         return dict(trial.out) if trial is not None else {}
 
     def blame(self, task_id: str, version: str, error: BaseException, ask: Ask) -> None:
-        """Hear that a request failed under `version`. `ask(other)` tries the same texts under another one."""
+        """Hear that a request failed under `version`. `ask(which)` tries the same texts under that one."""
         code = _fault(error)
         if code is None or not self._max_errors or not self._on_trial(task_id, version):
             return
@@ -82,30 +88,13 @@ class Guard:
 
     async def work(self) -> None:
         """Write to the store what was found, for as long as the task lives; again and again while that fails."""
-        failures = 0
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            due, self._due = self._due, set()  # what is found meanwhile comes in the next turn
-            later = set()
-            for task_id in sorted(due):
-                try:
-                    await self._give_up(task_id)
-                except StoreUnavailable:
-                    later.add(task_id)
-                except NotFound:
-                    pass  # deleted meanwhile
-                except Exception:
-                    self._log.exception("rollback_failed", task=task_id)
-                    later.add(task_id)
-            if not later:
-                failures = 0
-                continue
-            self._log.warning("rollback_waits", tasks=len(later))
-            await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
-            failures += 1
-            self._due |= later
-            self._wake.set()
+        async with asyncio.TaskGroup() as movers:  # each apart: one that fails must not hold up the others
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                for task_id in self._due - self._moving:
+                    self._moving.add(task_id)
+                    movers.create_task(self._pursue(task_id))
 
     async def aclose(self) -> None:
         """End the checks that are under way."""
@@ -131,6 +120,9 @@ class Guard:
             else:
                 sound = other
                 break
+        # After the other one: whatever was wrong with the device was over by then.
+        if not await self._fails_again(version, code, ask):
+            return
         for alias, trial in self._on_trial(task_id, version):  # again: it may have changed meanwhile
             if sound in trial.others(version):
                 trial.faults[version] += 1
@@ -139,6 +131,15 @@ class Guard:
             elif not sound and not unsure and not trial.desperate:
                 trial.desperate = True
                 self._log.error("no_healthy_version", task=task_id, alias=alias, version=version, code=code)
+
+    async def _fails_again(self, version: str, code: str, ask: Ask) -> bool:
+        if code == PromptUnavailable.code:
+            await asyncio.sleep(_LOAD_AGAIN_SECONDS)
+        try:
+            await ask(version)
+        except Exception as error:
+            return _fault(error) is not None
+        return False
 
     def _checked(self, version: str, check: asyncio.Task[None]) -> None:
         self._checks.discard(check)
@@ -164,19 +165,53 @@ class Guard:
 
     # -- the move in the store ---------------------------------------------------------------------------
 
+    async def _pursue(self, task_id: str) -> None:
+        failures = 0
+        while task_id in self._due:
+            self._due.discard(task_id)  # what is found meanwhile comes in the next turn
+            if await self._settled(task_id):
+                failures = 0
+                continue
+            self._due.add(task_id)
+            await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
+            failures += 1
+        self._moving.discard(task_id)
+
+    async def _settled(self, task_id: str) -> bool:
+        """Whether nothing of the task is out any more: it is moved in the store, and the catalogue has seen that."""
+        try:
+            async with self._gate:
+                await self._give_up(task_id)
+        except StoreUnavailable:
+            self._log.warning("rollback_waits", task=task_id)
+            return False
+        except Exception:
+            self._log.exception("rollback_failed", task=task_id)
+            return False
+        return not any(trial.out for trial in self._trials.of(task_id).values())
+
     async def _give_up(self, task_id: str) -> None:
         while True:
-            record = await self._store.task(task_id)
             try:
-                for alias, trial in list(self._trials.of(task_id).items()):
-                    if trial.out and alias in record.aliases:
-                        await self._move(record, record.aliases[alias], trial)
+                record = await self._store.task(task_id)
+            except NotFound:
+                record = None  # deleted meanwhile
+            try:
+                for alias in list(self._trials.of(task_id)):
+                    await self._give_up_alias(task_id, record, alias)
             except RevisionConflict:
                 continue  # somebody else was faster: look again
             break
-        # Where this fails, `prompt_sync` follows soon; until then requests go past the version as they do now.
+        # Where this fails, the next turn tries again; until then requests go past the version as they do now.
         with contextlib.suppress(PromptStoreError):
             await self._refresh(task_id)
+
+    async def _give_up_alias(self, task_id: str, record: TaskRecord | None, name: str) -> None:
+        alias = record.aliases.get(name) if record is not None else None
+        self._trials.compare(task_id, name, {target.version for target in alias.targets} if alias else ())
+        trial = self._trials.of(task_id).get(name)
+        if record is not None and alias is not None and trial is not None:
+            await self._move(record, alias, trial)
 
     async def _move(self, record: TaskRecord, alias: AliasRecord, trial: Trial) -> None:
         bad = {
@@ -185,7 +220,7 @@ class Guard:
             if target.version in trial.out
         }
         if not bad:
-            return  # another server, or a person, has moved it
+            return  # nothing is out, or another server, or a person, has moved it
         left = tuple(target for target in alias.targets if target.version not in bad)
         if not left:
             left = await self._before(record, alias.name, trial)
@@ -198,6 +233,7 @@ class Guard:
         await self._store.set_alias(
             record.task_id, alias.name, left, expected_revision=alias.revision, actor=ACTOR
         )
+        self._trials.compare(record.task_id, alias.name, {target.version for target in left})
         for version, code in bad.items():
             self._metrics.auto_rollbacks.labels(code).inc()
             self._log.error(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from server.batch_queue import Scores
 
 _LOADS_AT_ONCE: Final = 16  # the device takes all that wait between two batches
+_TRIALS_AT_ONCE: Final = 4  # uploads: what they take on the device is beside what the cache bounds
 _REMEMBERED: Final = 100_000
 _CANARY_TEXT: Final = "The quick brown fox jumps over the lazy dog."
 
@@ -36,6 +37,7 @@ class PromptLoader:
         """`tiers` decode with `decoder`, too."""
         self._tiers, self._decoder, self._runner = tiers, decoder, runner
         self._gate = asyncio.Semaphore(_LOADS_AT_ONCE)
+        self._trial_gate = asyncio.Semaphore(_TRIALS_AT_ONCE)
         self._rehearsed: set[str] = set()  # versions that came out right
         self._trials = itertools.count(1)  # negative slots: the cache counts upwards from 0
 
@@ -60,11 +62,14 @@ class PromptLoader:
 
     async def try_out(self, data: bytes, task_id: str) -> Manifest:
         """Everything that must hold before an upload is stored; leaves nothing on the device."""
-        checked, _ = await asyncio.to_thread(self._decoder.decode, data)
-        _check_task(checked, task_id)
-        slot = -next(self._trials)
-        await self._place(checked, slot, rehearse=True)
-        self._runner.drop(slot)
+        async with self._trial_gate:
+            checked, _ = await asyncio.to_thread(self._decoder.decode, data)
+            _check_task(checked, task_id)
+            slot = -next(self._trials)
+            try:
+                await self._place(checked, slot, rehearse=True)
+            finally:
+                self._runner.drop(slot)
         return checked.prompt.manifest
 
     async def _place(self, checked: Checked, slot: int, *, rehearse: bool) -> int:

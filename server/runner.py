@@ -39,7 +39,10 @@ class Work(Protocol):
         """Wait for the next batch; an empty one after a `wake`."""
 
     def finish(self, batch: Batch[Row], scores: Sequence[Scores | None] | None, seconds: float) -> None:
-        """Take the scores of a batch; a row's is None where its slot is empty or its forward raised."""
+        """Take the scores of a batch.
+
+        A row's is None where its slot is empty or its forward raised, and empty where it was given up untried.
+        """
 
     def wake(self, times: int = 1) -> None:
         """Let so many calls of `take` return soon."""
@@ -75,7 +78,13 @@ class Runner:
 
         The bytes it takes there, and the scores. In one call, so that it waits for one running batch and not for two.
         """
-        return await self._call(lambda: self._load(slot, prompt, rows))
+        gone = threading.Event()
+        try:
+            return await self._call(lambda: self._load(slot, prompt, rows, gone))
+        except asyncio.CancelledError:
+            gone.set()  # before the drop: a lane that is at it comes too late for that
+            self.drop(slot)
+            raise
 
     def drop(self, slot: int) -> None:
         """Free the slot's memory soon: when a lane is up anyway, or after a moment."""
@@ -169,7 +178,8 @@ class Runner:
             self._log.exception("forward_failed", rows=len(batch.rows), tokens=batch.tokens)
             sizes = [count for _, _, count in batch.parts]
             scores = self._run_apart(batch.rows, batch.slots, sizes, time.monotonic() + _APART_SECONDS)
-            self._log.info("forward_repeated", rows=len(scores), failed=scores.count(None))
+            failed, untried = scores.count(None), scores.count(())
+            self._log.info("forward_repeated", rows=len(scores), failed=failed, untried=untried)
         finally:
             self._work.finish(batch, scores, time.perf_counter() - began)
 
@@ -179,7 +189,8 @@ class Runner:
         """Scores of rows whose forward together raised: those of the callers who did not cause it.
 
         `sizes` says how many rows each caller has here. By halves, so that one guilty caller among many costs about
-        two more forwards of the whole, not one for each caller.
+        two more forwards of the whole, not one for each caller. What the time was too short for is empty, not None:
+        nobody knows whether it would have raised.
         """
         if len(sizes) == 1:
             return [None] * len(rows)
@@ -188,7 +199,7 @@ class Runner:
         found: list[Scores | None] = []
         for part, callers in ((slice(cut), sizes[:half]), (slice(cut, None), sizes[half:])):
             if time.monotonic() > deadline:
-                found += [None] * len(rows[part])
+                found += [()] * len(rows[part])
                 continue
             try:
                 found += self.run(rows[part], slots[part])
@@ -197,6 +208,8 @@ class Runner:
         return found
 
     def _answer(self, function: Callable[[], object], future: asyncio.Future[object]) -> None:
+        if future.done():  # the caller has gone
+            return
         try:
             result = function()
         except Exception as error:
@@ -204,11 +217,15 @@ class Runner:
         else:
             self._loop.call_soon_threadsafe(_set_result, future, result)
 
-    def _load(self, slot: int, prompt: Prompt, rows: Sequence[Row]) -> tuple[int, list[Scores]]:
+    def _load(
+        self, slot: int, prompt: Prompt, rows: Sequence[Row], gone: threading.Event
+    ) -> tuple[int, list[Scores]]:
         assert self._backbone is not None
         loaded = self._backbone.load_prompt(prompt)
         scores = self._backbone.score_on_lane(rows, [loaded] * len(rows)) if rows else []
         self._prompts[slot] = loaded
+        if gone.is_set():  # after it is there: the drop may have come before
+            self._prompts.pop(slot, None)
         return loaded.nbytes, scores
 
 

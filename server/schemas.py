@@ -150,15 +150,8 @@ class AliasBody(Body):
     targets: list[TargetBody] | None = Field(None, min_length=1, max_length=16)
 
 
-class RollbackBody(Body):
-    """The version to go back to, by name: `the one before` would mean two things to two operators."""
-
-    version: Annotated[str, Field(pattern=VERSION_PATTERN)]
-    alias: str = "current"
-
-
-class PromoteBody(Body):
-    """Which of an alias's versions gets all of its requests."""
+class ChoiceBody(Body):
+    """The version that an alias is to lead to, by name: `the one before` would mean two things to two operators."""
 
     version: Annotated[str, Field(pattern=VERSION_PATTERN)]
     alias: str = "current"

@@ -30,6 +30,7 @@ class Trial:
     until: float = math.inf
     faults: Counter[str] = field(default_factory=Counter)
     out: dict[str, str] = field(default_factory=dict)  # version → the code of what it did
+    gone: set[str] = field(default_factory=set)  # those of `out` that the store does not lead to any more
     desperate: bool = False  # it was logged that no version is healthy
 
     @property
@@ -76,6 +77,20 @@ class Trials:
         trial.out[version] = code
         self._detour(task_id, alias, trial.left())
 
+    def compare(self, task_id: str, alias: str, led: Collection[str]) -> None:
+        """Hear which versions the alias leads to in the store, be it later than what `follow` heard or not.
+
+        What is out, was gone from there and is there again, was put back by somebody: it starts afresh. `follow` need
+        not hear of that, where the alias was moved and moved back between two looks at it.
+        """
+        trial = self.of(task_id).get(alias)
+        if trial is None or not trial.out:
+            return
+        for version in trial.gone.intersection(led):
+            del trial.out[version], trial.faults[version]
+        trial.gone = trial.out.keys() - set(led)
+        self._detour(task_id, alias, trial.left())
+
     def acquit(self, task_id: str, alias: str) -> None:
         """Use all versions again, and hold nothing against them any more."""
         self._drop(task_id, alias)
@@ -120,7 +135,7 @@ def _split(targets: tuple[Target, ...], old: Trial | None) -> Trial:
     """The trial of a split. Other weights change nothing for the versions that stay."""
     trial = Trial(targets)
     if old is not None:
-        stay = {target.version for target in targets}
+        stay = {target.version for target in targets} - old.gone  # these were put back
         trial.faults.update({version: count for version, count in old.faults.items() if version in stay})
         trial.out.update({version: code for version, code in old.out.items() if version in stay})
     return trial

@@ -218,6 +218,7 @@ async def test_a_request_key_that_is_none_is_refused(start: Start, key: bytes) -
         )
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
     assert "X-Request-Key" in answer.json()["detail"]
+    assert "a letter or digit first" in answer.json()["detail"]
 
 
 async def test_a_published_version_can_be_demanded_by_its_revision(start: Start) -> None:

@@ -9,10 +9,17 @@ from typing import Any
 import httpx
 import pytest
 
-from prompt_store import StoreUnavailable, Target, version_of
+from prompt_store import CorruptVersion, StoreUnavailable, Target, TaskRecord, version_of
 from server.guard import ACTOR
 from tests.server.conftest import Running, Start
-from tests.server.fakes import BRITTLE, EXPLOSIVE, FakeBackbone, prompt_bytes
+from tests.server.fakes import (
+    BRITTLE,
+    EXPLOSIVE,
+    FakeBackbone,
+    FakeDevicePrompt,
+    FakeRow,
+    prompt_bytes,
+)
 
 Eventually = Callable[[Callable[[], bool | Awaitable[bool]]], Awaitable[None]]
 STABLE, OTHER = prompt_bytes(), prompt_bytes(favours=1)
@@ -20,18 +27,37 @@ NAN = prompt_bytes(favours=1, bias=BRITTLE)
 RAISING = prompt_bytes(favours=1, bias=EXPLOSIVE)
 
 
-async def split(server: Running, *shares: tuple[bytes, int], alias: str = "current") -> None:
+class ShortOfMemory(FakeBackbone):
+    """One whose first forward of each text under a prompt that favours the second label raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[FakeRow] = set()
+
+    def score_on_lane(
+        self, rows: Sequence[FakeRow], prompts: Sequence[FakeDevicePrompt], *, alone: bool = False
+    ) -> list[tuple[float, ...]]:
+        new = {row for row, prompt in zip(rows, prompts, strict=True) if prompt.bias[1]} - self._seen
+        if any("quick" not in row.words for row in new):  # the rehearsal comes out right
+            self._seen |= new
+            raise MemoryError
+        return super().score_on_lane(rows, prompts, alone=alone)
+
+
+async def split(
+    server: Running, *shares: tuple[bytes, int], task_id: str = "sentiment", alias: str = "current"
+) -> None:
     """As an operator does: straight into the store, and seen by this server."""
     store = server.apps.service.store
     for data, _ in shares:
         await store.publish(data)
     targets = [Target(version_of(data), weight) for data, weight in shares]
-    await store.set_alias("sentiment", alias, targets, expected_revision=None, actor="operator")
-    await server.apps.service.sync.refresh("sentiment")
+    await store.set_alias(task_id, alias, targets, expected_revision=None, actor="operator")
+    await server.apps.service.sync.refresh(task_id)
 
 
-async def ask(server: Running, number: int, text: str = "x y") -> httpx.Response:
-    body = {"task_id": "sentiment", "input": f"{text} {number}"}
+async def ask(server: Running, number: int, text: str = "x y", task_id: str = "sentiment") -> httpx.Response:
+    body = {"task_id": task_id, "input": f"{text} {number}"}
     return await server.public.post("/classify", json=body, headers={"X-Request-Key": f"user-{number}"})
 
 
@@ -101,6 +127,44 @@ async def test_a_text_that_no_version_can_take_is_nobodys_fault(start: Start) ->
         assert server.counted("quarantined_versions_total", code="numerical_error") == 0
 
 
+async def test_a_version_that_fails_once_and_then_works_is_not_guilty(start: Start) -> None:
+    async with start(backbone=ShortOfMemory()) as server:
+        await split(server, (STABLE, 50), (OTHER, 50))
+        answers = [await ask(server, number) for number in range(40)]
+        await settled(server)
+        assert sum(answer.status_code == 500 for answer in answers) > 5
+        guard = server.apps.service.guard
+        assert not guard._trials.of("sentiment")["current"].faults
+        assert guard.quarantined("sentiment", "current") == {}
+        assert len(await targets(server)) == 2
+
+
+async def test_a_version_that_could_not_be_loaded_once_is_not_guilty(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many requests hear of one try: the cache remembers it for a while."""
+    monkeypatch.setattr("server.prompt_cache._RETRY_FAILED_AFTER", 0.2)
+    monkeypatch.setattr("server.guard._LOAD_AGAIN_SECONDS", 0.3)
+    async with start(prompt_cache_bytes=0, host_cache_bytes=0) as server:
+        await split(server, (STABLE, 50), (OTHER, 50))
+        store = server.apps.service.store
+        real, failed = store.get, []
+
+        async def get(task_id: str, version: str) -> bytes:
+            if version == version_of(OTHER) and not failed:
+                failed.append(version)
+                raise CorruptVersion("misread")
+            return await real(task_id, version)
+
+        monkeypatch.setattr(store, "get", get)
+        answers = await ask_many(server, range(40))
+        assert sum(answer.status_code == 503 for answer in answers) > 5
+        await settled(server)
+        assert failed
+        assert not server.apps.service.guard._trials.of("sentiment")["current"].faults
+        assert len(await targets(server)) == 2
+
+
 async def test_when_all_versions_fail_nothing_is_moved(start: Start) -> None:
     async with start() as server:
         await split(server, (NAN, 50), (prompt_bytes(bias=BRITTLE), 50))
@@ -135,6 +199,7 @@ async def test_a_canary_whose_bytes_are_damaged_is_taken_out(
     start: Start, eventually: Eventually, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.prompt_cache._RETRY_FAILED_AFTER", 0.0)
+    monkeypatch.setattr("server.guard._LOAD_AGAIN_SECONDS", 0.0)
     async with start(prompt_cache_bytes=0, host_cache_bytes=0) as server:  # loaded anew for every request
         await split(server, (STABLE, 50), (OTHER, 50))
         name = version_of(OTHER)
@@ -193,6 +258,63 @@ async def test_a_store_that_is_away_gets_it_later(
         assert shown["serving"] == [version_of(STABLE)]
         assert len(shown["targets"]) == 2
         monkeypatch.setattr(store, "set_alias", real)
+        await eventually(lambda: leads_to(server, STABLE))
+
+
+async def test_a_task_that_cannot_be_moved_does_not_hold_up_another(
+    start: Start, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.guard._RETRY_SECONDS", (3600.0,))
+    async with start() as server:
+        other = [prompt_bytes("other", favours=at, bias=bias) for at, bias in ((0, 2.0), (1, BRITTLE))]
+        await split(server, (other[0], 50), (other[1], 50), task_id="other")
+        await split(server, (STABLE, 50), (NAN, 50))
+        store = server.apps.service.store
+        real, tries = store.task, []
+
+        async def task(task_id: str) -> TaskRecord:
+            if task_id == "other":
+                tries.append(task_id)
+                raise StoreUnavailable("down")
+            return await real(task_id)
+
+        monkeypatch.setattr(store, "task", task)
+        for number in range(40):
+            await ask(server, number, task_id="other")
+        await eventually(lambda: bool(tries))
+        for number in range(40):
+            await ask(server, number)
+        await eventually(lambda: leads_to(server, STABLE))
+
+
+async def test_who_puts_a_version_back_before_this_server_has_looked_gets_it_served(
+    start: Start, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start() as server:
+        await split(server, (STABLE, 50), (NAN, 50))
+        service = server.apps.service
+        both = service.catalogue.targets("sentiment", "current")
+        real = service.store.set_alias
+        put_back = []
+
+        async def move(task_id: str, alias: str, wanted: Any, *, expected_revision: Any, actor: str) -> Any:
+            if actor != ACTOR or put_back:
+                return await real(task_id, alias, wanted, expected_revision=expected_revision, actor=actor)
+            async with service.sync._lock(task_id):  # no refresh between the two
+                moved = await real(task_id, alias, wanted, expected_revision=expected_revision, actor=actor)
+                put_back.append(await real(task_id, alias, both, expected_revision=None, actor="operator"))
+            return moved
+
+        monkeypatch.setattr(service.store, "set_alias", move)
+        for begin in range(0, 40, 4):
+            await ask_many(server, range(begin, begin + 4))
+        await eventually(lambda: bool(put_back))
+        await settled(server)
+        await eventually(lambda: service.guard.quarantined("sentiment", "current") == {})
+        assert service.catalogue.targets("sentiment", "current") == both
+        assert len(await targets(server)) == 2
+        for number in range(40, 80):  # it is on trial as before
+            await ask(server, number)
         await eventually(lambda: leads_to(server, STABLE))
 
 

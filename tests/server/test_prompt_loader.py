@@ -1,9 +1,13 @@
+import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prompt_store import Golden, version_of
+from server.prompt_loader import _TRIALS_AT_ONCE
 from tests.server.conftest import Start
 from tests.server.fakes import prompt_bytes
 
@@ -43,6 +47,59 @@ async def test_a_trial_leaves_nothing_on_the_device(
         held = set(service.runner._prompts)
         await service.loader.try_out(prompt_bytes(), "sentiment")
         await eventually(lambda: set(service.runner._prompts) == held)
+
+
+async def test_a_trial_whose_caller_goes_leaves_nothing_on_the_device(
+    start: Start, eventually: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
+    async with start() as server:
+        service = server.apps.service
+        held = set(service.runner._prompts)
+        begun, go_on = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            begun.set()
+            go_on.wait(20)
+
+        server.backbone.meet = wait
+        trial = asyncio.create_task(service.loader.try_out(prompt_bytes(), "sentiment"))
+        await asyncio.to_thread(begun.wait, 20)
+        trial.cancel()
+        await asyncio.wait([trial])
+        go_on.set()
+        await service.loader.try_out(prompt_bytes(), "sentiment")
+        await eventually(lambda: set(service.runner._prompts) == held)
+
+
+async def test_trials_at_once_are_bounded(
+    start: Start,
+    eventually: Callable[[Callable[[], bool]], Awaitable[None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with start() as server:
+        service = server.apps.service
+        real, go_on = service.runner.load, asyncio.Event()
+        now = most = 0
+
+        async def load(*arguments: Any) -> Any:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            try:
+                await go_on.wait()
+                return await real(*arguments)
+            finally:
+                now -= 1
+
+        monkeypatch.setattr(service.runner, "load", load)
+        trials = [asyncio.create_task(service.loader.try_out(prompt_bytes(), "sentiment")) for _ in range(12)]
+        await eventually(lambda: now == _TRIALS_AT_ONCE)
+        trials[0].cancel()  # its place is free for another one
+        await asyncio.wait(trials[:1])
+        await eventually(lambda: now == _TRIALS_AT_ONCE)
+        go_on.set()
+        await asyncio.gather(*trials[1:])
+        assert most == _TRIALS_AT_ONCE
 
 
 async def test_all_currents_are_warmed_in_the_background_while_there_is_room(

@@ -8,7 +8,7 @@ import pytest
 from prompt_store import BackboneRef, IncompatiblePrompt, decode_prompt
 from server.batch_queue import Scored
 from server.batcher import Batcher, Limits
-from server.errors import InferenceFailed
+from server.errors import PROMPT_FAULTS, InferenceFailed, Unavailable
 from server.metrics import Metrics
 from server.runner import Runner
 from tests.server.fakes import REF, FakeBackbone, FakeRow, prompt_bytes
@@ -70,6 +70,31 @@ async def test_a_load_that_fails_leaves_the_slot_empty(device: Device) -> None:
         await device.batcher.submit([row()], 1)
 
 
+async def test_a_load_whose_caller_goes_leaves_nothing(device: Device, eventually: Eventually) -> None:
+    """Neither one that a lane is at, nor one that waits for a lane."""
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def wait() -> None:
+        begun.release()
+        go_on.wait(20)
+
+    device.backbone.meet = wait
+    loads = [asyncio.create_task(device.runner.load(slot, PROMPT, [row()])) for slot in (1, 2, 3)]
+    for _ in range(device.backbone.lanes):
+        await asyncio.to_thread(begun.acquire)
+    for load in loads:
+        load.cancel()
+    await asyncio.gather(*loads, return_exceptions=True)
+    device.runner._dropped.clear()  # as a lane does that has nothing else to do
+    go_on.set()
+    both = threading.Barrier(2)
+    device.backbone.meet = lambda: both.wait(20)
+    # When both lanes are at these, they are done with the others.
+    await asyncio.gather(*(device.runner.load(slot, PROMPT, [row()]) for slot in (4, 5)))
+    assert set(device.runner._prompts) == {4, 5}
+    assert len(device.backbone.batches) == 4  # the third one was not run for nobody
+
+
 async def test_the_thread_outlives_a_forward_that_raises(device: Device) -> None:
     await device.runner.load(1, PROMPT)
     for _ in range(3):
@@ -106,7 +131,8 @@ async def test_of_a_batch_that_raises_only_the_guilty_fail(
 async def test_a_device_that_is_gone_does_not_keep_its_lane_for_long(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.runner._APART_SECONDS", 0.0)
+    """What it gave up is not said to have failed: a prompt would be blamed for it."""
+    monkeypatch.setattr("server.runner._APART_SECONDS", -1.0)
     await device.runner.load(1, PROMPT)
 
     def broken() -> None:
@@ -116,7 +142,8 @@ async def test_a_device_that_is_gone_does_not_keep_its_lane_for_long(
     results = await asyncio.gather(
         *(device.batcher.submit([row()], 1) for _ in range(50)), return_exceptions=True
     )
-    assert all(isinstance(result, InferenceFailed) for result in results)
+    assert all(type(result) is Unavailable for result in results)
+    assert not isinstance(results[0], PROMPT_FAULTS)
     assert len(device.backbone.batches) <= 4
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from server.errors import InvalidJson, InvalidRequest, NotOffered, ServerError
-from server.schemas import AliasBody, ClassifyBody, RollbackBody, TextPair, parse_body, parse_json
+from server.schemas import AliasBody, ChoiceBody, ClassifyBody, TextPair, parse_body, parse_json
 
 
 def parse(value: object) -> ClassifyBody:
@@ -94,7 +94,7 @@ def test_a_bad_body_says_what_and_never_repeats_it(
 @pytest.mark.parametrize("version", ["", "abc", "A" * 64, "0" * 63, "0" * 64 + "\n", 5, None])
 def test_a_rollback_names_a_version(version: object) -> None:
     with pytest.raises(InvalidRequest):
-        parse_body(RollbackBody, json.dumps({"version": version}).encode())
+        parse_body(ChoiceBody, json.dumps({"version": version}).encode())
 
 
 def test_alias_bodies() -> None:

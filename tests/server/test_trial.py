@@ -68,6 +68,33 @@ def test_what_is_out_gets_no_requests_and_stays_out_when_weights_change(world: W
     assert not world.trials.of("task")["current"].faults
 
 
+def test_what_left_the_store_and_is_there_again_starts_afresh(world: World) -> None:
+    world.move(Target(A, 95), Target(B, 5), Target(C, 5))
+    trial = world.trials.of("task")["current"]
+    for version in (B, C):
+        trial.faults[version] = 3
+        world.trials.exclude("task", "current", version, "numerical_error")
+    world.trials.compare("task", "current", {A, B, C})  # the store was not told yet
+    world.trials.compare("task", "current", {A, C})
+    assert world.drawn() == {A}
+    world.trials.compare("task", "current", {A, B, C})
+    assert world.drawn() == {A, B}
+    assert (trial.out, trial.faults, trial.gone) == ({C: "numerical_error"}, {C: 3}, set())
+    world.trials.compare("task", "current", {A, B})
+    world.trials.compare("task", "current", {A, B, C})
+    assert world.drawn() == {A, B, C}
+
+
+def test_what_left_the_store_and_is_there_again_with_another_weight_starts_afresh(world: World) -> None:
+    world.move(Target(A, 95), Target(B, 5))
+    world.trials.of("task")["current"].faults[B] = 3
+    world.trials.exclude("task", "current", B, "numerical_error")
+    world.trials.compare("task", "current", {A})
+    world.move(Target(A, 90), Target(B, 10))
+    assert world.drawn() == {A, B}
+    assert not world.trials.of("task")["current"].faults
+
+
 def test_a_version_that_is_out_and_then_promoted_by_hand_serves(world: World) -> None:
     world.move(Target(A, 95), Target(B, 5))
     world.trials.exclude("task", "current", B, "numerical_error")
