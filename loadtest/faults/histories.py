@@ -1,7 +1,7 @@
 """Histories of concurrent writers and followers of one store under faults, each checked for linearizability.
 
 Owns: one history from an empty store to its verdict, and the table of many. Must not know: what a fault does, what
-makes an order of calls fit.
+makes a history good.
 
 A history's seed decides the fault, its moments and what every writer chooses, so that a failure can be played again;
 the interleaving is the machine's own and differs each time.
@@ -18,59 +18,29 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
 from loadtest.faults.history_places import PLACES, Place
-from loadtest.faults.history_replicas import Replica, Window, out_of_order, staleness, torn
-from loadtest.faults.history_writers import TASKS, Plan, make_prompts, read_all, write_on
-from loadtest.faults.linearizability import (
-    LIMIT,
-    Operation,
-    check_counter,
-    check_events,
-    check_tasks,
-    resolved,
-)
+from loadtest.faults.history_replicas import Replica, Window
+from loadtest.faults.history_server import ServerReplica
+from loadtest.faults.history_verdict import STALE_SECONDS, History, check, check_replica, check_server
+from loadtest.faults.history_writers import TASKS, Plan, make_prompts, write_on
 from loadtest.faults.outcome import Outcome
-from prompt_store import Event, PromptStore, UnknownTask, open_store
+from prompt_store import PromptStore, open_store
 
 WRITERS: Final = 3
 REPLICAS: Final = 2
-STALE_SECONDS: Final = 2.0
 _SETTLE_SECONDS: Final = 10.0  # for the replicas to see the end
+_SERVER_EACH: Final = 5  # seeds: so often a server process follows, too
 _WANTED: Final = (
     "every history has an order of its calls that explains every answer; each change once in the store's counter and "
     "in its tasks' histories, none lost; what a replica sees never goes back, and shows a write within "
-    f"{STALE_SECONDS:g} s of its acknowledgement or of the fault's end"
+    f"{STALE_SECONDS:g} s of its acknowledgement or of the fault's end; on Redis, in each {_SERVER_EACH}th history, so "
+    "do the answers of a server process, all with 200"
 )
-
-
-@dataclass
-class History:
-    """What happened in one history, and what is wrong with it."""
-
-    seed: int
-    fault: str
-    operations: list[Operation] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    stale: list[float] = field(default_factory=list)
-    sights: int = 0
-    undecided: int = 0  # tasks whose search was given up before the unknown outcomes were looked up
-    events: dict[str, Sequence[Event]] = field(default_factory=dict)  # what the store's own history tells
-
-    def count(self, kind: str) -> int:
-        """How many operations were `ok`, `refused` or `unknown`."""
-        return sum(kind == _kind(operation) for operation in self.operations)
-
-
-def _kind(operation: Operation) -> str:
-    if operation.answer is None:
-        return "unknown"
-    return "refused" if operation.answer.error else "ok"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -98,10 +68,11 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
                     processes if seed % 2 else threads,
                     fault=options.fault,
                     seconds=options.writing,
+                    server=options.store == "redis" and seed % _SERVER_EACH == 0,
                 )
             )
             histories.append(history)
-            if history.wrong:
+            if history.failures:
                 _tell(history, options, console)
     rows = [_row(fault, group) for fault, group in sorted(_by_fault(histories).items())]
     facts = {
@@ -112,23 +83,36 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
         "seconds of writes": options.writing,
         "sights of the replicas": sum(history.sights for history in histories),
         "given up before looking up unknown outcomes": sum(history.undecided for history in histories),
-        "failed": {str(history.seed): history.wrong for history in histories if history.wrong},
+        "histories with a server process": sum(history.answers is not None for history in histories),
+        "answers of these": sum(history.answers or 0 for history in histories),
+        "failed": {str(history.seed): history.failures for history in histories if history.failures},
     }
-    passed = not any(history.wrong for history in histories)
+    passed = not any(history.failures for history in histories)
     name = f"histories-{options.store}"
     return Outcome(name, passed, _WANTED, options.seed, [*rows, _row("all", histories)], facts)
 
 
 async def make_history(
-    store: str, seed: int, executor: Executor, *, fault: str = "", seconds: float = 2.0, calls: int = 200
+    store: str,
+    seed: int,
+    executor: Executor,
+    *,
+    fault: str = "",
+    seconds: float = 2.0,
+    calls: int = 200,
+    server: bool = False,
 ) -> History:
-    """One history: an empty store, writers, replicas and faults at once, then quiet and the check."""
+    """One history: an empty store, writers, replicas and faults at once, then quiet and the check.
+
+    With `server`, a server process follows as the replicas do.
+    """
     rng = random.Random(seed)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         place = await stack.enter_async_context(PLACES[store](folder))
         faults = sorted(place.faults)
         history = History(seed, fault or faults[seed % len(faults)])
+        follower = await _server(stack, place, folder) if server else None
         sure = await _opened(stack, place.sure_url)
         start = (await sure.revision()).number
         replicas = [Replica(await _opened(stack, place.url), f"replica {n}") for n in range(REPLICAS)]
@@ -144,15 +128,30 @@ async def make_history(
         for done in await asyncio.gather(*writing):
             history.operations += done
         history.operations += place.operations
+        history.windows = len(windows)
         await _settle(sure, replicas)
+        if follower is not None:
+            await asyncio.to_thread(follower.settle, (await sure.revision()).number)
         await _end([*following, *browsing])
         await check(history, sure, start)
         for task in (*following, *browsing):
             if not task.cancelled() and (error := task.exception()):
                 history.wrong.append(f"a replica ended: {type(error).__name__}: {error}")
+        if follower is not None:
+            history.events[follower.task] = await sure.history(
+                follower.task
+            )  # the replicas saw its task, too
+            check_server(history, follower, windows)
         for replica in replicas:
-            _check_replica(history, replica, windows)
+            check_replica(history, replica, windows)
     return history
+
+
+async def _server(stack: AsyncExitStack, place: Place, folder: Path) -> ServerReplica:
+    made = await asyncio.to_thread(ServerReplica, place.url, place.sure_url, folder)
+    await asyncio.to_thread(made.__enter__)
+    stack.callback(made.__exit__)
+    return made
 
 
 async def _opened(stack: AsyncExitStack, url: str) -> PromptStore:
@@ -191,51 +190,6 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
         _, waiting = await asyncio.wait(waiting, timeout=0.5)
 
 
-async def check(history: History, sure: PromptStore, start: int) -> None:
-    """Read the quiet store out, and check what the writers were told against it and against each other."""
-    events = history.events
-    while True:
-        before = await sure.revision()
-        reads = await read_all(sure, "end", history.operations)
-        for task in TASKS:
-            with suppress(UnknownTask):
-                events[task] = await sure.history(task, limit=1000)
-        if before == await sure.revision():  # else a call that nobody waits for any more took place after all
-            break
-    history.operations += reads
-    final = before.number
-    epochs = {o.answer.epoch for o in history.operations if o.answer is not None and o.answer.epoch}
-    if not epochs <= {before.epoch}:
-        history.wrong.append(f"history was lost: its epochs were {sorted(epochs)}, it ends in {before.epoch}")
-    history.wrong += check_counter(history.operations, start, final)
-    history.wrong += check_events(history.operations, events, start, final)
-    # First by the answers alone; then also with what the store's history says of the unknown outcomes, which is
-    # stricter, and decides where too many of them made the first search too long.
-    for verdict in check_tasks(history.operations, limit=LIMIT).values():
-        history.undecided += verdict.fits is None
-        if verdict.fits is False:
-            history.wrong.append(verdict.told)
-    if not history.wrong:
-        known = check_tasks(resolved(history.operations, events)).values()
-        history.wrong += [verdict.told for verdict in known if not verdict.fits]
-
-
-def _check_replica(history: History, replica: Replica, windows: Sequence[Window]) -> None:
-    history.wrong += replica.wrong
-    history.wrong += out_of_order(replica.name, replica.sights)
-    history.wrong += torn(replica.name, replica.pages, history.events)
-    history.sights += len(replica.sights) + len(replica.pages)
-    for write in history.operations:
-        if not write.is_change:
-            continue
-        stale = staleness(replica.sights, write, windows)
-        if stale is None or stale > STALE_SECONDS:
-            late = "never" if stale is None else f"after {stale:.2f} s"
-            history.wrong.append(f"{replica.name} saw {late}: {write.told(write.invoked)}")
-        if stale is not None:
-            history.stale.append(stale)
-
-
 def _by_fault(histories: Sequence[History]) -> Mapping[str, list[History]]:
     groups: dict[str, list[History]] = {}
     for history in histories:
@@ -252,7 +206,7 @@ def _row(fault: str, histories: Sequence[History]) -> dict[str, str | int | floa
         "ok": sum(history.count("ok") for history in histories),
         "refused": sum(history.count("refused") for history in histories),
         "unknown": sum(history.count("unknown") for history in histories),
-        "violations": sum(bool(history.wrong) for history in histories),
+        "violations": sum(bool(history.failures) for history in histories),
         "stale p99, s": round(stale[int(0.99 * (len(stale) - 1))], 3) if stale else 0.0,
         "stale max, s": round(stale[-1], 3) if stale else 0.0,
     }
@@ -260,19 +214,20 @@ def _row(fault: str, histories: Sequence[History]) -> dict[str, str | int | floa
 
 def _tell(history: History, options: argparse.Namespace, console: Console) -> None:
     replay = (
-        f"python -m loadtest.faults histories --store {options.store} --histories 1 --seed {history.seed}"
+        f"python -m loadtest.faults histories --store {options.store} --histories 1 --seed {history.seed} "
+        f"--writing {options.writing:g}"
     )
     if options.fault:
-        replay += f" --fault {options.fault}"
+        replay += f" --fault '{options.fault}'"
     console.print(
         f"history {history.seed} ({history.fault}) fails; to play it again: {replay}", style="bold red"
     )
-    for wrong in history.wrong[:10]:
+    for wrong in history.failures[:10]:
         console.print(wrong, highlight=False, markup=False, soft_wrap=True)
     # Playing it again makes the same choices in another interleaving: this one is kept.
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"histories-{options.store}-{history.seed}-failed.txt"
-    since = min(operation.invoked for operation in history.operations)
+    since = min((operation.invoked for operation in history.operations), default=0)
     lines = [operation.told(since) for operation in sorted(history.operations, key=lambda one: one.invoked)]
-    path.write_text("\n".join([*history.wrong, "", *lines, ""]), encoding="utf-8")
+    path.write_text("\n".join([*history.failures, "", *lines, ""]), encoding="utf-8")
     console.print(f"its operations: {path}", highlight=False)

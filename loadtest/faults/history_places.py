@@ -85,6 +85,8 @@ def _written_until_killed(url: str, plan: Plan, rng: random.Random) -> list[Oper
                 time.sleep(later)  # into the call, or a few calls on
                 process.kill()
     process.join()
+    if len(operations) < calls:
+        raise RuntimeError(f"a writer ended by itself after {len(operations)} calls: {process.exitcode}")
     return [one for one in operations.values() if one.answer is not None or one.call.action not in READS]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.faults.histories import History, check
+from loadtest.faults.history_verdict import History, check
 from loadtest.faults.history_writers import Plan, write
 from prompt_store import (
     Durability,

@@ -10,8 +10,10 @@ from typing import Literal
 
 import pytest
 
-from loadtest.faults.histories import WRITERS, History, make_history
+from loadtest.faults.histories import WRITERS, make_history
 from loadtest.faults.history_replicas import Sight, Window, out_of_order, staleness, torn
+from loadtest.faults.history_server import Told, backwards, server_staleness
+from loadtest.faults.history_verdict import History
 from loadtest.faults.history_writers import make_prompts
 from loadtest.faults.linearizability import Operation
 from loadtest.faults.task_model import Answer, Call
@@ -40,9 +42,22 @@ def said(history: History) -> str:
 )
 async def test_a_history_under_faults_fits(threads: ThreadPoolExecutor, store: str, fault: str) -> None:
     history = await make_history(store, 1, threads, fault=fault, seconds=0.8)
+    assert not history.wrong, said(history)  # how late the replicas were is the long form's to judge
+    assert history.count("ok") > 0
+    assert history.windows > 0
+    assert history.sights > 0
+
+
+async def test_a_server_process_follows_a_history(threads: ThreadPoolExecutor) -> None:
+    history = await make_history("redis", 2, threads, fault="reset", seconds=0.8, server=True)
     assert not history.wrong, said(history)
-    assert history.count("ok") > 5
-    assert history.sights > 5
+    assert history.answers
+
+
+def test_a_history_that_shows_too_little_does_not_pass() -> None:
+    thin = History(1, "none", answers=0)
+    assert len(thin.thin) == 4
+    assert thin.failures
 
 
 ANSWERED = Operation("w", Call("publish", "t", version="a"), int(9e9), int(10e9), Answer(revision=5))
@@ -82,6 +97,15 @@ def test_a_page_shows_every_task_as_it_stood_at_one_revision() -> None:
     assert torn("r", good, events) == []
     for bad in (page(2, t=1), page(4, t=5), page(5, t=1), page(3, t=1, u=2), page(5, t=5, x=4)):
         assert len(torn("r", [bad], events)) == 1
+
+
+def test_what_a_server_names_never_goes_back_and_is_in_time() -> None:
+    good = [Told(9, "e", 3), Told(10.5, "e", 4), Told(11, "e", 4), Told(11.5, "e", 6)]
+    assert backwards(good) == []
+    assert server_staleness(good, ANSWERED, []) == 1.5
+    assert server_staleness(good[:3], ANSWERED, []) is None
+    assert len(backwards([*good, Told(12, "e", 5)])) == 1
+    assert len(backwards([*good, Told(12, "f", 7)])) == 1
 
 
 @pytest.mark.parametrize(
