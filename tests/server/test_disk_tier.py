@@ -116,6 +116,15 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest
             private_folder(tmp_path / name)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link away")
+def test_a_link_of_another_user_is_refused(tmp_path: Path) -> None:
+    private_folder(tmp_path / "cache")
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    os.lchown(tmp_path / "link", 12345, -1)
+    with pytest.raises(FolderNotPrivate):
+        private_folder(tmp_path / "link")
+
+
 def test_what_is_no_file_is_neither_waited_for_nor_followed(tmp_path: Path) -> None:
     tier = make(tmp_path)
     target = tmp_path / "target"
