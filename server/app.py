@@ -98,10 +98,11 @@ def create_apps(
 
     async def load(task_id: str, version: str, slot: int, *, rehearse: bool) -> Loaded:
         # What an alias leads to since before the start was never made ready here: its first load rehearses it.
-        rehearse = rehearse or (catalogue.leads_to(task_id, version) and version not in loader._rehearsed)
+        rehearse = rehearse or (catalogue.leads_to(task_id, version) and not loader.has_rehearsed(version))
         return await loader.load(task_id, version, slot, rehearse=rehearse)
 
     cache = PromptCache(load, runner.drop, capacity_bytes=settings.prompt_cache_bytes, metrics=metrics)
+    tiers.keep_on_disk(cache.versions)
 
     async def prepare(task_id: str, version: str) -> None:
         async with cache.pinned(task_id, version, rehearse=True) as slot:

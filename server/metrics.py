@@ -94,7 +94,9 @@ class Metrics:
         self.tier_hits = counter("tier_hits", "Looks into a tier that found the prompt there, whole", "tier")
         self.tier_misses = counter("tier_misses", "Looks into a tier that did not", "tier")
         self.tier_corrupt = counter(
-            "tier_corrupt", "Copies dropped because they no longer hash to their name", "tier"
+            "tier_corrupt",
+            "Copies that no longer hash to their name: dropped, and the store's refused",
+            "tier",
         )
         self.tier_evictions = counter("tier_evictions", "Prompts dropped to make room", "tier")
         self.tier_errors = counter("tier_errors", "Reads and writes that the tier's disk refused", "tier")

@@ -35,6 +35,7 @@ from loadtest.faults.redis_runs import WANTED, Run, facts, line, row
 from loadtest.faults.redis_site import Fault, Site
 from loadtest.faults.telling import Ledger
 from prompt_store import decode_prompt
+from server.prompt_cache import SLOT_OVERHEAD
 
 _HITS = "promptmux_tier_hits_total"
 _PATIENCE = 30.0  # for what should take less than CONVERGED_SECONDS
@@ -152,7 +153,7 @@ def tier_flags(ledger: Ledger, prompts: int, cache: Path) -> list[str]:
     data = next(iter(ledger.data.values()))
     on_device = sum(tensor.nbytes for tensor in decode_prompt(data).tensors.values()) * 2  # cast to float32
     return [
-        *("--prompt-cache-bytes", str(prompts * on_device)),
+        *("--prompt-cache-bytes", str(prompts * (on_device + SLOT_OVERHEAD))),
         *("--host-cache-bytes", str(2 * prompts * (5 * len(data) + 5000))),  # it keeps them decoded, too
         *("--cache-dir", str(cache)),
     ]

@@ -36,6 +36,7 @@ from loadtest.faults.outcome import Outcome
 from loadtest.prompts import fill_store, make_prompt
 from loadtest.server_process import Running, running_server
 from prompt_store import decode_prompt, encode_prompt
+from server.prompt_cache import SLOT_OVERHEAD
 
 _TIERS = ("device", "host", "disk", "store")
 _KEPT_AT = 256  # slots
@@ -112,7 +113,8 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
     """Publish, serve, take turns, compare."""
     backbone = load_backbone("minilm")
     ids = workload.task_ids(options.tasks)
-    file_bytes, slot_bytes = _sizes(backbone)
+    file_bytes, tensor_bytes = _sizes(backbone)
+    slot_bytes = tensor_bytes + SLOT_OVERHEAD
     sizes = [options.tasks, *sorted({n for n in options.slots if n < options.tasks}, reverse=True)]
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
@@ -127,7 +129,10 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
                 running_server(
                     *("--store", store, "--cache-dir", str(folder / f"cache-{slots}")),
                     # What is loaded ahead stops short of the capacity, so that all on the device takes a little more.
-                    *("--prompt-cache-bytes", str(slots * slot_bytes * (2 if slots == options.tasks else 1))),
+                    *(
+                        "--prompt-cache-bytes",
+                        str(slots * (slot_bytes + SLOT_OVERHEAD) * (2 if slots == options.tasks else 1)),
+                    ),
                     *("--host-cache-bytes", str(host_bytes)),
                     patience=_PATIENCE,
                 )

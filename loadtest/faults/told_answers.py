@@ -19,6 +19,7 @@ from loadtest import workload
 from loadtest.faults.replicas import BackboneName
 from loadtest.faults.telling_prompts import LETTERLESS, Telling, read_scores, telling_prompt
 from prompt_store import BackboneRef, Target, open_store
+from server.prompt_cache import SLOT_OVERHEAD
 
 _TEXTS: Final = 32
 _MOST: Final = 8  # texts in one request
@@ -67,7 +68,8 @@ class ToldTasks:
     def flags(self, room: float) -> tuple[str, ...]:
         """For servers with room on the device for this share of the tasks, so that slots are given to others."""
         one = self.prompt(0, 0)
-        return ("--prompt-cache-bytes", str(max(one.nbytes, round(room * len(self.ids) * one.nbytes))))
+        slot = one.nbytes + SLOT_OVERHEAD
+        return ("--prompt-cache-bytes", str(max(slot, round(room * len(self.ids) * slot))))
 
     async def _fill(self, store_url: str) -> list[str]:
         store = open_store(store_url)
