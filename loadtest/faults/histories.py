@@ -118,10 +118,11 @@ async def make_history(
         replicas = [Replica(await _opened(stack, place.url), f"replica {n}") for n in range(REPLICAS)]
         following = [asyncio.create_task(replica.follow(TASKS)) for replica in replicas]
         browsing = [asyncio.create_task(replica.browse()) for replica in replicas]
-        until = time.monotonic() + seconds
+        # Where the network falls silent, a call takes a second until it is given up.
+        until = time.monotonic() + seconds * (3 if history.fault in ("half-open", "mixed") else 1)
         loop = asyncio.get_running_loop()
         writing = [
-            loop.run_in_executor(executor, write_on, place.url, Plan(f"w{n}", seed, until, calls))
+            loop.run_in_executor(executor, write_on, place.hasty_url, Plan(f"w{n}", seed, until, calls))
             for n in range(WRITERS)
         ]
         windows = await _break(place, history.fault, rng, until)

@@ -30,9 +30,14 @@ Fault = Callable[[random.Random], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Place:
-    """A store: `url` is the way that faults may lie on, `sure_url` one that they leave alone."""
+    """A store: `url` is the way that faults may lie on, `sure_url` one that they leave alone.
+
+    `hasty_url` is the way of faults for those who give a call up after a second: a silent network would take up their
+    whole history with one call.
+    """
 
     url: str
+    hasty_url: str
     sure_url: str
     faults: Mapping[str, Fault]
     operations: list[Operation] = field(default_factory=list)  # of writers that were part of a fault
@@ -65,7 +70,7 @@ async def file_place(folder: Path) -> AsyncIterator[Place]:
         plan = Plan(f"v{next(victims)}", rng.randrange(1 << 30), math.inf, pause=0.001)
         operations.extend(await asyncio.to_thread(_written_until_killed, url, plan, rng))
 
-    yield Place(url, url, {"none": _nothing, "lock": lock, "kill -9": kill}, operations)
+    yield Place(url, url, url, {"none": _nothing, "lock": lock, "kill -9": kill}, operations)
 
 
 def _written_until_killed(url: str, plan: Plan, rng: random.Random) -> list[Operation]:
@@ -98,7 +103,7 @@ async def redis_place(folder: Path) -> AsyncIterator[Place]:
     try:
         async with FaultProxy("127.0.0.1", server.port) as proxy:
             url = f"redis://127.0.0.1:{proxy.port}/0"
-            yield Place(url, server.url, _redis_faults(server, proxy))
+            yield Place(url, f"{url}?timeout=1", server.url, _redis_faults(server, proxy))
     finally:
         await asyncio.to_thread(server.stop)
 
