@@ -40,6 +40,7 @@ async def read_all(store: PromptStore) -> Finding:
     try:
         while True:
             page = await store.list(after=after, limit=500)
+            damaged += [f"{task_id} (its record)" for task_id in page.unreadable]
             for task in page.tasks:
                 for record in task.versions:
                     try:

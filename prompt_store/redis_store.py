@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from prompt_store.arguments import check_ids, check_upload, clamp_limit, clean_actor
 from prompt_store.codec import version_of
-from prompt_store.errors import StoreUnavailable, UnknownTask
+from prompt_store.errors import PromptStoreError, StoreUnavailable, UnknownTask
 from prompt_store.names import check_alias, check_task_id
 from prompt_store.redis_answers import Answer, corrupt, unwrapped
 from prompt_store.redis_connection import RedisConnection, as_unavailable
@@ -99,12 +99,16 @@ class RedisStore(PromptStore):
         if after is not None:
             check_task_id(after)
         found, following, stand = await self._read("page", after or "", clamp_limit(limit))
-        records = [
-            task_of(task_id.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
-            for task_id, fields in zip(found[::2], found[1::2], strict=True)
-        ]
-        tasks = tuple(record for record in records if record is not None)
-        return TaskPage(tasks, following.decode() or None, self._stand(stand))
+        tasks, unreadable = [], []
+        for name, fields in zip(found[::2], found[1::2], strict=True):
+            task_id = name.decode()
+            try:
+                record = task_of(task_id, dict(zip(fields[::2], fields[1::2], strict=True)))
+            except PromptStoreError:  # one damaged record must not hide all others
+                unreadable.append(task_id)
+            else:
+                tasks += [record] if record is not None else []
+        return TaskPage(tuple(tasks), following.decode() or None, self._stand(stand), tuple(unreadable))
 
     async def history(self, task_id: str, *, limit: int = 100) -> tuple[Event, ...]:
         """See `PromptStore.history`."""

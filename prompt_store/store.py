@@ -120,11 +120,15 @@ class Moved(Receipt):
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """Some tasks in the order of their ids; `next` is the `after` of the next page, None on the last."""
+    """Some tasks in the order of their ids; `next` is the `after` of the next page, None on the last.
+
+    `unreadable` are ids on this page whose records are damaged: `PromptStore.task` raises what is wrong with one.
+    """
 
     tasks: tuple[TaskRecord, ...]
     next: str | None
     revision: Revision
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,7 @@ class Operations:
             "tasks": [self.describe(task) for task in tasks[:limit]],
             "next": tasks[limit - 1].task_id if len(tasks) > limit else page.next,
             "revision": {"epoch": page.revision.epoch, "number": page.revision.number},
+            "unreadable": list(page.unreadable),
         }
 
     async def task(self, task_id: str) -> dict[str, Any]:

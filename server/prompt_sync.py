@@ -86,6 +86,8 @@ class PromptSync:
         while True:
             page = await self._store.list(after=after, limit=_PAGE)
             unseen.difference_update(record.task_id for record in page.tasks)
+            unseen.difference_update(page.unreadable)
+            self._retry.update(page.unreadable)  # the refresh says what is wrong with each
             await asyncio.gather(
                 *(
                     self._take_in(record, warm=at + nth < _WARM_TASKS, lost=lost)

@@ -363,8 +363,12 @@ async def test_a_damaged_record_is_told_with_its_task(own: RedisProcess, build: 
     async with opened(own.url) as store:
         await store.publish(build.prompt())
         own.run("HSET", "promptmux:task:sentiment", "a:current", "nonsense")
+        await store.publish(build.prompt("whole"))
         with pytest.raises(PromptStoreError, match="record of task sentiment is damaged"):
             await store.task("sentiment")
+        page = await store.list()
+        assert [task.task_id for task in page.tasks] == ["whole"]
+        assert page.unreadable == ("sentiment",)
 
 
 async def test_a_question_that_fails_while_another_hangs_is_not_asked_without_pause(

@@ -1,6 +1,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,8 @@ from prompt_store import (
     Revision,
     StoreUnavailable,
     Target,
+    TaskPage,
+    TaskRecord,
     version_of,
 )
 from server.prompt_sync import PromptSync
@@ -562,3 +566,26 @@ async def test_a_record_that_cannot_be_read_holds_up_no_other_task(
         await server.apps.service.sync.refresh("sentiment")
         assert (await server.classify()).json()["version"] == version
         assert "sentiment" not in server.apps.service.catalogue.troubled
+
+
+async def test_a_page_with_a_damaged_record_is_taken_in_without_it(
+    start: Start, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start() as server:
+        store, sync = server.apps.service.store, server.apps.service.sync
+        listed, looked_up = store.list, store.task
+
+        async def list_with_one_damaged(**options: Any) -> TaskPage:
+            return replace(await listed(**options), unreadable=("broken",))
+
+        async def task(task_id: str) -> TaskRecord:
+            if task_id == "broken":
+                raise PromptStoreError("the store's record of task broken is damaged")
+            return await looked_up(task_id)
+
+        monkeypatch.setattr(store, "list", list_with_one_damaged)
+        monkeypatch.setattr(store, "task", task)
+        await sync.start()
+        await eventually(lambda: server.counted("unreadable_tasks_total", code="store_error") == 1)
+        assert (await server.classify()).status_code == 200
+        assert (await server.admin.get("/admin/tasks")).json()["unreadable"] == ["broken"]
