@@ -18,6 +18,7 @@ from loadtest.faults.telling_prompts import (
 )
 from loadtest.faults.told_answers import Told, ToldTasks
 from prompt_store import decode_prompt, encode_prompt
+from server.prompt_cache import SLOT_OVERHEAD
 from tests.server.fakes import REF, FakeBackbone, FakeEncoder
 
 
@@ -100,7 +101,7 @@ def test_requests_have_one_to_eight_texts_of_each_task() -> None:
 
 def test_servers_have_slots_for_a_share_of_the_prompts() -> None:
     tasks = ToldTasks(10, "fake", seed=0)
-    one = tasks.prompt(0, 0).nbytes
+    one = tasks.prompt(0, 0).nbytes + SLOT_OVERHEAD
     assert tasks.flags(0.5) == ("--prompt-cache-bytes", str(5 * one))
     assert tasks.flags(0.0) == ("--prompt-cache-bytes", str(one))
 
