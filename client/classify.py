@@ -63,7 +63,8 @@ class Client(Connection):
         same version.
 
         With `min_revision`, from a receipt or an answer, the server answers from a catalogue that has seen it: what
-        was published is what answers, on every replica; ApiError 503 `revision_not_reached` where one is far behind.
+        was published is what answers, on every replica; ApiError 503 `revision_not_reached` where one is far behind,
+        412 `revision_lost` where the store has lost that history: ask again without it.
 
         Raises ApiError (404 for an unknown task, 422 for a bad text, 429 when the server is full) or
         UnreachableError.

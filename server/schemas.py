@@ -57,7 +57,8 @@ class ClassifyBody(Body):
     min_revision: str | None = Field(
         None,
         description="`<epoch>:<number>`, as a write's X-Store-Revision has it: answer from a catalogue that has seen "
-        "this revision, or 503 revision_not_reached. The header X-Min-Revision says the same.",
+        "this revision, or 503 revision_not_reached; 412 revision_lost where the store has lost that history. The "
+        "header X-Min-Revision says the same.",
     )
     add_special_tokens: Literal[True] = Field(
         True, description="The prompt's template decides on special tokens; false is refused."
