@@ -30,6 +30,7 @@ from rich.console import Console
 
 from backbone import Backbone, load_backbone
 from loadtest import http_client, workload
+from loadtest.bench import serving
 from loadtest.bench.plots import pyplot, save
 from loadtest.bench.rounds import Rounds, alternate
 from loadtest.faults.outcome import Outcome
@@ -138,6 +139,9 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
                 )
             )
             _wait_until_warm(server)
+            # Each task once: the server loads but some ahead, and the side with room for all is to have all.
+            each = http_client.requests(server.url, ids, workload.texts(256), iter(range(len(ids))), len(ids))
+            serving.clean(http_client.closed_loop(server.url, each, connections=options.connections))
             sides[f"{slots:,}"] = Side(slots, server, _requests(options, server.url, ids))
         rounds = alternate(
             {name: lambda side=side: side.run(options) for name, side in sides.items()},  # type: ignore[misc]
