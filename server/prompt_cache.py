@@ -225,18 +225,20 @@ class PromptCache:
 
     def _make_room(self, keep: str | None = None) -> None:
         """Evict until the capacity holds. Pinned slots stay, so it may be passed while they are in use."""
-        if self._bytes <= self._capacity:
-            return
-        for version, slot in list(self._slots.items()):
-            if slot.pins or version == keep or version in self._wanted:
-                continue
-            del self._slots[version]
+        excess = self._bytes - self._capacity
+        victims: list[str] = []
+        for version, slot in self._slots.items():
+            if excess <= 0:
+                break
+            if not (slot.pins or version == keep or version in self._wanted):
+                victims.append(version)
+                excess -= slot.nbytes
+        for version in victims:
+            slot = self._slots.pop(version)
             self._bytes -= slot.nbytes
             self._metrics.cache_evictions.inc()
             self._metrics.tier_evictions.labels("device").inc()
             self._drop(slot.index)  # nobody can pin it any more
-            if self._bytes <= self._capacity:
-                return
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
