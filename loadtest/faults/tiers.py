@@ -43,6 +43,7 @@ _TIERS = ("device", "host", "disk", "store")
 _KEPT_AT = 256  # slots
 _KEPT = 0.8
 _STRAIGHT = 0.05
+_WHOLE_MISSES = 0.01  # of the side with room for all
 _WRITTEN = 65_536  # requests written beforehand, then again from the start
 _FILE_OVERHEAD = 300  # what host memory counts beside a file's bytes
 _PATIENCE = 900.0
@@ -130,10 +131,7 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
                 running_server(
                     *("--store", store, "--cache-dir", str(folder / f"cache-{slots}")),
                     # What is loaded ahead stops short of the capacity, so that all on the device takes a little more.
-                    *(
-                        "--prompt-cache-bytes",
-                        str(slots * (slot_bytes + SLOT_OVERHEAD) * (2 if slots == options.tasks else 1)),
-                    ),
+                    *("--prompt-cache-bytes", str(slots * slot_bytes * (2 if slots == options.tasks else 1))),
                     *("--host-cache-bytes", str(host_bytes)),
                     patience=_PATIENCE,
                 )
@@ -150,7 +148,19 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
             title="tiers",
         )
         standing = {name: _ready(side.server)["tiers"] for name, side in sides.items()}
+    _demand_sizes(sides, standing)
     return _judged(options, sides, rounds, {"standing": standing, "file_bytes": file_bytes})
+
+
+def _demand_sizes(sides: Mapping[str, Side], standing: Mapping[str, Any]) -> None:
+    """RuntimeError where a side held another number of prompts than its name says: nothing was measured then."""
+    for name, side in sides.items():
+        held = standing[name]["device"]["entries"]
+        if not 0.95 * side.slots <= held <= side.slots:
+            raise RuntimeError(f"the server with {name} slots holds {held:,} prompts on the device")
+    whole = next(iter(sides.values()))
+    if whole.miss_share > _WHOLE_MISSES:
+        raise RuntimeError(f"the server with room for all missed {whole.miss_share:.1%} of its requests")
 
 
 def _judged(
@@ -225,6 +235,7 @@ def _wait_until_warm(server: Running) -> None:
         if now == seen:
             return
         seen = now
+    raise RuntimeError(f"the server was still loading prompts after {_PATIENCE:g} s")
 
 
 def _ready(server: Running) -> Any:
