@@ -177,3 +177,18 @@ PLACES: Final[Mapping[str, Callable[[Path], AbstractAsyncContextManager[Place]]]
     "file": file_place,
     "redis": redis_place,
 }
+FAULTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "file": ("kill -9", "lock", "none"),
+    "redis": (
+        "client kill",
+        "half-open",
+        "kill -9",
+        "latency",
+        "lost replies",
+        "mixed",
+        "none",
+        "pause",
+        "reset",
+    ),
+}
+"""The names of each kind's faults, which are made only with a store."""
