@@ -24,11 +24,11 @@ from loadtest.faults.alterations import ALTERATIONS, Folder, Place, RedisBlobs
 from loadtest.faults.altered_moves import moves
 from loadtest.faults.altered_reads import reads
 from loadtest.faults.altered_stage import COPIES, Count, Stage
-from loadtest.faults.faulty_server import FAKE, FaultyServer, shape_of
+from loadtest.faults.faulty_server import FAKE, FaultyServer
 from loadtest.faults.known_load import KnownLoad
 from loadtest.faults.outcome import Outcome
 from loadtest.faults.redis_process import RedisProcess
-from loadtest.faults.telling import Ledger
+from loadtest.faults.told_answers import ToldTasks
 
 STORES: Final = ("file", "redis")
 WANTED: Final = (
@@ -56,7 +56,7 @@ def run(options: Namespace, console: Console) -> Outcome:
         with stage(name, chosen, options.tries, options.seed) as one:
             with (
                 FaultyServer(FAKE, "--store", one.url, "--cache-dir", str(one.folder / "cache")) as server,
-                KnownLoad(server.url, one.ledger) as load,
+                KnownLoad(server.url, one.tasks) as load,
             ):
                 moves(one, server)
                 alive, beside = server.alive, load.take()
@@ -90,10 +90,10 @@ def stage(name: str, chosen: Sequence[str], tries: int, seed: int) -> Iterator[S
             url, place = redis.url, RedisBlobs(redis)
         else:
             url, place = f"file://{folder / 'store'}", Folder(folder / "store" / "blobs")
-        ledger = Ledger(shape_of(FAKE), len(chosen) * tries * len(COPIES))
-        publish(url, [ledger.make(task) for task in ledger.tasks])
+        tasks = ToldTasks(len(chosen) * tries * len(COPIES), FAKE, seed=seed)
+        publish(url, [tasks.make(task) for task in range(len(tasks.ids))])
         counts = {how: Count() for how in chosen}
-        yield Stage(name, url, folder, ledger, place, random.Random(f"{seed} {name}"), counts, tries)
+        yield Stage(name, url, folder, tasks, place, random.Random(f"{seed} {name}"), counts, tries)
 
 
 def _row(store: str, how: str, count: Count, tries: int) -> dict[str, Any]:
