@@ -42,8 +42,10 @@ WANTED: Final = (
 def add_options(parser: ArgumentParser) -> None:
     """The experiment's options."""
     parser.add_argument("--tries", type=int, default=3, help="of each alteration")
-    parser.add_argument("--stores", nargs="*", default=STORES, choices=STORES)
-    parser.add_argument("--only", nargs="*", metavar="ALTERATION", help=", ".join(ALTERATIONS))
+    parser.add_argument("--stores", nargs="+", default=STORES, choices=STORES)
+    parser.add_argument(
+        "--only", nargs="+", choices=ALTERATIONS, metavar="ALTERATION", help=", ".join(ALTERATIONS)
+    )
 
 
 def run(options: Namespace, console: Console) -> Outcome:
@@ -51,14 +53,15 @@ def run(options: Namespace, console: Console) -> Outcome:
     chosen = [how for how in ALTERATIONS if not options.only or how in options.only]
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {"tries": options.tries}
-    passed = True
-    for name in options.stores:
+    passed = bool(chosen and options.stores)
+    for name in options.stores if chosen else ():
         with stage(name, chosen, options.tries, options.seed) as one:
             with (
                 FaultyServer(FAKE, "--store", one.url, "--cache-dir", str(one.folder / "cache")) as server,
                 KnownLoad(server.url, one.tasks) as load,
             ):
                 moves(one, server)
+                load.pause()  # what hangs now counts, too
                 alive, beside = server.alive, load.take()
             alive = reads(one) and alive
             facts[name] = {
