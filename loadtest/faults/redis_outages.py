@@ -188,6 +188,7 @@ def run_once(stage: Setting, kind: type[Fault], number: int, seed: str) -> Run:
             if kind.writable:
                 time.sleep(length / 2)
                 acknowledged.sure(publish(fault.url, [tasks.make(task) for task in chosen]))
+            done.happened = fault.is_there()
             time.sleep(max(0.0, began + length - time.monotonic()))
             writer.stop()
             done.during, done.lasted = stage.load.take(), time.monotonic() - began

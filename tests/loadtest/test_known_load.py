@@ -15,7 +15,7 @@ import pytest
 from loadtest.faults.admin_writer import Acknowledged
 from loadtest.faults.faulty_server import Caller
 from loadtest.faults.known_load import Health, HealthWatch, KnownLoad, Tally, caught_up
-from loadtest.faults.redis_faults import DroppedMessages, Kill
+from loadtest.faults.redis_faults import Kill
 from loadtest.faults.redis_runs import Run
 from loadtest.faults.told_answers import ToldTasks
 from prompt_store import version_of
@@ -129,6 +129,7 @@ GOOD = Run(
     health=Health(20, staleness=2.0),
     watched=3,
     refused=1,
+    happened=True,
     converged=0.5,
 )
 
@@ -140,7 +141,7 @@ def test_a_run_passes_by_what_was_seen_of_it() -> None:
         replace(GOOD, during=Tally()),
         replace(GOOD, health=Health()),
         replace(GOOD, refused=0, published=1),
-        replace(GOOD, fault=DroppedMessages, published=1),
+        replace(GOOD, happened=False),
         replace(GOOD, lost=["a"]),
         replace(GOOD, others=Counter(x=1)),
         replace(GOOD, converged=None),
