@@ -42,6 +42,7 @@ _HITS = "promptmux_tier_hits_total"
 _PATIENCE = 30.0  # for what should take less than CONVERGED_SECONDS
 _READY_SECONDS = {FAKE: 10.0}  # after a start without Redis; a real backbone has to be loaded first
 _READY_SECONDS_ELSE = 60.0
+_AGAIN = str(Path(tempfile.gettempdir()) / "promptmux-again")
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -54,7 +55,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=150.0, help="requests a second")
     parser.add_argument("--readers", type=int, default=16, help="of the admin API at once, before each fault")
     parser.add_argument("--longest", type=float, default=5.0, help="seconds that a fault lasts, at most")
-    parser.add_argument("--only", nargs="*", metavar="FAULT", help=", ".join(fault.name for fault in FAULTS))
+    names = [fault.name for fault in FAULTS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="FAULT", help=", ".join(names))
 
 
 @dataclass
@@ -87,7 +89,7 @@ def run(options: Namespace, console: Console) -> Outcome:
         rest = stage.load.take()
         log = stage.site.server.said()
         hits = {tier: int(stage.site.server.metric(_HITS, tier=tier)) for tier in ("host", "disk", "store")}
-    rows = [row([one for one in runs if one.fault is fault]) for fault in chosen]
+    rows = [row(of_one) for fault in chosen if (of_one := [one for one in runs if one.fault is fault])]
     told = {
         "tasks": options.tasks,
         "prompts on the device, about": options.on_device,
@@ -98,16 +100,16 @@ def run(options: Namespace, console: Console) -> Outcome:
         "runs": [facts(one) for one in runs],
         "errors in the server's log": sum('"level": "error"' in line for line in log.splitlines()),
     }
-    passed = rest.clean and all(one.passed for one in runs)
+    passed = len(runs) == len(chosen) * len(numbers) > 0 and rest.clean and all(one.passed for one in runs)
     return Outcome("redis", passed, WANTED, options.seed, rows, told)
 
 
 def _again(options: Namespace, one: Run) -> str:
-    """The command that makes the same run on a setting of its own."""
+    """The command that makes the same run on a setting of its own, and keeps it elsewhere than all of them."""
     same = ("seed", "backbone", "tasks", "on_device", "rate", "readers", "longest")
     flags = [word for name in same for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     return "python -m loadtest.faults redis " + shlex.join(
-        [*flags, "--only", one.fault.name, "--run", str(one.number)]
+        [*flags, "--only", one.fault.name, "--run", str(one.number), "--out", _AGAIN]
     )
 
 
