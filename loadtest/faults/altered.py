@@ -52,7 +52,7 @@ def run(options: Namespace, console: Console) -> Outcome:
     """Both parts on each store."""
     chosen = [how for how in ALTERATIONS if not options.only or how in options.only]
     rows: list[dict[str, Any]] = []
-    facts: dict[str, Any] = {"tries": options.tries}
+    facts: dict[str, Any] = {"tries": options.tries, "backbone": FAKE}
     passed = bool(chosen and options.stores)
     for name in options.stores if chosen else ():
         with stage(name, chosen, options.tries, options.seed) as one:
