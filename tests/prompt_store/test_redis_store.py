@@ -277,6 +277,42 @@ async def test_a_redis_that_came_back_without_its_end_is_told_by_watch(
         assert changes.revision == Revision(seen.epoch, 4)
 
 
+async def came_back_older(own: RedisProcess, store: PromptStore, other: PromptStore, build: Any) -> Revision:
+    """What `store` had seen of a Redis that has since lost its end; `other` has written on to the same number."""
+    await store.publish(build.prompt())
+    own.run("CONFIG", "SET", "appendonly", "no")
+    seen = (await store.publish(build.prompt(seed=1))).revision
+    own.kill()
+    own.start()
+    await other.publish(build.prompt(seed=2))
+    return seen
+
+
+async def test_an_operators_look_does_not_hide_that_history_was_lost(own: RedisProcess, build: Any) -> None:
+    async with opened(own.url) as store, opened(own.url) as other:
+        seen = await came_back_older(own, store, other, build)
+        assert await store.revision() == seen  # the number, of another change
+        await store.list()
+        assert (await store.watch(seen, timeout=0)).reset
+
+
+async def test_lost_history_is_told_until_the_caller_goes_on_from_the_new_one(
+    own: RedisProcess, build: Any
+) -> None:
+    """Whoever is told lists the store anew, and asks again when that failed."""
+    async with opened(own.url) as store, opened(own.url) as other:
+        seen = await came_back_older(own, store, other, build)
+        for _ in range(2):
+            changes = await store.watch(seen, timeout=0)
+            assert changes.reset
+            assert await store.revision() == changes.revision == seen
+        assert not (await store.watch(changes.revision, timeout=0)).reset
+        later = (await other.publish(build.prompt(seed=3))).revision
+        assert (await store.watch(seen, timeout=0)).reset
+        changes = await store.watch(changes.revision, timeout=5)
+        assert (changes.reset, changes.revision, changes.tasks) == (False, later, ("sentiment",))
+
+
 async def test_a_flushed_redis_is_a_new_epoch(own: RedisProcess, build: Any) -> None:
     async with opened(own.url) as store:
         seen = (await store.publish(build.prompt())).revision
