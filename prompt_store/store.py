@@ -199,7 +199,8 @@ class PromptStore(ABC):
     async def publish(self, data: bytes, *, expect_version: str | None = None, actor: str = "") -> Published:
         """Check `data` as `decode_prompt` does and store it under the task that its manifest names.
 
-        Publishing a version again changes nothing, except that lost or damaged bytes are put back.
+        Publishing a version again changes nothing, except that lost or damaged bytes are put back, and that a
+        damaged record is written anew, as if it had not been there.
         InvalidPrompt for bad bytes; DigestMismatch when they are not `expect_version`.
         """
 

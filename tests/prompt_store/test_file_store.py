@@ -136,6 +136,26 @@ async def test_a_store_that_was_restored_and_written_on_is_told_by_watch(
     await other.aclose()
 
 
+async def test_no_look_hides_that_a_store_was_restored_and_written_on(
+    folder: Path, build: Any, tmp_path: Path
+) -> None:
+    store = FileStore(folder)
+    await store.publish(build.prompt())
+    shutil.copytree(folder, tmp_path / "copy")
+    seen = (await store.publish(build.prompt(seed=1))).revision
+    folder.rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "copy", folder)
+    other = FileStore(folder)
+    await other.publish(build.prompt(seed=2))
+    for _ in range(2):
+        assert await store.revision() == seen  # the number, of another change
+        changes = await store.watch(seen, timeout=0)
+        assert changes.reset
+    assert not (await store.watch(changes.revision, timeout=0)).reset
+    await store.aclose()
+    await other.aclose()
+
+
 async def test_a_store_restored_from_an_older_copy_is_seen(folder: Path, build: Any, tmp_path: Path) -> None:
     store = FileStore(folder)
     await store.publish(build.prompt())

@@ -29,6 +29,17 @@ from prompt_store import (
 from prompt_store.redis_connection import RedisConnection
 from prompt_store.redis_url import parse_redis_url
 
+DAMAGED_FIELDS = [
+    ("a:current", "nonsense"),
+    ("a:current", "x []"),
+    ("v:" + "0" * 64, "nonsense"),
+    ("v:" + "0" * 64, '1 9 {"published_at": null, "method": "m", "labels": 2}'),
+    ("v:" + "0" * 64, '1 9 {"published_at": 1, "method": null, "labels": 2}'),
+    ("v:" + "0" * 64, '1 9 {"published_at": 1, "method": "m", "labels": true}'),
+    ("v:" + "0" * 64, "1 9 " + "[" * 100_000),
+    ("v:x", '1 9 {"published_at": 1, "method": "m", "labels": 2}'),
+]
+
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[RedisProcess]:
@@ -398,13 +409,29 @@ async def test_a_loss_that_is_met_by_a_write_of_our_own_is_told_all_the_same(
 async def test_a_damaged_record_is_told_with_its_task(own: RedisProcess, build: Any) -> None:
     async with opened(own.url) as store:
         await store.publish(build.prompt())
-        own.run("HSET", "promptmux:task:sentiment", "a:current", "nonsense")
         await store.publish(build.prompt("whole"))
-        with pytest.raises(PromptStoreError, match="record of task sentiment is damaged"):
-            await store.task("sentiment")
-        page = await store.list()
-        assert [task.task_id for task in page.tasks] == ["whole"]
-        assert page.unreadable == ("sentiment",)
+        for field, text in DAMAGED_FIELDS:
+            own.run("HSET", "promptmux:task:sentiment", field, text)
+            with pytest.raises(PromptStoreError, match="record of task sentiment is damaged"):
+                await store.task("sentiment")
+            page = await store.list()
+            assert [task.task_id for task in page.tasks] == ["whole"]
+            assert page.unreadable == ("sentiment",)
+            own.run("HDEL", "promptmux:task:sentiment", field)
+        assert (await store.task("sentiment")).aliases == {}
+
+
+@pytest.mark.parametrize("text", ["nonsense", "1 x {}", "1 9 {", "1 9 []", '1 9 {"published_at":1}', ""])
+async def test_publishing_again_mends_a_version_whose_record_does_not_parse(
+    own: RedisProcess, build: Any, text: str
+) -> None:
+    async with opened(own.url) as store:
+        version = (await store.publish(build.prompt())).version
+        own.run("HSET", "promptmux:task:sentiment", f"v:{version}", text)
+        assert (await store.publish(build.prompt())).revision.number == 2
+        assert [one.version for one in (await store.task("sentiment")).versions] == [version]
+        assert await store.get("sentiment", version) == build.prompt()
+        assert (await store.publish(build.prompt())).revision.number == 2  # whole again: nothing to do
 
 
 async def test_a_question_that_fails_while_another_hangs_is_not_asked_without_pause(
