@@ -8,6 +8,8 @@ nobody needs, which `collect` removes.
 """
 
 import asyncio
+import errno
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +48,12 @@ T = TypeVar("T")
 
 POLL_SECONDS: Final = 0.1  # for changes by other processes; our own wake a watcher at once
 COLLECT_CHUNK: Final = 100  # blobs per transaction: a collection must not keep publishers waiting for long
+# What says nothing about the file that it meets: this process is short of something, or a mount does not answer.
+_NOT_THE_FILES: Final = {
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ENODEV, errno.ENXIO),
+}
 _ON_DISK: Final = Durability("always")  # `blobs` and `schema` see to it
 
 
@@ -85,14 +93,12 @@ class FileStore(PromptStore):
         """See `PromptStore.get`."""
         check_ids(task_id, version)
         size = await self._read(lambda catalogue: catalogue.size_of(task_id, version))
-        data = await self._in_files(lambda: self._intact(version, size))
-        if data is None:
+        found = await self._in_files(lambda: self._intact(version, size))
+        if isinstance(found, str):
             # It may have been deleted and collected since we asked: then this raises UnknownVersion instead.
             await self._read(lambda catalogue: catalogue.size_of(task_id, version))
-            raise CorruptVersion(
-                f"the bytes of a version of task {task_id} are lost or damaged: publish it anew"
-            )
-        return data
+            raise CorruptVersion(f"the bytes of a version of task {task_id} {found}: publish it anew")
+        return found
 
     async def task(self, task_id: str) -> TaskRecord:
         """See `PromptStore.task`."""
@@ -235,9 +241,9 @@ class FileStore(PromptStore):
         self._changed = asyncio.Event()
 
     async def _is_stored(self, task_id: str, version: str, size: int) -> bool:
-        return await self._read(lambda catalogue: catalogue.has(task_id, version, size)) and (
-            await self._in_files(lambda: self._intact(version, size)) is not None
-        )
+        if not await self._read(lambda catalogue: catalogue.has(task_id, version, size)):
+            return False
+        return isinstance(await self._in_files(lambda: self._intact(version, size)), bytes)
 
     def _try_to_write(self, version: str, data: bytes) -> None:
         with suppress(FileNotFoundError):  # a collection with a short grace may take the temporary file
@@ -247,12 +253,17 @@ class FileStore(PromptStore):
         if self._blobs.size(version) != len(data):
             self._blobs.write(version, data)
 
-    def _intact(self, version: str, size: int) -> bytes | None:
-        """The blob's bytes, or None when they are lost, or not those that were published."""
-        if self._blobs.size(version) != size:  # asked first: a damaged blob may be too large to read
-            return None
+    def _intact(self, version: str, size: int) -> bytes | str:
+        """The blob's bytes, or what is wrong with them; OSError where it is not this blob alone."""
         try:
-            data = self._blobs.read(version)
-        except FileNotFoundError:
-            return None
-        return data if version_of(data) == version else None
+            if self._blobs.size(version) == size:  # asked first: a damaged blob may be too large to read
+                data = self._blobs.read(version)
+                if version_of(data) == version:
+                    return data
+        except OSError as error:
+            if error.errno in _NOT_THE_FILES or not self._blobs.usable():
+                raise
+            # One file that cannot be read must not make the whole store look away: nobody would follow it any more.
+            if error.errno != errno.ENOENT:
+                return f"cannot be read ({os.strerror(error.errno or 0)})"
+        return "are lost or damaged"
