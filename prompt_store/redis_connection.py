@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = 1.0
+_BYTES_PER_SECOND: Final = 2**20  # the slowest network over which a large version is published
 _CALLS_AT_ONCE: Final = 32  # more of them wait their turn; each may need two connections
 MOST_CONNECTIONS: Final = 2 * _CALLS_AT_ONCE + 8  # for polls, which do not wait, and the subscription
 
@@ -134,10 +135,10 @@ class RedisConnection:
         place = self._place
         wait = ("WAIT", place.replicas, int(place.replicas_timeout * 1000))
         more = [("CONFIG", "GET", "*append*"), *([wait] if place.replicas else [])]
-        async with (
-            self._in_time(place.timeout + (place.replicas_timeout if place.replicas else 0.0)),
-            self._turns,
-        ):
+        # A large version takes its time to send, also to a Redis that is well.
+        sending = sum(len(one) for one in arguments if isinstance(one, bytes)) / _BYTES_PER_SECOND
+        waiting = place.replicas_timeout if place.replicas else 0.0
+        async with self._in_time(place.timeout + sending + waiting), self._turns:
             answer, settings, *confirmed = await self._send(script, arguments, *more)
         replicas = confirmed[0] if confirmed and isinstance(confirmed[0], int) else 0
         return list(answer), Durability(_fsync(settings), replicas)

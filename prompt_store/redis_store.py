@@ -43,6 +43,7 @@ from prompt_store.store import (
 )
 
 POLL_SECONDS: Final = 0.5
+_PIECE_BYTES: Final = 2**20  # of a version in one answer
 COLLECT_CHUNK: Final = 100
 
 
@@ -77,10 +78,17 @@ class RedisStore(PromptStore):
     async def get(self, task_id: str, version: str) -> bytes:
         """See `PromptStore.get`."""
         check_ids(task_id, version)
-        (data,) = await self._read("get", task_id, version, about=task_id)
-        if await asyncio.to_thread(version_of, data) != version:
+        data = bytearray()
+        while True:
+            # A question that is asked again, and the time that it may take, are about one piece.
+            piece, size = await self._read("get", task_id, version, len(data), _PIECE_BYTES, about=task_id)
+            data += piece
+            if len(data) >= size or not piece:
+                break
+        found = bytes(data)
+        if await asyncio.to_thread(version_of, found) != version:
             raise corrupt(task_id)
-        return bytes(data)
+        return found
 
     async def task(self, task_id: str) -> TaskRecord:
         """See `PromptStore.task`."""

@@ -10,7 +10,7 @@ Owns: the grammar of these URLs. Must not know: connections.
     prefix             of every key (promptmux:); two stores in one database need two
     replicas           how many replicas are waited for after each write (0)
     replicas_timeout   seconds that a write waits for them (1)
-    timeout            seconds that Redis may take for an answer (5)
+    timeout            seconds that Redis may take for an answer (5); for a publish one more for each MiB of it
     ca, cert, key      files for TLS: the authority that signed Redis's certificate; our own certificate and its key
     sentinel_user, sentinel_password    where the Sentinels ask for them
 """

@@ -24,6 +24,7 @@ from prompt_store import (
     Revision,
     StoreUnavailable,
     Target,
+    UnknownVersion,
     open_store,
 )
 from prompt_store.redis_connection import RedisConnection
@@ -432,6 +433,55 @@ async def test_publishing_again_mends_a_version_whose_record_does_not_parse(
         assert [one.version for one in (await store.task("sentiment")).versions] == [version]
         assert await store.get("sentiment", version) == build.prompt()
         assert (await store.publish(build.prompt())).revision.number == 2  # whole again: nothing to do
+
+
+async def test_a_large_version_is_read_in_pieces(
+    own: RedisProcess, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question is asked again each second: that must not be the whole of a large version."""
+    monkeypatch.setattr("prompt_store.redis_store._PIECE_BYTES", 100)
+    data = build.prompt()
+    async with opened(own.url) as store:
+        version = (await store.publish(data)).version
+        pieces: list[bytes] = []
+        send = RedisConnection._send
+
+        async def noted(self: RedisConnection, *arguments: Any) -> list[Any]:
+            results = await send(self, *arguments)
+            pieces.append(results[0][1])
+            return results
+
+        monkeypatch.setattr(RedisConnection, "_send", noted)
+        assert await store.get("sentiment", version) == data
+        assert b"".join(pieces) == data
+        assert {len(piece) for piece in pieces[:-1]} == {100}
+
+        async def deleted(self: RedisConnection, *arguments: Any) -> list[Any]:
+            results = await send(self, *arguments)
+            own.run("HSET", "promptmux:task:sentiment", f"v:{version}", "")
+            return results
+
+        monkeypatch.setattr(RedisConnection, "_send", deleted)
+        with pytest.raises(UnknownVersion):
+            await store.get("sentiment", version)
+
+
+async def test_a_large_publish_is_given_the_time_to_be_sent(
+    own: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    in_time = RedisConnection._in_time
+
+    def noted(self: RedisConnection, seconds: float) -> Any:
+        given.append(seconds)
+        return in_time(self, seconds)
+
+    monkeypatch.setattr(RedisConnection, "_in_time", noted)
+    connection = RedisConnection(parse_redis_url(f"{own.url}?timeout=4&replicas=1&replicas_timeout=0.5"))
+    await connection.tell("task", "epoch", "sentiment", bytes(3 * 2**20))
+    await connection.ask("task", "epoch", "sentiment")
+    assert given == [7.5, 4.0]
+    await connection.aclose()
 
 
 async def test_a_question_that_fails_while_another_hangs_is_not_asked_without_pause(
