@@ -60,6 +60,7 @@ _CERTIFICATE: Final = (
     "Redis's TLS certificate is refused, or ours by Redis: check ca, cert and key in the store's URL"
 )
 _NO_FILE: Final = "a file for TLS cannot be read: check ca, cert and key in the store's URL"
+_BARRED: Final = "this machine does not let us connect to Redis: check its firewall"
 _NO_PRIMARY: Final = "the Sentinels name no primary: check the service's name, and Redis"
 _ODD: Final = "Redis answered with an error: see the log"
 
@@ -153,7 +154,7 @@ class RedisConnection:
 
     @asynccontextmanager
     async def _in_time(self, seconds: float) -> AsyncIterator[None]:
-        with as_unavailable():
+        with as_unavailable(tls=self._place.tls is not None):
             try:
                 async with asyncio.timeout(seconds):
                     yield
@@ -243,12 +244,15 @@ def _text(value: object) -> str:
 
 
 @contextmanager
-def as_unavailable() -> Iterator[None]:
-    """Turn redis-py's errors into StoreUnavailable; all others pass. The original stays the cause, for the log."""
+def as_unavailable(*, tls: bool = False) -> Iterator[None]:
+    """Turn redis-py's errors into StoreUnavailable; all others pass. The original stays the cause, for the log.
+
+    `tls`: the URL asks for TLS, so that a file which cannot be read is one of its.
+    """
     try:
         yield
     except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
-        raise StoreUnavailable(_advice(error)) from error
+        raise StoreUnavailable(_advice(error, tls=tls)) from error
     except RuntimeError as error:
         # uvloop's word for a write on a connection that was closed a moment ago, where asyncio's is ConnectionError.
         if "handler is closed" not in str(error):
@@ -256,7 +260,7 @@ def as_unavailable() -> Iterator[None]:
         raise StoreUnavailable(_AWAY) from error
 
 
-def _advice(error: BaseException) -> str:
+def _advice(error: BaseException, *, tls: bool) -> str:
     if "user executing the script" in str(error):  # no NOPERM from inside a script
         return _BY_WORD["NOPERM"]
     words = set(str(error).replace("-", " ").replace(":", " ").split())
@@ -280,8 +284,10 @@ def _advice(error: BaseException) -> str:
     causes = [error, error.__cause__, error.__context__]
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
         return _CERTIFICATE
-    if any(isinstance(cause, FileNotFoundError | PermissionError) for cause in causes):
+    if tls and any(isinstance(cause, FileNotFoundError | PermissionError) for cause in causes):
         return _NO_FILE
+    if any(isinstance(cause, PermissionError) for cause in causes):
+        return _BARRED
     if type(error).__name__ == "MasterNotFoundError":
         return _NO_PRIMARY
     return next((advice for kind, advice in kinds if isinstance(error, kind)), _ODD)

@@ -100,6 +100,8 @@ def without_secrets(url: str) -> str:
 
     By the text alone, since a URL that is not well formed has a password, too.
     """
+    if scheme := slipped_scheme(url):
+        return f"{scheme}:{_HIDDEN}"  # nobody knows which part of it is the password
     scheme, separator, rest = url.partition("://")
     if not separator or scheme == "file":
         return url
@@ -108,6 +110,13 @@ def without_secrets(url: str) -> str:
     if at and colon:
         rest = f"{user}:{_HIDDEN}@{place}"
     return f"{scheme}://{re.sub(r'(?<=password=)[^&]*', _HIDDEN, rest)}"
+
+
+def slipped_scheme(url: str) -> str | None:
+    """The scheme that `url` begins with where the two slashes behind it are missing: no path was meant."""
+    scheme, colon, rest = url.strip().partition(":")
+    known = scheme.lower() in ("file", *SCHEMES)
+    return scheme.lower() if known and colon and not rest.startswith("//") else None
 
 
 def _options(query: str) -> dict[str, str]:

@@ -189,6 +189,22 @@ async def test_nobody_there_says_so(tmp_path: Path) -> None:
             await store.revision()
 
 
+async def test_a_file_for_tls_is_blamed_only_where_there_is_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(f"rediss://127.0.0.1:1?ca={tmp_path / 'none.pem'}") as store:
+        with pytest.raises(StoreUnavailable, match="a file for TLS cannot be read"):
+            await store.revision()
+
+    async def barred(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(asyncio, "open_connection", barred)
+    async with opened("redis://127.0.0.1:1") as store:
+        with pytest.raises(StoreUnavailable, match="check its firewall"):
+            await store.revision()
+
+
 async def test_a_redis_that_hangs_is_given_up(own: RedisProcess, build: Any) -> None:
     async with opened(f"{own.url}?timeout=0.3") as store:
         version = (await store.publish(build.prompt())).version
