@@ -21,6 +21,10 @@ class Mending:
         self._pause = pause
         self._turns: dict[str, tuple[float, float]] = {}  # task → when, and the pause after that
 
+    def afresh(self) -> None:
+        """Let all have their turn now."""
+        self._turns.clear()
+
     def due(self, troubled: Set[str], now: float) -> list[str]:
         """Those of `troubled` that are to be tried at `now`, the longest overdue first."""
         for task_id in self._turns.keys() - troubled:

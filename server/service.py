@@ -102,6 +102,7 @@ class Service:
             "guard": self.guard.work,
             "warming": self.warming.run,
             "sync": self.sync.follow if taken_in else self._catch_up,
+            "mending": self.sync.mend,
         }
         if self.snapshot is not None:
             work["snapshot"] = self.snapshot.follow

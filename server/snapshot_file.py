@@ -190,7 +190,7 @@ def _row(task: ServedTask) -> tuple[str, int, bytes, bytes]:
             "versions": list(task.versions),
             "created": task.created,
             "problems": {
-                name: [problem.versions, problem.code, problem.detail, problem.since]
+                name: [problem.versions, problem.code, problem.detail, problem.since, problem.revision]
                 for name, problem in task.problems.items()
             },
             "missing_in_store": task.missing_in_store,
@@ -211,8 +211,10 @@ def _task(task_id: str, body: dict[str, Any]) -> ServedTask:
         tuple(names),
         body["created"],
         {
-            name: Problem(tuple(versions), code, detail, since)
-            for name, (versions, code, detail, since) in body["problems"].items()
+            name: Problem(
+                tuple(versions), *rest
+            )  # the revision is not there in what an older promptmux wrote
+            for name, (versions, *rest) in body["problems"].items()
         },
         body["missing_in_store"],
     )

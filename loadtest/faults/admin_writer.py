@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 from loadtest.faults.faulty_server import Caller, Reply
 from loadtest.faults.known_load import json_body
-from loadtest.faults.telling import Ledger
+from loadtest.faults.told_answers import ToldTasks
 from prompt_store import PromptStore, Target, decode_prompt, open_store, version_of
 
 T = TypeVar("T")
@@ -86,9 +86,9 @@ class AdminWriter:
     """
 
     def __init__(
-        self, admin_url: str, ledger: Ledger, tasks: Sequence[str], acknowledged: Acknowledged
+        self, admin_url: str, tasks: ToldTasks, chosen: Sequence[int], acknowledged: Acknowledged
     ) -> None:
-        self._url, self._ledger, self._tasks, self._acknowledged = admin_url, ledger, tasks, acknowledged
+        self._url, self._tasks, self._chosen, self._acknowledged = admin_url, tasks, chosen, acknowledged
         self.published = 0
         self.refused = 0
         self.others: Counter[str] = Counter()
@@ -115,8 +115,8 @@ class AdminWriter:
         turn = 0
         with Caller(self._url) as caller:
             while not self._stop.is_set():
-                task = self._tasks[turn % len(self._tasks)]
-                data = self._ledger.make(task)
+                chosen = self._chosen[turn % len(self._chosen)]
+                task, data = self._tasks.ids[chosen], self._tasks.make(chosen)
                 try:
                     reply = publish_by_admin(caller, data)
                 except (

@@ -24,11 +24,11 @@ from loadtest.faults.alterations import ALTERATIONS, Folder, Place, RedisBlobs
 from loadtest.faults.altered_moves import moves
 from loadtest.faults.altered_reads import reads
 from loadtest.faults.altered_stage import COPIES, Count, Stage
-from loadtest.faults.faulty_server import FAKE, FaultyServer, shape_of
+from loadtest.faults.faulty_server import FAKE, FaultyServer
 from loadtest.faults.known_load import KnownLoad
 from loadtest.faults.outcome import Outcome
 from loadtest.faults.redis_process import RedisProcess
-from loadtest.faults.telling import Ledger
+from loadtest.faults.told_answers import ToldTasks
 
 STORES: Final = ("file", "redis")
 WANTED: Final = (
@@ -42,8 +42,10 @@ WANTED: Final = (
 def add_options(parser: ArgumentParser) -> None:
     """The experiment's options."""
     parser.add_argument("--tries", type=int, default=3, help="of each alteration")
-    parser.add_argument("--stores", nargs="*", default=STORES, choices=STORES)
-    parser.add_argument("--only", nargs="*", metavar="ALTERATION", help=", ".join(ALTERATIONS))
+    parser.add_argument("--stores", nargs="+", default=STORES, choices=STORES)
+    parser.add_argument(
+        "--only", nargs="+", choices=ALTERATIONS, metavar="ALTERATION", help=", ".join(ALTERATIONS)
+    )
 
 
 def run(options: Namespace, console: Console) -> Outcome:
@@ -51,14 +53,15 @@ def run(options: Namespace, console: Console) -> Outcome:
     chosen = [how for how in ALTERATIONS if not options.only or how in options.only]
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {"tries": options.tries}
-    passed = True
-    for name in options.stores:
+    passed = bool(chosen and options.stores)
+    for name in options.stores if chosen else ():
         with stage(name, chosen, options.tries, options.seed) as one:
             with (
                 FaultyServer(FAKE, "--store", one.url, "--cache-dir", str(one.folder / "cache")) as server,
-                KnownLoad(server.url, one.ledger) as load,
+                KnownLoad(server.url, one.tasks) as load,
             ):
                 moves(one, server)
+                load.pause()  # what hangs now counts, too
                 alive, beside = server.alive, load.take()
             alive = reads(one) and alive
             facts[name] = {
@@ -90,10 +93,10 @@ def stage(name: str, chosen: Sequence[str], tries: int, seed: int) -> Iterator[S
             url, place = redis.url, RedisBlobs(redis)
         else:
             url, place = f"file://{folder / 'store'}", Folder(folder / "store" / "blobs")
-        ledger = Ledger(shape_of(FAKE), len(chosen) * tries * len(COPIES))
-        publish(url, [ledger.make(task) for task in ledger.tasks])
+        tasks = ToldTasks(len(chosen) * tries * len(COPIES), FAKE, seed=seed)
+        publish(url, [tasks.make(task) for task in range(len(tasks.ids))])
         counts = {how: Count() for how in chosen}
-        yield Stage(name, url, folder, ledger, place, random.Random(f"{seed} {name}"), counts, tries)
+        yield Stage(name, url, folder, tasks, place, random.Random(f"{seed} {name}"), counts, tries)
 
 
 def _row(store: str, how: str, count: Count, tries: int) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import Final
 from loadtest.faults.admin_writer import current_versions, store_prompts
 from loadtest.faults.alterations import Folder, HostMemory, Place
 from loadtest.faults.altered_stage import COPIES, Count, Stage
-from loadtest.faults.faulty_server import FAKE, Caller, FaultyServer, Reply
-from loadtest.faults.known_load import until
-from loadtest.faults.telling import TEXTS, body
+from loadtest.faults.faulty_server import FAKE, Caller, FaultyServer
+from loadtest.faults.known_load import ask, until
+from loadtest.faults.told_answers import Told
 
 _WARM_SECONDS: Final = 60.0
 _HEALED_SECONDS: Final = 10.0  # a version that failed is not tried again for 2 s
@@ -32,7 +32,7 @@ class Read:
     """One task whose copies in some places are altered."""
 
     how: str
-    task: str
+    task: int
     version: str
     copies: str
 
@@ -51,8 +51,8 @@ def reads(stage: Stage) -> bool:
     current = current_versions(stage.url)
     kinds = [(how, copies) for how in stage.counts for copies in COPIES for _ in range(stage.tries)]
     made = [
-        Read(how, task, current[task], copies)
-        for task, (how, copies) in zip(stage.ledger.tasks, kinds, strict=True)
+        Read(how, task, current[task_id], copies)
+        for (task, task_id), (how, copies) in zip(enumerate(stage.tasks.ids), kinds, strict=True)
     ]
     with server, Caller(server.url) as caller:
         # The server takes them there by itself, after its start; what it does later would be counted as found.
@@ -61,7 +61,7 @@ def reads(stage: Stage) -> bool:
             raise RuntimeError("the server does not keep its prompts on the disk")
         time.sleep(0.5)
         for read in made:
-            caller.ask("POST", "/classify", body(read.task, TEXTS[0]))  # now host memory has it, too
+            ask(caller, stage.tasks, read.task, next(stage.numbers))  # now host memory has it, too
         for read in made:
             stage.alter(read.how, read.task, read.version, *(places[name] for name in COPIES[read.copies]))
             _read(stage, server, caller, read)
@@ -73,7 +73,7 @@ def _read(stage: Stage, server: FaultyServer, caller: Caller, read: Read) -> Non
     count = stage.counts[read.how]
     told, expected = _told(read)
     before = _found(server, told)
-    reply = caller.ask("POST", "/classify", body(read.task, TEXTS[0]))
+    reply, answer = ask(caller, stage.tasks, read.task, next(stage.numbers))
     count.reads += 1
     count.altered += len(COPIES[read.copies])
     found = _found(server, told) - before
@@ -81,7 +81,7 @@ def _read(stage: Stage, server: FaultyServer, caller: Caller, read: Read) -> Non
     if found != expected:
         count.others[f"{read.copies} altered, counted: {dict(found)}"] += 1
     good_left = "store" not in COPIES[read.copies]
-    if good_left and _right(stage, count, read, reply):
+    if good_left and _right(count, read, answer):
         count.answered += 1
     elif not good_left and (reply.status, reply.code) == (503, "prompt_unavailable"):
         count.unavailable += 1
@@ -89,13 +89,10 @@ def _read(stage: Stage, server: FaultyServer, caller: Caller, read: Read) -> Non
         count.others[f"{read.copies} altered: {reply.status} {reply.code}"] += 1
 
 
-def _right(stage: Stage, count: Count, read: Read, reply: Reply) -> bool:
-    if reply.status != 200:
-        return False
-    wrong = stage.ledger.wrong(read.task, reply.json)
-    if wrong is not None:
-        count.wrong.append(wrong)
-    return wrong is None and bool(reply.json["version"] == read.version)
+def _right(count: Count, read: Read, answer: Told | str | None) -> bool:
+    if isinstance(answer, str):
+        count.wrong.append(answer)
+    return isinstance(answer, Told) and answer.version == read.version
 
 
 def _told(read: Read) -> tuple[Sequence[tuple[str, str]], Counter[str]]:
@@ -115,13 +112,13 @@ def _found(server: FaultyServer, told: Sequence[tuple[str, str]]) -> Counter[str
 
 def _heal(stage: Stage, caller: Caller, made: list[Read]) -> None:
     """Publish what was altered in the store again; then all are answered."""
-    store_prompts(stage.url, [stage.ledger.data[read.version] for read in made if read.copies == "all"])
+    store_prompts(stage.url, [stage.tasks.data[read.version] for read in made if read.copies == "all"])
     due = list(made)
 
     def answered() -> bool:
         for read in list(due):
-            reply = caller.ask("POST", "/classify", body(read.task, TEXTS[0]))
-            if _right(stage, stage.counts[read.how], read, reply):
+            _, answer = ask(caller, stage.tasks, read.task, next(stage.numbers))
+            if _right(stage.counts[read.how], read, answer):
                 stage.counts[read.how].reads_healed += 1
                 due.remove(read)
         return not due

@@ -5,15 +5,16 @@ Owns: which version is altered where, and what a count has to be in the end. Mus
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from loadtest.faults.alterations import ALTERATIONS, SWAP, Material, Place
-from loadtest.faults.telling import Ledger
+from loadtest.faults.told_answers import ToldTasks
 from prompt_store import version_of
 
 COPIES: Final[Mapping[str, Sequence[str]]] = {
@@ -63,26 +64,27 @@ class Stage:
     name: str
     url: str
     folder: Path
-    ledger: Ledger
+    tasks: ToldTasks
     store: Place
     rng: random.Random
     counts: dict[str, Count]
     tries: int
+    numbers: Iterator[int] = field(default_factory=itertools.count)  # of requests
 
     @property
     def trap(self) -> Path:
         """What a pickle makes if anybody loads it."""
         return self.folder / "a-pickle-was-loaded"
 
-    def make(self, task: str) -> str:
+    def make(self, task: int) -> str:
         """The task's next version."""
-        return version_of(self.ledger.make(task))
+        return version_of(self.tasks.make(task))
 
-    def alter(self, how: str, task: str, version: str, *places: Place) -> list[str]:
+    def alter(self, how: str, task: int, version: str, *places: Place) -> list[str]:
         """Alter a version in these places, in each for itself; the versions that were altered."""
         sibling = self.make(task)
-        stranger = self.make(next(other for other in self.ledger.tasks if other != task))
-        data = self.ledger.data
+        stranger = self.make(1 if task == 0 else 0)
+        data = self.tasks.data
         material = Material(data[version], data[sibling], data[stranger], self.trap)
         for place in places:
             place.put(version, ALTERATIONS[how](material, self.rng))

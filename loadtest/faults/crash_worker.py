@@ -19,6 +19,7 @@ from loadtest.faults.redis_log import mend_log
 from loadtest.faults.redis_process import RedisProcess
 from loadtest.faults.redis_server import find_redis_server
 from loadtest.faults.syscalls import LABEL
+from loadtest.server_process import leave_on_sigterm
 
 
 def name_syncs(diary: Diary) -> None:
@@ -41,6 +42,7 @@ def name_syncs(diary: Diary) -> None:
 
 def main() -> None:
     """Do one phase of one scenario to a store in the working directory."""
+    leave_on_sigterm()  # a Redis that it has started is in a session of its own
     kind, name, phase, marks = sys.argv[1:]
     diary = Diary(Path(marks))
     name_syncs(diary)

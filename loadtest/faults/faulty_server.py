@@ -12,14 +12,15 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from loadtest.faults.replicas import free_ports
+from loadtest.faults.replicas import BackboneName, free_ports
 from loadtest.server_process import Process, process, wait_for
-from prompt_store import BackboneRef
 
-FAKE = "fake"  # the tests' backbone without torch: starts in a second, and the faults are not its business
+FAKE: Final[BackboneName] = (
+    "fake"  # the tests' backbone without torch: starts in a second, and the faults are not its business
+)
 
 
 class Reply(NamedTuple):
@@ -92,7 +93,7 @@ class FaultyServer:
 
     def __init__(
         self,
-        backbone: str,
+        backbone: BackboneName,
         *flags: str,
         module: str = "tests.integration.fake_server",
         variables: Mapping[str, str] | None = None,
@@ -165,14 +166,3 @@ class FaultyServer:
             if named.partition("{")[0] == name and all(one in named for one in wanted):
                 total += float(value)
         return total
-
-
-def shape_of(backbone: str) -> BackboneRef:
-    """What prompts for the backbone must fit."""
-    if backbone == FAKE:
-        from tests.server.fakes import REF
-
-        return REF
-    from backbone import load_backbone  # heavy, and not needed for the other
-
-    return load_backbone(backbone).shape

@@ -112,8 +112,10 @@ def _redis_faults(server: RedisProcess, proxy: FaultProxy) -> Mapping[str, Fault
     async def kill(rng: random.Random) -> None:
         """The process ends at once, is away for a while and starts on what its disk has."""
         await asyncio.to_thread(server.kill)
+        proxy.mode = Mode.REFUSE  # as the process would, which listens no more
         await asyncio.sleep(0.3 * rng.random())
         await asyncio.to_thread(server.start)
+        proxy.mode = Mode.PASS
 
     async def pause(rng: random.Random) -> None:
         """The process stands still; what was sent meanwhile is done afterwards."""
@@ -177,3 +179,18 @@ PLACES: Final[Mapping[str, Callable[[Path], AbstractAsyncContextManager[Place]]]
     "file": file_place,
     "redis": redis_place,
 }
+FAULTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "file": ("kill -9", "lock", "none"),
+    "redis": (
+        "client kill",
+        "half-open",
+        "kill -9",
+        "latency",
+        "lost replies",
+        "mixed",
+        "none",
+        "pause",
+        "reset",
+    ),
+}
+"""The names of each kind's faults, which are made only with a store."""

@@ -8,6 +8,7 @@ them; its catalogue follows them all the same, and a task of its own answers.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Self
 
 from loadtest.faults.admin_writer import publish
-from loadtest.faults.faulty_server import FAKE, Caller, FaultyServer, shape_of
+from loadtest.faults.faulty_server import FAKE, Caller, FaultyServer
 from loadtest.faults.history_replicas import Sight, Window, staleness
+from loadtest.faults.known_load import ask
 from loadtest.faults.linearizability import Operation
-from loadtest.faults.telling import TEXTS, Ledger, body
+from loadtest.faults.told_answers import ToldTasks
 
 NAME = "server"
 _PAUSE = 0.02
@@ -40,8 +42,8 @@ class ServerReplica:
     """A server on the store at `url`, asked again and again inside a `with` block; `told` has what it said."""
 
     def __init__(self, url: str, sure_url: str, folder: Path) -> None:
-        ledger = Ledger(shape_of(FAKE), 1)
-        (self.task,) = publish(sure_url, [ledger.make(task) for task in ledger.tasks])
+        self._tasks, self._numbers = ToldTasks(1, FAKE, seed=0), itertools.count()
+        (self.task,) = publish(sure_url, [self._tasks.make(0)])
         self._server = FaultyServer(FAKE, "--store", url, "--cache-dir", str(folder / "cache"))
         self.told: list[Told] = []
         self.wrong: list[str] = []
@@ -78,10 +80,12 @@ class ServerReplica:
                     self.wrong.append(f"{NAME}: an answer that cannot be read: {error!r}")
 
     def _ask(self, caller: Caller) -> None:
-        reply = caller.ask("POST", "/classify", body(self.task, TEXTS[0]))
-        if reply.status != 200:
+        reply, told = ask(caller, self._tasks, 0, next(self._numbers))
+        if told is None:
             self.wrong.append(f"{NAME}: {reply.status} {reply.code}")
             return
+        if isinstance(told, str):
+            self.wrong.append(f"{NAME}: {told}")
         epoch, _, number = reply.headers["x-store-revision"].rpartition(":")
         self.told.append(Told(time.monotonic(), epoch, int(number)))
 

@@ -37,8 +37,11 @@ class History:
     wrong: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)  # what a replica saw later than it should
     stale: list[float] = field(default_factory=list)
+    raw_stale: list[float] = field(
+        default_factory=list
+    )  # the same from the acknowledgement on, whatever the fault
     sights: int = 0
-    windows: int = 0  # times that the store was broken
+    windows: int = 0  # times that the store was broken, or left alone where the fault is `none`
     answers: int | None = None  # of a server process that followed; None: there was none
     undecided: int = 0  # tasks whose search was given up before the unknown outcomes were looked up
     events: dict[str, Sequence[Event]] = field(default_factory=dict)  # what the store's own history tells
@@ -109,24 +112,36 @@ def check_replica(history: History, replica: Replica, windows: Sequence[Window])
     history.wrong += out_of_order(replica.name, replica.sights)
     history.wrong += torn(replica.name, replica.pages, history.events)
     history.sights += len(replica.sights) + len(replica.pages)
-    _check_staleness(history, replica.name, lambda write: staleness(replica.sights, write, windows))
+    _check_staleness(
+        history, replica.name, lambda write, faults: staleness(replica.sights, write, faults), windows
+    )
 
 
 def check_server(history: History, server: ServerReplica, windows: Sequence[Window]) -> None:
     """What a server process said, against the writers' answers."""
     history.answers = len(server.told)
     history.wrong += server.wrong + backwards(server.told)
-    _check_staleness(history, NAME, lambda write: server_staleness(server.told, write, windows))
+    _check_staleness(
+        history, NAME, lambda write, faults: server_staleness(server.told, write, faults), windows
+    )
 
 
-def _check_staleness(history: History, name: str, seen: Callable[[Operation], float | None]) -> None:
+def _check_staleness(
+    history: History,
+    name: str,
+    seen: Callable[[Operation, Sequence[Window]], float | None],
+    windows: Sequence[Window],
+) -> None:
+    if history.fault == "none":  # nothing was broken: nobody may lag for that
+        windows = ()
     for write in history.operations:
         if not write.is_change:
             continue
-        stale = seen(write)
-        if stale is None:
+        stale, raw = seen(write, windows), seen(write, ())
+        if stale is None or raw is None:
             history.wrong.append(f"{name} never saw {write.told(write.invoked)}")
             continue
         history.stale.append(stale)
+        history.raw_stale.append(raw)
         if stale > STALE_SECONDS:
             history.late.append(f"{name} saw after {stale:.2f} s: {write.told(write.invoked)}")

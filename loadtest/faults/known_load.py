@@ -7,17 +7,18 @@ A check that fails in itself is no reason to check no more: what it raised count
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from loadtest.faults.faulty_server import Caller
-from loadtest.faults.telling import TEXTS, Ledger, body
+from loadtest.faults.faulty_server import Caller, Reply
+from loadtest.faults.told_answers import Told, ToldTasks
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Tally:
 
 
 class KnownLoad:
-    """Requests for all tasks of the ledger, `rate` a second over `connections`; runs inside a `with` block.
+    """Requests for all of these tasks, `rate` a second over `connections`; runs inside a `with` block.
 
     Open in its pace as long as a request takes less than a connection's turn: one that hangs holds up its own
     connection only, and what it held up is sent at once afterwards, and timed from when it was due.
@@ -60,17 +61,19 @@ class KnownLoad:
     def __init__(
         self,
         url: str,
-        ledger: Ledger,
+        tasks: ToldTasks,
         *,
         connections: int = 6,
         rate: float = 150.0,
         patience: float = 10.0,
     ) -> None:
-        self._url, self._ledger, self.rate = url, ledger, rate
+        if not tasks.ids:
+            raise ValueError("no tasks to ask for")
+        self._url, self._tasks, self.rate = url, tasks, rate
         self._turn, self._patience = connections / rate, patience
         self._tally = Tally()
         self._lock = threading.Lock()
-        self._order = _rounds(ledger.tasks)
+        self._order = _rounds(len(tasks.ids))
         self._stop = threading.Event()
         self._go = threading.Event()
         self._busy = 0
@@ -93,7 +96,8 @@ class KnownLoad:
 
     def pause(self) -> None:
         """Send nothing more, and wait for what is under way."""
-        self._go.clear()
+        with self._lock:  # whoever saw that it goes on counts as busy
+            self._go.clear()
         while self._busy:
             time.sleep(0.005)
 
@@ -122,23 +126,23 @@ class KnownLoad:
                     if not self._go.is_set():
                         continue
                     self._busy += 1
-                    task, text = next(self._order)
+                    task, number = next(self._order)
                 try:
-                    self._one(caller, due, task, text)
+                    self._one(caller, due, task, number)
                 finally:
                     with self._lock:
                         self._busy -= 1
 
-    def _one(self, caller: Caller, due: float, task: str, text: str) -> None:
+    def _one(self, caller: Caller, due: float, task: int, number: int) -> None:
         failure, wrong = "", None
         try:
-            reply = caller.ask("POST", "/classify", body(task, text))
-            if reply.status == 200:
-                wrong = self._ledger.wrong(task, reply.json)
-            else:
+            reply, told = ask(caller, self._tasks, task, number)
+            if told is None:
                 failure = f"{reply.status} {reply.code}"
+            elif isinstance(told, str):
+                wrong = told
         except Exception as error:
-            wrong = f"{task}: not to be checked: {error!r}"
+            wrong = f"{self._tasks.ids[task]}: not to be checked: {error!r}"
         with self._lock:
             tally = self._tally
             tally.offered += 1
@@ -151,14 +155,23 @@ class KnownLoad:
                 tally.answered += 1
 
 
-def _rounds(tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _rounds(tasks: int) -> Iterator[tuple[int, int]]:
+    """Which task each request is for, and the request's number."""
     # Beside each task's turn one at random: in turn alone, what a tier holds would hardly ever be asked for again.
-    rng, order = random.Random(0), list(tasks)
-    while True:
+    rng, order, numbers = random.Random(0), list(range(tasks)), itertools.count()
+    while order:
         rng.shuffle(order)
         for task in order:
-            yield task, rng.choice(TEXTS)
-            yield rng.choice(tasks), rng.choice(TEXTS)
+            yield task, next(numbers)
+            yield rng.randrange(tasks), next(numbers)
+
+
+def ask(
+    caller: Caller, tasks: ToldTasks, task: int, number: int, *, version: str | None = None
+) -> tuple[Reply, Told | str | None]:
+    """The answer to the `number`-th request, for the task, and what `read` says of it; None: its status is not 200."""
+    reply = caller.ask("POST", "/classify", tasks.body(task, number, version=version))
+    return reply, tasks.read(task, number, reply.body) if reply.status == 200 else None
 
 
 @dataclass
@@ -212,17 +225,13 @@ class HealthWatch:
             health.sources.add(store["source"])
 
 
-def caught_up(caller: Caller, ledger: Ledger, wanted: Mapping[str, str], *, patience: float) -> list[str]:
+def caught_up(caller: Caller, tasks: ToldTasks, wanted: Mapping[str, str], *, patience: float) -> list[str]:
     """Ask until every task is answered with its version in `wanted`; those that were not within `patience` seconds."""
-    end, due = time.monotonic() + patience, dict(wanted)
+    end, due, numbers = time.monotonic() + patience, dict(wanted), itertools.count()
     while due and time.monotonic() < end:
         for task, version in list(due.items()):
-            reply = caller.ask("POST", "/classify", body(task, TEXTS[0]))
-            if (
-                reply.status == 200
-                and reply.json["version"] == version
-                and not ledger.wrong(task, reply.json)
-            ):
+            _, told = ask(caller, tasks, tasks.index(task), next(numbers))
+            if isinstance(told, Told) and told.version == version:
                 del due[task]
         if due:
             time.sleep(0.01)

@@ -174,18 +174,19 @@ class ProxyProcess:
 
     def states(self) -> dict[str, str]:
         """What it makes of each replica: UP, DOWN, or a word with a fraction on the way between them."""
-        rows = csv.DictReader(self._ask("show stat").lstrip("# ").splitlines())
-        return {row["svname"]: row["status"] for row in rows if row["svname"] in self.names}
+        return {name: row["status"] for name, row in self._statistics().items()}
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Of each replica: requests it was given, how often one was tried again, and went to another one."""
-        rows = csv.DictReader(self._ask("show stat").lstrip("# ").splitlines())
         names = {"requests": "stot", "retries": "wretr", "redispatches": "wredis"}
         return {
-            row["svname"]: {name: int(row[column] or 0) for name, column in names.items()}
-            for row in rows
-            if row["svname"] in self.names
+            replica: {name: int(row[column] or 0) for name, column in names.items()}
+            for replica, row in self._statistics().items()
         }
+
+    def open_requests(self) -> dict[str, int]:
+        """Of each replica: requests that it has now and has not answered."""
+        return {name: int(row["scur"] or 0) for name, row in self._statistics().items()}
 
     def wait_until(self, name: str, state: str, *, patience: float = 30.0) -> float:
         """Wait until it sees the replica so, which took the returned seconds. TimeoutError."""
@@ -197,6 +198,10 @@ class ProxyProcess:
                 )
             time.sleep(0.02)
         return time.monotonic() - began
+
+    def _statistics(self) -> dict[str, dict[str, str]]:
+        rows = csv.DictReader(self._ask("show stat").lstrip("# ").splitlines())
+        return {row["svname"]: row for row in rows if row["svname"] in self.names}
 
     def _ask(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as connection:

@@ -15,11 +15,13 @@ import redis
 from loadtest.faults.fault_proxy import Mode
 from loadtest.faults.known_load import until
 from loadtest.faults.redis_process import RedisProcess, Setting
-from loadtest.faults.redis_site import Fault, Site, client
+from loadtest.faults.redis_site import REFUSED, RESET, SILENT, Fault, Site, client
 
 SLOW_SECONDS = 2.0
 _UNTIL_REFUSED = 6.0  # a store that hangs is given up after the 5 s of its URL's `timeout`
+_SILENT_SECONDS = 0.5
 _PASSWORD = "another"
+_WRITE = "SET no-such-key 0 XX"  # changes nothing, and is refused where writes are
 _FILLER = 40_000  # keys that make loading long; Redis looks at its clients once in 1024 commands of its log
 _LOAD_DELAY = 250  # microseconds for each of them, unless the fault is healed earlier
 REDIS_SETTINGS: dict[str, Setting] = {"auto_aof_rewrite_percentage": 0}
@@ -37,13 +39,17 @@ class DownAtStart(Fault):
         self.site.pause_load()
         self.site.server.stop()
         self.site.publish_meanwhile()
-        self.site.redis.kill()
+        _end(self.site)
         self.started_in = self.site.server.start()
         self.site.resume_load()
 
     def heal(self) -> None:
         """Start Redis."""
-        self.site.redis.start()
+        _start(self.site)
+
+    def is_there(self) -> bool:
+        """Nothing listens, and the server has started all the same."""
+        return self.started_in is not None and _is_away(self.site)
 
 
 class Kill(Fault):
@@ -53,11 +59,15 @@ class Kill(Fault):
 
     def begin(self) -> None:
         """Kill it."""
-        self.site.redis.kill()
+        _end(self.site)
 
     def heal(self) -> None:
         """Start it."""
-        self.site.redis.start()
+        _start(self.site)
+
+    def is_there(self) -> bool:
+        """Nothing listens."""
+        return _is_away(self.site)
 
 
 class Stopped(Fault):
@@ -73,6 +83,10 @@ class Stopped(Fault):
     def heal(self) -> None:
         """Let it go on."""
         self.site.redis.resume()
+
+    def is_there(self) -> bool:
+        """Nothing answers."""
+        return self.site.said("PING", patience=_SILENT_SECONDS) == SILENT
 
 
 class _Network(Fault):
@@ -97,6 +111,10 @@ class Reset(_Network):
     name = "reset"
     mode = Mode.RESET
 
+    def is_there(self) -> bool:
+        """A new one is reset."""
+        return self.site.said("PING") == RESET
+
 
 class HalfOpen(_Network):
     """Connections stay open and carry nothing; those stay dead when the way is mended."""
@@ -104,6 +122,10 @@ class HalfOpen(_Network):
     name = "half-open"
     least_seconds = _UNTIL_REFUSED
     mode = Mode.BLACKHOLE
+
+    def is_there(self) -> bool:
+        """A new one carries nothing."""
+        return self.site.said("PING", patience=_SILENT_SECONDS) == SILENT
 
 
 class Slow(_Network):
@@ -114,6 +136,11 @@ class Slow(_Network):
     cuts_reads = False
     refuses_writes = False
 
+    def is_there(self) -> bool:
+        """A reply comes, and comes late."""
+        began = time.monotonic()
+        return self.site.said("PING") == "+PONG" and time.monotonic() - began >= SLOW_SECONDS
+
 
 class DroppedMessages(_Network):
     """Subscribers hear nothing; all else passes."""
@@ -122,7 +149,14 @@ class DroppedMessages(_Network):
     mode = Mode.DROP_PUSH
     cuts_reads = False
     refuses_writes = False
-    drops_messages = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._before = site.proxy.dropped
+
+    def is_there(self) -> bool:
+        """Some message was kept from the server."""
+        return until(lambda: self.site.proxy.dropped > self._before, patience=2)
 
 
 class Loading(Fault):
@@ -145,7 +179,7 @@ class Loading(Fault):
         running.kill()
         running.start(wait=False)
         # It refuses as soon as it reads its log.
-        if not until(lambda: self._refuses(), patience=10):
+        if not until(self.is_there, patience=10):
             raise RuntimeError(f"Redis does not load slowly:\n{running.log[-2000:]}")
 
     def heal(self) -> None:
@@ -154,15 +188,9 @@ class Loading(Fault):
         self.site.redis.wait()
         self._fast(rewrite=True)
 
-    def _refuses(self) -> bool:
-        try:
-            with client(self.site.redis) as direct:
-                direct.ping()
-        except redis.BusyLoadingError:
-            return True
-        except redis.RedisError:
-            pass
-        return False
+    def is_there(self) -> bool:
+        """It says that it loads."""
+        return self.site.said("PING").startswith("-LOADING")
 
     def _fast(self, *, rewrite: bool = False) -> None:
         with client(self.site.redis) as direct:
@@ -184,6 +212,10 @@ class OutOfMemory(Fault):
     def heal(self) -> None:
         """Allow it all."""
         self.site.redis.run("CONFIG", "SET", "maxmemory", 0)
+
+    def is_there(self) -> bool:
+        """It refuses to write for that reason."""
+        return self.site.said(_WRITE).startswith("-OOM")
 
 
 class ReadOnly(Fault):
@@ -223,6 +255,10 @@ class ReadOnly(Fault):
             raise RuntimeError(f"the old primary does not have what was written:\n{running.log[-2000:]}")
         running.run("REPLICAOF", "NO", "ONE")
 
+    def is_there(self) -> bool:
+        """It refuses to write for that reason."""
+        return self.site.said(_WRITE).startswith("-READONLY")
+
     def close(self) -> None:
         """Stop the other."""
         self._other.stop()
@@ -251,6 +287,10 @@ class ChangedPassword(Fault):
         with client(self.site.redis, self.url) as direct:
             direct.config_set("requirepass", "")
 
+    def is_there(self) -> bool:
+        """It wants one."""
+        return self.site.said("PING").startswith("-NOAUTH")
+
 
 class Flush(Fault):
     """All data is gone; the publisher publishes everything again, as new versions."""
@@ -260,6 +300,10 @@ class Flush(Fault):
     cuts_reads = False
     refuses_writes = False
 
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._before = self._epoch()
+
     def begin(self) -> None:
         """Flush."""
         self.site.redis.run("FLUSHALL")
@@ -267,6 +311,13 @@ class Flush(Fault):
     def heal(self) -> None:
         """Publish."""
         self.site.publish_again()
+
+    def is_there(self) -> bool:
+        """The store is gone, or another one."""
+        return self._epoch() != self._before
+
+    def _epoch(self) -> object:
+        return self.site.redis.run("HGET", "promptmux:store", "epoch")
 
 
 FAULTS: tuple[type[Fault], ...] = (
@@ -283,6 +334,22 @@ FAULTS: tuple[type[Fault], ...] = (
     DroppedMessages,
     Flush,
 )
+
+
+def _end(site: Site) -> None:
+    """Let nothing listen any more, for the server either, whose way goes through the proxy."""
+    site.redis.kill()
+    site.proxy.mode = Mode.REFUSE
+
+
+def _start(site: Site) -> None:
+    """Start Redis on its data; the way to it is there when it answers."""
+    site.redis.start()
+    site.proxy.mode = Mode.PASS
+
+
+def _is_away(site: Site) -> bool:
+    return not site.redis.running and site.said("PING") == REFUSED
 
 
 def _follow(replica: RedisProcess, primary: RedisProcess) -> None:

@@ -26,14 +26,15 @@ from rich.console import Console
 
 from loadtest.faults.admin_writer import Acknowledged, AdminWriter, current_versions, publish
 from loadtest.faults.fault_proxy import ThreadedProxy
-from loadtest.faults.faulty_server import FAKE, Caller, FaultyServer, shape_of
+from loadtest.faults.faulty_server import FAKE, Caller, FaultyServer
 from loadtest.faults.known_load import HealthWatch, KnownLoad, caught_up, until
 from loadtest.faults.outcome import Outcome
 from loadtest.faults.redis_faults import FAULTS, REDIS_SETTINGS
 from loadtest.faults.redis_process import RedisProcess
 from loadtest.faults.redis_runs import WANTED, Run, facts, line, row
 from loadtest.faults.redis_site import Fault, Site
-from loadtest.faults.telling import Ledger
+from loadtest.faults.replicas import BACKBONES
+from loadtest.faults.told_answers import ToldTasks
 from prompt_store import decode_prompt
 from server.prompt_cache import SLOT_OVERHEAD
 
@@ -41,11 +42,12 @@ _HITS = "promptmux_tier_hits_total"
 _PATIENCE = 30.0  # for what should take less than CONVERGED_SECONDS
 _READY_SECONDS = {FAKE: 10.0}  # after a start without Redis; a real backbone has to be loaded first
 _READY_SECONDS_ELSE = 60.0
+_AGAIN = str(Path(tempfile.gettempdir()) / "promptmux-again")
 
 
 def add_options(parser: ArgumentParser) -> None:
     """The experiment's options."""
-    parser.add_argument("--backbone", default=FAKE, help="fake (without torch), minilm, or any other")
+    parser.add_argument("--backbone", choices=BACKBONES, default=FAKE, help="fake: without torch")
     parser.add_argument("--tasks", type=int, default=60)
     parser.add_argument("--on-device", type=int, default=20, help="of how many tasks the prompts fit there")
     parser.add_argument("--runs", type=int, default=5, help="of each fault")
@@ -53,7 +55,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=150.0, help="requests a second")
     parser.add_argument("--readers", type=int, default=16, help="of the admin API at once, before each fault")
     parser.add_argument("--longest", type=float, default=5.0, help="seconds that a fault lasts, at most")
-    parser.add_argument("--only", nargs="*", metavar="FAULT", help=", ".join(fault.name for fault in FAULTS))
+    names = [fault.name for fault in FAULTS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="FAULT", help=", ".join(names))
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Setting:
     """Server, Redis and load, as they stand through all runs."""
 
     site: Site
-    ledger: Ledger
+    tasks: ToldTasks
     acknowledged: Acknowledged
     load: KnownLoad
     longest: float
@@ -86,7 +89,7 @@ def run(options: Namespace, console: Console) -> Outcome:
         rest = stage.load.take()
         log = stage.site.server.said()
         hits = {tier: int(stage.site.server.metric(_HITS, tier=tier)) for tier in ("host", "disk", "store")}
-    rows = [row([one for one in runs if one.fault is fault]) for fault in chosen]
+    rows = [row(of_one) for fault in chosen if (of_one := [one for one in runs if one.fault is fault])]
     told = {
         "tasks": options.tasks,
         "prompts on the device, about": options.on_device,
@@ -97,16 +100,16 @@ def run(options: Namespace, console: Console) -> Outcome:
         "runs": [facts(one) for one in runs],
         "errors in the server's log": sum('"level": "error"' in line for line in log.splitlines()),
     }
-    passed = rest.clean and all(one.passed for one in runs)
+    passed = len(runs) == len(chosen) * len(numbers) > 0 and rest.clean and all(one.passed for one in runs)
     return Outcome("redis", passed, WANTED, options.seed, rows, told)
 
 
 def _again(options: Namespace, one: Run) -> str:
-    """The command that makes the same run on a setting of its own."""
+    """The command that makes the same run on a setting of its own, and keeps it elsewhere than all of them."""
     same = ("seed", "backbone", "tasks", "on_device", "rate", "readers", "longest")
     flags = [word for name in same for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     return "python -m loadtest.faults redis " + shlex.join(
-        [*flags, "--only", one.fault.name, "--run", str(one.number)]
+        [*flags, "--only", one.fault.name, "--run", str(one.number), "--out", _AGAIN]
     )
 
 
@@ -117,23 +120,23 @@ def setting(options: Namespace) -> Iterator[Setting]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="promptmux-redis-")))
         redis = stack.enter_context(RedisProcess(folder / "redis", None, server=None, **REDIS_SETTINGS))
         proxy = stack.enter_context(ThreadedProxy("127.0.0.1", redis.port))
-        ledger = Ledger(shape_of(options.backbone), options.tasks)
+        tasks, all_tasks = ToldTasks(options.tasks, options.backbone, seed=0), range(options.tasks)
         acknowledged = Acknowledged()
 
-        def publish_current(tasks: Sequence[str]) -> None:
-            acknowledged.sure(publish(redis.url, [ledger.make(task) for task in tasks]))
+        def publish_current(chosen: Sequence[int]) -> None:
+            acknowledged.sure(publish(redis.url, [tasks.make(task) for task in chosen]))
 
-        publish_current(ledger.tasks)
+        publish_current(all_tasks)
         server = stack.enter_context(
             FaultyServer(
                 options.backbone,
                 *("--store", f"redis://127.0.0.1:{proxy.port}/0"),
-                *tier_flags(ledger, options.on_device, folder / "cache"),
+                *tier_flags(tasks, options.on_device, folder / "cache"),
             )
         )
         if not until(lambda: _on_disk(server) >= options.tasks, patience=_PATIENCE):
             raise RuntimeError("the server does not take its prompts to the disk")
-        load = stack.enter_context(KnownLoad(server.url, ledger, rate=options.rate))
+        load = stack.enter_context(KnownLoad(server.url, tasks, rate=options.rate))
         site = Site(
             redis,
             proxy,
@@ -141,16 +144,16 @@ def setting(options: Namespace) -> Iterator[Setting]:
             folder,
             load.pause,
             load.resume,
-            publish_again=lambda: publish_current(ledger.tasks),
-            publish_meanwhile=lambda: publish_current(ledger.tasks[:1]),
+            publish_again=lambda: publish_current(all_tasks),
+            publish_meanwhile=lambda: publish_current(all_tasks[:1]),
         )
         ready = _READY_SECONDS.get(options.backbone, _READY_SECONDS_ELSE)
-        yield Setting(site, ledger, acknowledged, load, options.longest, options.readers, ready)
+        yield Setting(site, tasks, acknowledged, load, options.longest, options.readers, ready)
 
 
-def tier_flags(ledger: Ledger, prompts: int, cache: Path) -> list[str]:
+def tier_flags(tasks: ToldTasks, prompts: int, cache: Path) -> list[str]:
     """Settings with which the device holds about so many prompts, host memory twice as many, and the disk all."""
-    data = next(iter(ledger.data.values()))
+    data = next(iter(tasks.data.values()))
     on_device = sum(tensor.nbytes for tensor in decode_prompt(data).tensors.values()) * 2  # cast to float32
     return [
         *("--prompt-cache-bytes", str(prompts * (on_device + SLOT_OVERHEAD))),
@@ -162,9 +165,9 @@ def tier_flags(ledger: Ledger, prompts: int, cache: Path) -> list[str]:
 def run_once(stage: Setting, kind: type[Fault], number: int, seed: str) -> Run:
     """One run: some load, the fault, writes, healing, and waiting until all is served."""
     rng = random.Random(seed)
-    site, ledger, acknowledged = stage.site, stage.ledger, stage.acknowledged
+    site, tasks, acknowledged = stage.site, stage.tasks, stage.acknowledged
     # The admin API writes to the one half, the second client to the other: their aliases do not race.
-    mine, theirs = ledger.tasks[0::2], rng.sample(ledger.tasks[1::2], 5)
+    mine, theirs = range(0, len(tasks.ids), 2), rng.sample(range(1, len(tasks.ids), 2), 5)
     chosen = rng.sample(mine, 3)
     moment = rng.uniform(0.1, 0.6)
     length = rng.uniform(kind.least_seconds, max(stage.longest, kind.least_seconds + 1.0))
@@ -183,10 +186,11 @@ def run_once(stage: Setting, kind: type[Fault], number: int, seed: str) -> Run:
         done.load = stage.load.take()
         if kind.restarts_server:
             stack.enter_context(watch)
-        with AdminWriter(site.server.admin_url, ledger, theirs, acknowledged) as writer:
+        with AdminWriter(site.server.admin_url, tasks, theirs, acknowledged) as writer:
             if kind.writable:
                 time.sleep(length / 2)
-                acknowledged.sure(publish(fault.url, [ledger.make(task) for task in chosen]))
+                acknowledged.sure(publish(fault.url, [tasks.make(task) for task in chosen]))
+            done.happened = fault.is_there()
             time.sleep(max(0.0, began + length - time.monotonic()))
             writer.stop()
             done.during, done.lasted = stage.load.take(), time.monotonic() - began
@@ -195,8 +199,9 @@ def run_once(stage: Setting, kind: type[Fault], number: int, seed: str) -> Run:
             fault.heal()
             healed = time.monotonic()
             if not (kind.writable or kind.publishes_all):
-                acknowledged.sure(publish(site.redis.url, [ledger.make(task) for task in chosen]))
-            if _served(stage, acknowledged.of(ledger.tasks if kind.publishes_all else mine), done):
+                acknowledged.sure(publish(site.redis.url, [tasks.make(task) for task in chosen]))
+            sure = tasks.ids if kind.publishes_all else [tasks.ids[task] for task in mine]
+            if _served(stage, acknowledged.of(sure), done):
                 done.converged = time.monotonic() - healed
         stored = current_versions(site.redis.url)
         done.lost = acknowledged.lost(stored)
@@ -227,7 +232,7 @@ def _many_connections(admin_url: str, readers: int) -> None:
 def _served(stage: Setting, wanted: Mapping[str, str], done: Run) -> bool:
     """Whether the server comes to answer with all of these versions; `done` is told which it does not."""
     with Caller(stage.site.server.url) as caller:
-        late = caught_up(caller, stage.ledger, wanted, patience=_PATIENCE)
+        late = caught_up(caller, stage.tasks, wanted, patience=_PATIENCE)
     done.never_served += late
     return not late
 

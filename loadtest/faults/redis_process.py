@@ -6,9 +6,7 @@ Must not know: what a store keeps in it, or any experiment.
 
 from __future__ import annotations
 
-import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from loadtest.faults.redis_server import find_redis_server
+from loadtest.faults.replicas import free_ports
 from loadtest.server_process import NotStarted
 
 Setting = str | int | bool | Sequence[str]
@@ -44,7 +43,7 @@ class RedisProcess:
         self, folder: Path, port: int | None = None, *, server: Path | None = None, **settings: Setting
     ) -> None:
         self.folder = folder
-        self.port = _free_port() if port is None else port
+        self.port = free_ports(1)[0] if port is None else port
         self._server = server or find_redis_server()
         self._settings: dict[str, Setting] = {
             "bind": "127.0.0.1",
@@ -217,19 +216,3 @@ def _written(value: str | int | bool) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value) or '""'
-
-
-def _free_port() -> int:
-    """A free loopback port below those that systems give to outgoing connections.
-
-    Among those, a client that retries while Redis is down can be given the port itself and connect to itself.
-    """
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise OSError("no free port between 20000 and 32000")

@@ -5,11 +5,12 @@ Owns: the form of a fault. Must not know: any one of them.
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import redis
 from redis.backoff import NoBackoff
@@ -18,6 +19,10 @@ from redis.retry import Retry
 from loadtest.faults.fault_proxy import ThreadedProxy
 from loadtest.faults.faulty_server import FaultyServer
 from loadtest.faults.redis_process import RedisProcess
+
+REFUSED: Final = "refused"
+RESET: Final = "reset"
+SILENT: Final = "silent"
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,19 @@ class Site:
     publish_again: Callable[[], None]  # every task that was ever known
     publish_meanwhile: Callable[[], None]  # something, directly
 
+    def said(self, command: str, *, patience: float = 10.0) -> str:
+        """The first line that comes back for a command on a new connection through the proxy, or REFUSED and so on."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.proxy.port), patience) as asked:
+                asked.sendall(f"{command}\r\n".encode())
+                return asked.makefile("rb").readline().decode().rstrip()
+        except ConnectionRefusedError:
+            return REFUSED
+        except ConnectionError:
+            return RESET
+        except TimeoutError:
+            return SILENT
+
 
 class Fault(ABC):
     """One fault; an object is used for one run."""
@@ -43,7 +61,6 @@ class Fault(ABC):
     restarts_server: ClassVar[bool] = False
     publishes_all: ClassVar[bool] = False  # healing is publishing every task anew
     refuses_writes: ClassVar[bool] = True  # a write through the server comes to a 503 while it lasts
-    drops_messages: ClassVar[bool] = False  # the proxy keeps messages from the server
     least_seconds: ClassVar[float] = 1.0  # that it must last to be noticed
 
     def __init__(self, site: Site) -> None:
@@ -62,6 +79,10 @@ class Fault(ABC):
     @abstractmethod
     def heal(self) -> None:
         """Mend it, and wait until Redis answers."""
+
+    @abstractmethod
+    def is_there(self) -> bool:
+        """Whether the fault is really there, as seen from where the server stands; asked while it lasts."""
 
     def close(self) -> None:  # noqa: B027 — most have nothing
         """End what it has started beside, whether it was healed or not."""

@@ -23,9 +23,21 @@ from typing import Final, Literal
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.server_process import ROOT, NotStarted, Process, serve_command, wait_for
+from prompt_store import BackboneRef
 
 BackboneName = Literal["fake", "minilm"]
 BACKBONES: Final[tuple[BackboneName, ...]] = ("fake", "minilm")
+
+
+def shape_of(backbone: BackboneName) -> BackboneRef:
+    """What a prompt for the backbone must fit."""
+    if backbone == "fake":
+        from tests.server.fakes import REF
+
+        return REF
+    from backbone import load_backbone  # heavy, and not needed for the other
+
+    return load_backbone(backbone).shape
 
 
 class Replica:
@@ -187,8 +199,10 @@ def replicas(
 
 
 def free_ports(count: int) -> list[int]:
-    """Free loopback ports below those that systems give to outgoing connections: those could be taken by one of the
-    load's own connections while a replica is down.
+    """Free loopback ports below those that systems give to outgoing connections.
+
+    One of those could be taken by one of the load's own connections while a server is down, and a client that tries
+    again meanwhile can be given the port itself and connect to itself.
     """
     found: list[int] = []
     for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):

@@ -17,6 +17,9 @@ _HEAD: Final = """# What breaks, and what does not
 Written by `python -m loadtest.faults.report` from the results in [faults/](faults/), each of which one command printed.
 Counts of failures hold on any machine; rates, latencies and seconds are of the machine that is named, and of what else
 ran on it.
+
+Backbone `fake`: the whole server, in which a formula stands for the model: it tells which version of a prompt an answer
+is from, and says nothing of the model's own work. –: the run did not write it down.
 """
 
 
@@ -32,15 +35,16 @@ def main(folder: Path = FOLDER) -> int:
 
 
 def _overview(results: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| experiment | verdict | seed | commit | load | seconds |"
-    yield "|---|---|---|---|---|---|"
+    yield "| experiment | verdict | backbone | seed | commit | load | seconds |"
+    yield "|---|---|---|---|---|---|---|"
     for one in results:
         verdict = "passed" if one["passed"] else "**failed**"
+        backbone = one["facts"].get("backbone", "–")
         machine = one["machine"]
         load = machine["load_average"]
         yield (
-            f"| [{one['name']}](#{_anchor(one['name'])}) | {verdict} | {one['seed']} | {machine['commit']} "
-            f"| {load} | {one['seconds']:.0f} |"
+            f"| [{one['name']}](#{_anchor(one['name'])}) | {verdict} | {backbone} | {one['seed']} "
+            f"| {machine['commit']} | {load} | {one['seconds']:.0f} |"
         )
     yield ""
 

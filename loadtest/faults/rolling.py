@@ -23,7 +23,7 @@ from loadtest.faults.outcome import Outcome
 from loadtest.faults.proxy_process import ProxyProcess
 from loadtest.faults.redis_process import RedisProcess
 from loadtest.faults.replicas import BACKBONES, Replica, free_ports, replicas
-from loadtest.faults.steady_load import LoadReport, Question, Reply, SteadyLoad
+from loadtest.faults.steady_load import LEAST_SENT, LoadReport, Question, Reply, SteadyLoad
 from loadtest.faults.told_answers import ToldTasks, choices
 
 
@@ -105,6 +105,8 @@ class _Restart:
     """One restart of one replica. Seconds."""
 
     exit_code: int
+    open: int  # requests that it had as the signal came
+    sent: int  # those that the proxy gave it from then on
     out: float  # from the signal until the proxy sends it nothing more
     stop: float  # from the signal until it has ended
     start: float  # until it says that it is ready
@@ -123,14 +125,17 @@ def _roll(
         for _ in range(rounds):
             for replica in running:
                 memory = replica.process.resident_bytes()
+                given = proxy.counts()[replica.name]["requests"]
+                at_work = proxy.open_requests()[replica.name]
                 began = time.monotonic()
                 replica.ask_to_end()
                 out = proxy.wait_until(replica.name, "DOWN")
+                sent = proxy.counts()[replica.name]["requests"] - given
                 code = replica.ended()
                 stop = time.monotonic() - began
                 start = replica.start()
                 seen = proxy.wait_until(replica.name, "UP")
-                restarts[replica.name].append(_Restart(code, out, stop, start, seen, memory))
+                restarts[replica.name].append(_Restart(code, at_work, sent, out, stop, start, seen, memory))
                 progress.advance(shown)
     return restarts
 
@@ -147,6 +152,8 @@ def _outcome(
     figures = {
         "restarts": len(every),
         "exit codes other than 0": bad_exits,
+        "requests that a replica had when it was to end, in all": sum(restart.open for restart in every),
+        "requests that it was given after that, in all": sum(restart.sent for restart in every),
         "longest until the proxy left it out, s": _longest(restart.out for restart in every),
         "longest stop, s": _longest(restart.stop for restart in every),
         "longest start, s": _longest(restart.start for restart in every),
@@ -170,9 +177,11 @@ def _outcome(
         ),
         passed=not (load.failed or load.wrong or bad_exits or load.short)
         and len(every) == options.rounds * options.replicas > 0
+        and any(restart.open or restart.sent for restart in every)
         and all(load.by_replica[name] for name in restarts)
         and (options.retries or not any(again.values())),
-        wanted="all restarts made and all requests sent, 0 failed, 0 wrong scores, every exit code 0"
+        wanted=f"all restarts made, {LEAST_SENT:.0%} or more of the requests sent that the rate asks for, 0 failed, "
+        "0 wrong scores, every exit code 0, requests at replicas that were to end"
         + ("" if options.retries else ", nothing sent twice by the proxy"),
         seed=options.seed,
         rows=[{"figure": name, "value": value} for name, value in figures.items()],

@@ -46,15 +46,21 @@ class Spread:
         for connection in self._connections.values():
             connection.close()
 
-    def wait(self, task: int, version: str, since: float, *, but: str = "") -> list[str]:
-        """Ask every server but one until it answers with the version; the names of those that never did."""
+    def wait(
+        self, task: int, version: str, since: float, *, but: str = "", patience: float = PATIENCE
+    ) -> list[str]:
+        """Ask every server but one until it answers with the version; the names of those that never did.
+
+        Who has not is asked until `patience` seconds after `since`, and once after that.
+        """
         waiting = [name for name in self._connections if name != but]
         while waiting:
+            asked = time.monotonic()
             for name in list(waiting):
                 if self._ask(name, task) == version:
                     waiting.remove(name)
                     self._took(time.monotonic() - since)
-            if time.monotonic() - since > PATIENCE:
+            if asked - since > patience:
                 for _ in waiting:
                     self._took(math.inf)
                 return waiting
@@ -84,7 +90,7 @@ class Spread:
             self._report.asked += 1
             if wrong is not None:
                 self._report.wrong.append(wrong)
-        return version
+        return version if wrong is None else ""
 
     def _took(self, seconds: float) -> None:
         with self._report.lock:

@@ -22,6 +22,9 @@ from urllib.parse import urlsplit
 from loadtest.faults.proxy_process import REPLICA_HEADER
 from loadtest.http_client import percentile
 
+LEAST_SENT: Final = 0.99
+"""Of the requests that a rate asks for; those that were due as the load ended may be open."""
+
 _PATIENCE: Final = 30.0
 _KEPT: Final = 20  # descriptions of failures
 
@@ -68,8 +71,9 @@ class LoadReport:
 
     @property
     def short(self) -> bool:
-        """Whether clearly less was sent than the rate asks for, or nothing was answered."""
-        return not self.answered or self.answered + self.failed < 0.9 * self.offered
+        """Whether less than `LEAST_SENT` of what the rate asks for was sent, or nothing was answered."""
+        missing = self.offered - (self.answered + self.failed)
+        return not self.answered or missing > max(1, round((1 - LEAST_SENT) * self.offered))
 
     def latency(self) -> dict[str, float]:
         """Percentiles and the longest, in milliseconds."""

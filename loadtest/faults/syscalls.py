@@ -53,9 +53,16 @@ class ProgramFailed(RuntimeError):
 
 
 def run_to_the_end(
-    command: Sequence[str], folder: Path, variables: Mapping[str, str], patience: float = 300.0
+    command: Sequence[str],
+    folder: Path,
+    variables: Mapping[str, str],
+    patience: float = 300.0,
+    *,
+    grace: float = 15.0,
 ) -> None:
-    """Run a program in a folder.
+    """Run a program in a folder. If it takes too long, or this program is to end, it is asked to end.
+
+    What it has started in sessions of its own, it ends itself; after `grace` seconds it is made to end.
 
     Raises:
         ProgramFailed
@@ -74,11 +81,20 @@ def run_to_the_end(
         try:
             _, said = running.communicate(timeout=patience)
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)
+            try:
+                _signal(running.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.wait(grace)
+            finally:
+                _signal(running.pid, signal.SIGKILL)
             raise
     if running.returncode:
         raise ProgramFailed(f"exit code {running.returncode}: {said.strip()[-4000:]}")
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
 
 
 def record(

@@ -197,6 +197,7 @@ def _judged(
         rows=rows,
         facts={
             **facts,
+            "backbone": "minilm",
             "processor_microseconds_per_miss": round(float(cost) * 1e6, 1),
             "processor_microseconds_per_hit": round(float(free) * 1e6, 1),
             "processor_microseconds": {

@@ -1,7 +1,8 @@
 """Tasks whose answers tell which version gave them: filling a store with them, asking, and checking what came back.
 
-Owns: the tasks' names, the questions of one to eight texts, and what an answer's rows and its other parts must have to
-do with one another. Must not know: which version is right at which time, or any experiment.
+Owns: the tasks' names, the numbers of their versions, the questions of one to eight texts, and what an answer's rows
+and its other parts must have to do with one another. Must not know: which version is right at which time,
+any experiment.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from loadtest import workload
-from loadtest.faults.replicas import BackboneName
+from loadtest.faults.replicas import BackboneName, shape_of
 from loadtest.faults.telling_prompts import LETTERLESS, Telling, read_scores, telling_prompt
-from prompt_store import BackboneRef, Target, open_store
+from prompt_store import Target, open_store
 from server.prompt_cache import SLOT_OVERHEAD
 
 _TEXTS: Final = 32
@@ -35,10 +36,14 @@ class Told:
 
 
 class ToldTasks:
-    """`count` tasks for a backbone. Safe for threads."""
+    """`count` tasks for a backbone. Safe for threads.
+
+    `data` has the files of the versions that `make` made.
+    """
 
     def __init__(self, count: int, backbone: BackboneName, *, seed: int) -> None:
         self.ids = workload.task_ids(count)
+        self._indices = {task_id: at for at, task_id in enumerate(self.ids)}
         self._texts = [LETTERLESS + text for text in workload.texts(_TEXTS, seed=seed)]
         if backbone == "fake":
             self._shape, self._scores = shape_of(backbone), None
@@ -52,6 +57,8 @@ class ToldTasks:
         # Neither list's length is a multiple of the other's: a task comes by with every number of texts.
         self._asked = [rng.choices(range(_TEXTS), k=rng.randint(1, _MOST)) for _ in range(1021)]
         self._names: dict[str, tuple[int, int]] = {}  # version → task and number
+        self._next = [0] * count  # the number of each task's next version
+        self.data: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
     def prompt(self, task: int, number: int) -> Telling:
@@ -59,7 +66,21 @@ class ToldTasks:
         made = telling_prompt(self.ids[task], task, number, self._shape, soft=self._scores is not None)
         with self._lock:
             self._names[made.version] = (task, number)
+            self._next[task] = max(self._next[task], number + 1)
         return made
+
+    def make(self, task: int) -> bytes:
+        """The file of the task's next version, which `data` has from now on."""
+        with self._lock:
+            number = self._next[task]
+            self._next[task] += 1
+        made = self.prompt(task, number)
+        self.data[made.version] = made.data
+        return made.data
+
+    def index(self, task_id: str) -> int:
+        """Which of the tasks has the name."""
+        return self._indices[task_id]
 
     def fill(self, store_url: str) -> list[str]:
         """Publish version 0 of every task and make it current; the versions."""
@@ -88,12 +109,11 @@ class ToldTasks:
         """Which texts the `number`-th request has."""
         return self._asked[number % len(self._asked)]
 
-    def body(self, task: int, number: int) -> bytes:
+    def body(self, task: int, number: int, *, version: str | None = None) -> bytes:
         """The `number`-th request, for the task. One text is sent as a text or as a list of one."""
         texts = [self._texts[at] for at in self.texts(number)]
-        return json.dumps(
-            {"task_id": self.ids[task], "input": texts[0] if len(texts) == 1 and number % 2 else texts}
-        ).encode()
+        asked = {"task_id": self.ids[task], "input": texts[0] if len(texts) == 1 and number % 2 else texts}
+        return json.dumps(asked if version is None else {**asked, "version": version}).encode()
 
     def read(self, task: int, number: int, body: bytes) -> Told | str:
         """What the answer to that request says; in words where its parts do not belong together."""
@@ -120,14 +140,3 @@ def choices(count: int, seed: int) -> Sequence[int]:
     """Which task the n-th request is for, taken round: some tasks much more often than others, but all of them."""
     often = itertools.islice(workload.task_choices("zipf", count, seed=seed), 4096)
     return [*often, *range(count)]
-
-
-def shape_of(backbone: BackboneName) -> BackboneRef:
-    """What a prompt for the backbone must fit."""
-    if backbone == "fake":
-        from tests.server.fakes import REF
-
-        return REF
-    from backbone import load_backbone
-
-    return load_backbone(backbone).shape

@@ -1,5 +1,6 @@
 """What counts as answered, and what the store must hold: the judges of the faults of Redis."""
 
+import json
 import socket
 import time
 from collections import Counter
@@ -12,11 +13,12 @@ from threading import Thread
 import pytest
 
 from loadtest.faults.admin_writer import Acknowledged
-from loadtest.faults.known_load import Health, HealthWatch, KnownLoad, Tally
-from loadtest.faults.redis_faults import DroppedMessages, Kill
+from loadtest.faults.faulty_server import Caller
+from loadtest.faults.known_load import Health, HealthWatch, KnownLoad, Tally, caught_up
+from loadtest.faults.redis_faults import Kill
 from loadtest.faults.redis_runs import Run
-from loadtest.faults.telling import Ledger
-from tests.server.fakes import REF
+from loadtest.faults.told_answers import ToldTasks
+from prompt_store import version_of
 
 
 @contextmanager
@@ -47,10 +49,14 @@ def server(body: bytes, seconds: float = 0.0) -> Iterator[str]:
             thread.join()
 
 
+def told_tasks() -> ToldTasks:
+    return ToldTasks(2, "fake", seed=0)
+
+
 def test_a_server_that_hangs_answers_nothing_and_is_a_failure_in_the_end() -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        with KnownLoad(url, Ledger(REF, 2), connections=2, rate=50, patience=0.5) as load:
+        with KnownLoad(url, told_tasks(), connections=2, rate=50, patience=0.5) as load:
             time.sleep(0.25)
             assert load.take().offered == 0
             load.pause()
@@ -61,7 +67,7 @@ def test_a_server_that_hangs_answers_nothing_and_is_a_failure_in_the_end() -> No
 
 
 def test_requests_are_timed_from_when_they_were_due() -> None:
-    with server(b"{}", 0.1) as url, KnownLoad(url, Ledger(REF, 2), connections=1, rate=100) as load:
+    with server(b"{}", 0.1) as url, KnownLoad(url, told_tasks(), connections=1, rate=100) as load:
         time.sleep(0.6)
         assert load.take().slowest > 0.3
 
@@ -69,13 +75,33 @@ def test_requests_are_timed_from_when_they_were_due() -> None:
 def test_an_answer_that_cannot_be_checked_is_wrong_and_ends_no_check() -> None:
     with (
         server(b"[1]") as url,
-        KnownLoad(url, Ledger(REF, 2), connections=1, rate=50) as load,
+        KnownLoad(url, told_tasks(), connections=1, rate=50) as load,
         HealthWatch(url) as watch,
     ):
         time.sleep(0.5)
         tally = load.take()
     assert len(tally.wrong) == tally.offered > 1
     assert watch.health.unwell.total() == watch.health.looks > 1
+
+
+def test_an_answer_without_rows_is_wrong_and_not_what_was_waited_for() -> None:
+    tasks = ToldTasks(1, "fake", seed=0)
+    version = version_of(tasks.make(0))
+    empty = json.dumps({"task_id": tasks.ids[0], "version": version, "data": []}).encode()
+    with server(empty) as url:
+        with KnownLoad(url, tasks, connections=1, rate=50) as load:
+            time.sleep(0.3)
+            load.pause()
+            tally = load.take()
+        with Caller(url) as caller:
+            assert caught_up(caller, tasks, {tasks.ids[0]: version}, patience=0.1) == tasks.ids
+    assert len(tally.wrong) == tally.offered > 0
+    assert "other rows" in tally.wrong[0]
+
+
+def test_a_load_of_no_tasks_is_refused() -> None:
+    with pytest.raises(ValueError, match="no tasks"):
+        KnownLoad("http://127.0.0.1:1", ToldTasks(0, "fake", seed=0))
 
 
 def test_what_was_acknowledged_must_be_there_and_what_was_refused_may() -> None:
@@ -103,6 +129,7 @@ GOOD = Run(
     health=Health(20, staleness=2.0),
     watched=3,
     refused=1,
+    happened=True,
     converged=0.5,
 )
 
@@ -114,7 +141,7 @@ def test_a_run_passes_by_what_was_seen_of_it() -> None:
         replace(GOOD, during=Tally()),
         replace(GOOD, health=Health()),
         replace(GOOD, refused=0, published=1),
-        replace(GOOD, fault=DroppedMessages, published=1),
+        replace(GOOD, happened=False),
         replace(GOOD, lost=["a"]),
         replace(GOOD, others=Counter(x=1)),
         replace(GOOD, converged=None),

@@ -13,7 +13,12 @@ NAMES = ("one", "two")
 
 
 def passed(
-    *flags: str, restarts: int = 2, exit_code: int = 0, counts: dict[str, int] | None = None, **load: Any
+    *flags: str,
+    restarts: int = 2,
+    exit_code: int = 0,
+    at_work: tuple[int, int] = (0, 3),
+    counts: dict[str, int] | None = None,
+    **load: Any,
 ) -> bool:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
@@ -22,7 +27,7 @@ def passed(
     report = LoadReport(seconds=10.0, offered=100, answered=100, by_replica=Counter(one=50, two=50))
     for name, value in load.items():
         setattr(report, name, value)
-    one = rolling._Restart(exit_code, 0.2, 1.4, 1.0, 0.0, 10**8)
+    one = rolling._Restart(exit_code, *at_work, 0.2, 1.4, 1.0, 0.0, 10**8)
     none = {"retries": 0, "redispatches": 0}
     return rolling._outcome(
         options,
@@ -34,7 +39,7 @@ def passed(
 
 def test_all_that_was_asked_for_was_done() -> None:
     assert passed()
-    assert passed(answered=95)
+    assert passed(answered=99)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +48,9 @@ def test_all_that_was_asked_for_was_done() -> None:
         {"restarts": 1},
         {"restarts": 3},
         {"exit_code": 1},
+        {"at_work": (0, 0)},
         {"answered": 0, "offered": 0},
-        {"answered": 80},
+        {"answered": 98},
         {"failed": 1},
         {"wrong": 1},
         {"by_replica": Counter(one=100)},

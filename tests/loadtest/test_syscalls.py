@@ -1,5 +1,7 @@
 """Recording a program: its calls become operations in order, and what is not modelled is refused."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,8 +22,10 @@ from loadtest.faults.operations import (
     read_tree,
 )
 from loadtest.faults.power_cut import Disk
+from loadtest.faults.redis_server import find_redis_server
 from loadtest.faults.strace import NoStrace, find_strace
-from loadtest.faults.syscalls import NotModelled, ProgramFailed, record
+from loadtest.faults.syscalls import NotModelled, ProgramFailed, record, run_to_the_end
+from loadtest.server_process import ROOT
 
 HEAD = "import mmap, os, socket, sys, threading; marks = os.open('../marks', os.O_WRONLY | os.O_CREAT)\n"
 
@@ -126,9 +130,71 @@ def test_a_program_that_does_not_end_is_ended_with_its_children(root: Path) -> N
     program = "import os, time; open('child', 'w').write(str(os.fork() or os.getpid())); time.sleep(60)"
     with pytest.raises(subprocess.TimeoutExpired):
         record([sys.executable, "-c", program], root, root.parent / "marks", patience=2)
-    child = int((root / "child").read_text())
+    assert_ends(int((root / "child").read_text()))
+
+
+WITH_A_CHILD_APART = """
+import subprocess, time
+from loadtest.server_process import leave_on_sigterm
+leave_on_sigterm()
+child = subprocess.Popen(["sleep", "300"], start_new_session=True)
+try:
+    open("made", "w").write(str(child.pid))
+    os.rename("made", "child")
+    time.sleep(60)
+finally:
+    child.terminate()
+    child.wait()
+"""
+
+
+def test_a_program_that_is_cut_off_ends_what_it_has_in_a_session_of_its_own(root: Path) -> None:
+    command, variables = [sys.executable, "-c", HEAD + WITH_A_CHILD_APART], {"PYTHONPATH": str(ROOT)}
+    with pytest.raises(subprocess.TimeoutExpired):
+        record(command, root, root.parent / "marks", variables=variables, patience=5)
+    assert_ends(int((root / "child").read_text()))
+
+
+def test_a_program_that_does_not_listen_is_made_to_end(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "open('self', 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_to_the_end([sys.executable, "-c", program], tmp_path, {}, patience=2, grace=0.2)
+    assert_ends(int((tmp_path / "self").read_text()))
+
+
+ITS_REDIS = """
+import asyncio, pathlib, sys
+from loadtest.faults import crash_scenarios, crash_worker
+async def waits(diary, place):
+    pathlib.Path("made").write_text(str(place.server.pid))
+    pathlib.Path("made").rename("redis")
+    await asyncio.sleep(60)
+crash_scenarios.SCENARIOS["redis"]["waits"] = {"run": waits}
+sys.argv[1:] = ["redis", "waits", "run", "../marks"]
+crash_worker.main()
+"""
+
+
+def test_the_worker_of_a_power_cut_leaves_no_redis_behind(tmp_path: Path) -> None:
+    find_redis_server()
+    (tmp_path / "root").mkdir()
+    redis = tmp_path / "root" / "redis"
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ITS_REDIS]
+    with subprocess.Popen(command, cwd=redis.parent, env=variables, start_new_session=True) as worker:
+        while not redis.exists() and worker.poll() is None:
+            time.sleep(0.05)
+        worker.terminate()
+    assert worker.returncode == 128 + signal.SIGTERM
+    assert_ends(int(redis.read_text()))
+
+
+def assert_ends(process: int) -> None:
     for _ in range(100):
-        if not Path(f"/proc/{child}").exists():
+        if not Path(f"/proc/{process}").exists():
             return
         time.sleep(0.05)
-    pytest.fail(f"process {child} lives on")
+    pytest.fail(f"process {process} lives on")

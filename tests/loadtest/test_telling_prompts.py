@@ -17,7 +17,7 @@ from loadtest.faults.telling_prompts import (
     telling_prompt,
 )
 from loadtest.faults.told_answers import Told, ToldTasks
-from prompt_store import decode_prompt, encode_prompt
+from prompt_store import decode_prompt, encode_prompt, version_of
 from server.prompt_cache import SLOT_OVERHEAD
 from tests.server.fakes import REF, FakeBackbone, FakeEncoder
 
@@ -47,7 +47,9 @@ def test_a_mixture_of_two_is_none() -> None:
     for share in (0.1, 0.5, 0.9):
         mixed = [share * a + (1 - share) * b for a, b in zip(one, two, strict=True)]
         assert read_scores(mixed) is None
-    assert read_scores([*one[:13], *two[13:]]) in (None, (3, 9), (3, 6))
+    # Digits of two versions (0110 and 1001, cut in the middle) read as a third. An answer with such scores is caught by
+    # the version that it names (below).
+    assert read_scores([*one[:24], *two[24:]]) == (3, 5)
     assert read_scores([]) is None
     assert read_scores([0.0] * len(one)) is None
     assert read_scores([1 / len(one)] * len(one)) is None
@@ -82,12 +84,48 @@ def test_an_answer_whose_parts_do_not_belong_together_is_found() -> None:
     assert read(new, new, new, other).startswith("another task's: ")
     assert read(new, new, new, new, task=2).startswith("another task's: ")
     assert read(Telling("f" * 64, b""), new, new, new).startswith("mixed: ")
+    assert read(new).startswith("other rows: ")
     assert read(new, new, new).startswith("other rows: ")
     assert read(new, new, new, new, new).startswith("other rows: ")
     half = [(a + b) / 2 for a, b in zip(scores(old), scores(new), strict=True)]
     assert str(tasks.read(1, number, answer(tasks, new, [scores(new), half, half]))).startswith("mixed: ")
-    body = answer(tasks, new, [scores(new)] * 3).replace(b'"index": 1', b'"index": 2')
-    assert str(tasks.read(1, number, body)).startswith("other rows: ")
+    two, one = tasks.prompt(1, 2), scores(new)
+    cut = [*one[:25], *scores(two)[25:]]
+    assert read_scores(cut) == (1, 0)  # a version that there is
+    for named in (old, new, two):
+        said = tasks.read(1, number, answer(tasks, named, [one, cut, one]))
+        assert str(said).startswith("mixed: ")
+
+
+def test_rows_in_another_order_are_found() -> None:
+    tasks = ToldTasks(3, "fake", seed=0)
+    version = tasks.prompt(1, 0)
+    number = next(at for at in range(99) if len(tasks.texts(at)) == 3)
+    right = json.loads(answer(tasks, version, [scores(version)] * 3))
+    assert tasks.read(1, number, json.dumps(right).encode()) == Told(1, 0, version.version)
+    for order in ((1, 0, 2), (2, 1, 0), (0, 0, 1), (1, 2, 3)):
+        for at, row in zip(order, right["data"], strict=True):
+            row["index"] = at
+        assert str(tasks.read(1, number, json.dumps(right).encode())).startswith("other rows: ")
+
+
+def test_each_version_that_is_made_is_the_next_and_known_in_answers() -> None:
+    tasks = ToldTasks(3, "fake", seed=0)
+    tasks.prompt(1, 0)
+    made = [tasks.make(task) for task in (1, 1, 2)]
+    versions = [version_of(data) for data in made]
+    assert [tasks.data[version] for version in versions] == made
+    for (task, number), version in zip(((1, 1), (1, 2), (2, 0)), versions, strict=True):
+        one = Telling(version, tasks.data[version])
+        body = answer(tasks, one, [scores(one)] * len(tasks.texts(5)), task=task)
+        assert tasks.read(task, 5, body) == Told(task, number, version)
+    assert [tasks.index(task_id) for task_id in tasks.ids] == [0, 1, 2]
+
+
+def test_a_request_may_name_a_version() -> None:
+    tasks = ToldTasks(3, "fake", seed=0)
+    asked = json.loads(tasks.body(2, 7))
+    assert json.loads(tasks.body(2, 7, version="a")) == {**asked, "version": "a"}
 
 
 def test_requests_have_one_to_eight_texts_of_each_task() -> None:

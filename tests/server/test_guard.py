@@ -300,7 +300,7 @@ async def test_who_puts_a_version_back_before_this_server_has_looked_gets_it_ser
         async def move(task_id: str, alias: str, wanted: Any, *, expected_revision: Any, actor: str) -> Any:
             if actor != ACTOR or put_back:
                 return await real(task_id, alias, wanted, expected_revision=expected_revision, actor=actor)
-            async with service.sync._lock(task_id):  # no refresh between the two
+            async with service.sync._tasks._lock(task_id):  # no refresh between the two
                 moved = await real(task_id, alias, wanted, expected_revision=expected_revision, actor=actor)
                 put_back.append(await real(task_id, alias, both, expected_revision=None, actor="operator"))
             return moved

@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,12 @@ import pytest
 
 from prompt_store import (
     BackboneRef,
+    Changes,
     Golden,
-    PromptStoreError,
     Revision,
     StoreUnavailable,
     Target,
     TaskPage,
-    TaskRecord,
     version_of,
 )
 from server.prompt_sync import PromptSync
@@ -125,14 +125,6 @@ async def test_damaged_bytes_leave_the_old_version_and_heal(
             return bool((await server.classify()).json()["version"] == version_of(data))
 
         await eventually(healed)
-
-
-async def test_a_task_whose_only_version_cannot_serve_is_unavailable_not_unknown(start: Start) -> None:
-    async with start(task=False) as server:
-        await server.publish(prompt_bytes(ref=OTHER_REF))
-        await server.apps.service.sync.refresh("sentiment")
-        answer = await server.classify()
-        assert (answer.status_code, answer.json()["code"]) == (503, "prompt_unavailable")
 
 
 async def test_a_store_that_fails_for_a_while_stops_nothing(
@@ -262,31 +254,16 @@ async def test_the_view_follows_and_says_how_old_it_is(start: Start, eventually:
         receipt = await server.apps.service.store.publish(prompt_bytes("new"))
         assert await server.apps.service.sync._view.reached(receipt.revision, 2.0)
         assert server.counted("store_revision") == receipt.revision.number
-        stale = (await server.public.get("/readyz")).json()["store"]["staleness_seconds"]
-        assert stale >= 0
+        view = server.apps.service.sync._view
+        view.advance(receipt.revision, time.monotonic() - 100.0)
+        assert (await server.public.get("/readyz")).json()["store"]["staleness_seconds"] > 50
+        await eventually(lambda: view.staleness < 50)  # a step that brought nothing new says so, too
         ready = (await server.public.get("/readyz")).json()
         assert ready["status"] == "ready"
         assert ready["store"].items() >= {"epoch": receipt.revision.epoch, "source": "store"}.items()
         assert ready["tiers"]["device"]["entries"] == 1
         assert ready["tiers"]["host"]["bytes"] > 0
         assert ready["tiers"]["disk"] is None
-
-
-async def test_an_answer_from_a_copy_that_lags_moves_nothing_back(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with start() as server:
-        sync, store = server.apps.service.sync, server.apps.service.store
-        old = await store.task("sentiment")
-        version = await server.publish(prompt_bytes(favours=1))
-        await sync.refresh("sentiment")
-
-        async def lagging(task_id: str) -> object:
-            return old
-
-        monkeypatch.setattr(store, "task", lagging)
-        await sync.refresh("sentiment")
-        assert (await server.classify()).json()["version"] == version
 
 
 async def test_a_write_that_was_acknowledged_is_shown_when_the_store_is_back(
@@ -469,123 +446,29 @@ async def test_a_task_that_was_to_be_tried_again_outlives_the_loss_of_the_store(
         assert (await server.classify()).status_code == 404
 
 
-async def test_a_store_set_back_to_when_a_task_was_deleted_takes_it_not_away(
+async def test_a_loss_that_was_told_once_is_not_forgotten_when_the_listing_fails(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PromptSync, "follow", idle)
+    monkeypatch.setattr("server.prompt_sync._WATCH_SECONDS", 0.0)
     async with start() as server:
         store, sync = server.apps.service.store, server.apps.service.sync
-        now = await store.revision()
-        await store.delete_task("sentiment", force=True)
+        watch, listed = store.watch, store.list
 
-        async def smaller() -> Revision:
-            return Revision(now.epoch, now.number - 1)
+        async def told(since: Revision, **options: Any) -> Changes:
+            monkeypatch.setattr(store, "watch", watch)
+            return replace(await watch(since, **options), reset=True)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(store, "revision", smaller)
-            await sync.refresh("sentiment")
-        assert (await server.classify()).status_code == 200
-        await sync.refresh("sentiment")
-        assert (await server.classify()).status_code == 404
+        async def fails(**options: Any) -> TaskPage:
+            monkeypatch.setattr(store, "list", listed)
+            raise StoreUnavailable("down")
 
-
-MANY = [f"t{number:03}" for number in range(70)]  # more than a start makes ready
-BAD = [Golden(text="x", label="negative")]
-
-
-async def test_a_version_that_no_start_made_ready_is_rehearsed_by_its_first_request(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Warming, "run", idle)
-    async with start(task=False) as server:
-        for name in MANY[:-1]:
-            await server.publish(prompt_bytes(name), name)
-        bad = await server.publish(prompt_bytes(MANY[-1], favours=1, golden=BAD), MANY[-1])
-    async with start(task=False) as server:
-        assert (await server.classify(task_id=MANY[-2])).status_code == 200
-        for _ in range(2):
-            answer = await server.classify(task_id=MANY[-1])
-            assert (answer.status_code, answer.json()["code"]) == (503, "prompt_unavailable")
-        alias = (await server.admin.get(f"/admin/tasks/{MANY[-1]}")).json()["aliases"]["current"]
-        assert alias["problem"]["code"] == "golden_mismatch"
-        assert alias["problem"]["versions"] == [bad]
-        assert server.counted("refused_versions_total", code="golden_mismatch") == 1
-        await server.apps.service.sync.refresh(MANY[-1])
-        assert server.counted("refused_versions_total", code="golden_mismatch") == 1
-        good = await server.publish(prompt_bytes(MANY[-1]), MANY[-1])
-        await server.apps.service.sync.refresh(MANY[-1])
-        assert (await server.classify(task_id=MANY[-1])).json()["version"] == good
-        assert not server.apps.service.catalogue.troubled
-
-
-async def test_a_bad_move_while_the_server_was_down_leaves_what_it_served(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Warming, "run", idle)
-    cache, last = tmp_path / "cache", MANY[-1]
-    async with start(task=False) as server:
-        versions = {name: await server.publish(prompt_bytes(name), name) for name in MANY}
-    async with start(task=False, cache_dir=cache) as server:
-        assert len(server.apps.service.catalogue) == len(MANY)
-    async with start(task=False) as server:
-        await server.publish(prompt_bytes(last, favours=1, golden=BAD), last)
-    async with start(task=False, cache_dir=cache) as server:
-        answer = await server.classify(task_id=last)
-        assert (answer.status_code, answer.json()["version"]) == (200, versions[last])
-        shown = (await server.admin.get(f"/admin/tasks/{last}")).json()["aliases"]["current"]
-        assert shown["problem"]["code"] == "golden_mismatch"
-
-
-@pytest.mark.parametrize("error", [KeyError("secret"), PromptStoreError("the record is damaged")])
-async def test_a_record_that_cannot_be_read_holds_up_no_other_task(
-    start: Start, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    async with start() as server:
-        store, view = server.apps.service.store, server.apps.service.sync._view
-        real = store.task
-
-        async def damaged(task_id: str) -> object:
-            if task_id in ("sentiment", "never-seen"):
-                raise error
-            return await real(task_id)
-
-        monkeypatch.setattr(store, "task", damaged)
-        before = (await server.classify()).json()["version"]
-        version = await server.publish(prompt_bytes(favours=1))
-        await server.publish(prompt_bytes("never-seen"), "never-seen")
-        await server.publish(prompt_bytes("other"), "other")
-        assert await view.reached(await store.revision(), 20.0)
-        assert (await server.classify(task_id="other")).status_code == 200
-        assert (await server.classify()).json()["version"] == before
-        assert (await server.classify(task_id="never-seen")).json()["code"] == "prompt_unavailable"
-        code = getattr(error, "code", "internal_error")
-        await server.apps.service.sync.refresh("sentiment")
-        assert server.counted("unreadable_tasks_total", code=code) == 2  # once for each
-        assert "secret" not in str(server.apps.service.catalogue.get("sentiment"))
-        monkeypatch.setattr(store, "task", real)
-        await server.apps.service.sync.refresh("sentiment")
-        assert (await server.classify()).json()["version"] == version
-        assert "sentiment" not in server.apps.service.catalogue.troubled
-
-
-async def test_a_page_with_a_damaged_record_is_taken_in_without_it(
-    start: Start, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with start() as server:
-        store, sync = server.apps.service.store, server.apps.service.sync
-        listed, looked_up = store.list, store.task
-
-        async def list_with_one_damaged(**options: Any) -> TaskPage:
-            return replace(await listed(**options), unreadable=("broken",))
-
-        async def task(task_id: str) -> TaskRecord:
-            if task_id == "broken":
-                raise PromptStoreError("the store's record of task broken is damaged")
-            return await looked_up(task_id)
-
-        monkeypatch.setattr(store, "list", list_with_one_damaged)
-        monkeypatch.setattr(store, "task", task)
-        await sync.start()
-        await eventually(lambda: server.counted("unreadable_tasks_total", code="store_error") == 1)
-        assert (await server.classify()).status_code == 200
-        assert (await server.admin.get("/admin/tasks")).json()["unreadable"] == ["broken"]
+        monkeypatch.setattr(store, "watch", told)
+        monkeypatch.setattr(store, "list", fails)
+        with pytest.raises(StoreUnavailable):
+            await sync._step()
+        assert server.counted("store_history_lost_total") == 0
+        await sync._step()
+        assert server.counted("store_history_lost_total") == 1
+        await sync._step()
+        assert server.counted("store_history_lost_total") == 1

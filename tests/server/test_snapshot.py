@@ -34,7 +34,7 @@ class Server:
     def put(self, name: str, revision: int, *, missing: bool = False) -> ServedTask:
         task = ServedTask(
             name, revision, {"current": (Target(A, 3), Target(B, 1))}, (A, B), 1_790_000_000,
-            {"canary": Problem((C,), "corrupt_version", "lost", 5.0)}, missing,
+            {"canary": Problem((C,), "corrupt_version", "lost", 5.0, 6)}, missing,
         )  # fmt: skip
         self.catalogue.put(task)
         return task
