@@ -4,7 +4,6 @@ Owns: the public names of the package, and which store a URL means. Must not kno
 """
 
 from pathlib import Path
-from typing import Final
 from urllib.parse import unquote
 
 from prompt_store.codec import check_backbone, check_finite_in, decode_prompt, encode_prompt, version_of
@@ -42,6 +41,7 @@ from prompt_store.manifest import (
 )
 from prompt_store.names import check_alias, check_task_id, is_version
 from prompt_store.prompt import Prompt
+from prompt_store.redis_url import SCHEMES, parse_redis_url, slipped_scheme
 from prompt_store.store import (
     AliasRecord,
     Changes,
@@ -138,12 +138,8 @@ __all__ = [
 def _open_redis(url: str) -> PromptStore:
     # redis-py takes a moment to import: only for those who use it.
     from prompt_store.redis_store import RedisStore
-    from prompt_store.redis_url import parse_redis_url
 
     return RedisStore(parse_redis_url(url))
-
-
-_REDIS: Final = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
 
 
 def open_store(url: str) -> PromptStore:
@@ -154,13 +150,15 @@ def open_store(url: str) -> PromptStore:
     Touches nothing yet; a store that cannot be reached says so on first use. PromptStoreError for a scheme
     that is not known here.
     """
+    if slipped := slipped_scheme(url):
+        raise PromptStoreError(f"the store's URL is not well formed: expected two slashes after {slipped}:")
     scheme, separator, location = url.partition("://")
     if not separator:
         scheme, location = "file", url.replace("%", "%25")  # a plain path is not percent-encoded
-    if scheme in _REDIS:
+    if scheme in SCHEMES:
         return _open_redis(url)
     if scheme != "file":
-        known = ", ".join(f"{name}://" for name in ("file", *_REDIS))
+        known = ", ".join(f"{name}://" for name in ("file", *SCHEMES))
         raise PromptStoreError(f"unknown kind of store: expected {known} or a plain path")
     if not location:
         raise PromptStoreError("a store needs a path: expected file:///absolute/path or a plain path")

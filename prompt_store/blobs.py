@@ -74,6 +74,15 @@ class BlobFolder:
         except FileNotFoundError:
             return None
 
+    def usable(self) -> bool:
+        """Whether the folder itself is there, and may be looked into."""
+        try:
+            with os.scandir(self._blobs) as entries:
+                next(entries, None)
+        except OSError:
+            return False
+        return os.access(self._blobs, os.X_OK)
+
     def touch(self, *digests: str) -> None:
         """Let the grace time of blobs that are about to lose their last reference begin now."""
         for digest in digests:

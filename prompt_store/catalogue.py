@@ -7,6 +7,7 @@ Every write is one BEGIN IMMEDIATE transaction, so that what it read is still so
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ from typing import Final, Literal
 
 from pydantic import JsonValue
 
+from prompt_store.catalogue_rows import has_version, tasks_between
 from prompt_store.errors import (
+    PromptStoreError,
     RevisionConflict,
     UnknownAlias,
     UnknownTask,
@@ -43,6 +46,13 @@ class Catalogue:
 
     def __init__(self, path: Path) -> None:
         self._db = open_database(path)
+        try:
+            found = os.stat(path)
+        except BaseException:
+            self._db.close()
+            raise
+        # A store that was restored from a backup and written on goes by the same numbers: it is another file.
+        self._mark = f"{found.st_dev}:{found.st_ino}"
 
     def close(self) -> None:
         """Let go of the file."""
@@ -53,14 +63,13 @@ class Catalogue:
     def revision(self) -> Revision:
         """Where the history stands."""
         epoch, number = self._db.execute("SELECT epoch, revision FROM store").fetchone()
-        return Revision(epoch, number)
+        return Revision(epoch, number, self._mark)
 
     def task(self, task_id: str) -> TaskRecord:
         """One task; UnknownTask."""
         with self._transaction("BEGIN"):
             self._require_task(task_id)
-            (record,) = self._records(task_id, task_id)
-            return record
+            return tasks_between(self._db, task_id, task_id)[task_id]()
 
     def page(self, after: str | None, limit: int) -> TaskPage:
         """`limit` tasks after an id, in three queries however many they are."""
@@ -70,8 +79,15 @@ class Catalogue:
                 (after or "", limit + 1),
             ).fetchall()
             shown = ids[:limit]
-            records = self._records(shown[0][0], shown[-1][0]) if shown else ()
-            return TaskPage(records, shown[-1][0] if len(ids) > limit else None, self.revision())
+            readings = tasks_between(self._db, shown[0][0], shown[-1][0]) if shown else {}
+            now = self.revision()
+        tasks, unreadable = [], []
+        for task_id, read in readings.items():
+            try:
+                tasks.append(read())
+            except PromptStoreError:  # one damaged record must not hide all others
+                unreadable.append(task_id)
+        return TaskPage(tuple(tasks), shown[-1][0] if len(ids) > limit else None, now, tuple(unreadable))
 
     def history(self, task_id: str, limit: int) -> tuple[Event, ...]:
         """The latest events, newest first; UnknownTask when there never was such a task."""
@@ -95,13 +111,14 @@ class Catalogue:
             ).fetchone()
         if row is None:
             raise UnknownVersion(f"task {task_id} has no such version")
-        return int(row[0])
+        return row[0] if type(row[0]) is int else -1  # -1: damaged, and the size of no file
 
     def changes(self, after: Revision) -> Changes:
         """What changed since `after`."""
         with self._transaction("BEGIN"):
             now = self.revision()
             reset = now.epoch != after.epoch or now.number < after.number
+            reset = reset or after.mark not in ("", now.mark)
             if reset or now == after:
                 return Changes(now, (), reset)
             rows = self._db.execute(
@@ -109,24 +126,35 @@ class Catalogue:
             ).fetchall()
             return Changes(now, tuple(row[0] for row in rows), reset=False)
 
+    def has(self, task_id: str, version: str, size: int) -> bool:
+        """Whether the task has this version with a record that is whole; `size` is that of its bytes."""
+        return has_version(self._db, task_id, version, size)
+
+    def versions(self, task_id: str) -> tuple[str, ...]:
+        """The names of a task's versions; UnknownTask."""
+        with self._transaction("BEGIN"):
+            self._require_task(task_id)
+            rows = self._db.execute("SELECT version FROM versions WHERE task_id = ?", (task_id,))
+            return tuple(row[0] for row in rows)
+
     # ── writes ───────────────────────────────────────────────────────────
 
     def add_version(
         self, task_id: str, version: VersionRecord, actor: str, *, ensure_blob: Callable[[], None]
     ) -> tuple[bool, Revision]:
-        """Add a version: whether it is new, and the revision.
+        """Add a version, in place of a damaged record of it: whether it is new, and the revision.
 
         `ensure_blob` is called inside the transaction, where no collection can take the blob away any more.
         """
         with self._transaction("BEGIN IMMEDIATE"):
             ensure_blob()
-            if self._has_version(task_id, version.version):
+            if self.has(task_id, version.version, version.size):
                 return False, self.revision()
             number = self._change(
                 task_id, actor, "publish", {"version": version.version, "method": version.method}
             )
             self._db.execute(
-                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     task_id,
                     version.version,
@@ -171,8 +199,11 @@ class Catalogue:
         """Remove a version; UnknownTask, UnknownVersion, VersionInUse."""
         with self._transaction("BEGIN IMMEDIATE"):
             self._require_task(task_id)
-            for name, alias in self._aliases(task_id, task_id).get(task_id, {}).items():
-                if any(target.version == version for target in alias.targets):
+            for name, targets in self._db.execute(
+                "SELECT name, targets FROM aliases WHERE task_id = ?", (task_id,)
+            ).fetchall():
+                # 64 digits of hex, which stand in an alias's JSON, damaged or not, only where it leads to that version.
+                if f'"{version}"' in str(targets):
                     raise VersionInUse(
                         f"the alias {name} of task {task_id} leads to this version: move it first"
                     )
@@ -186,10 +217,9 @@ class Catalogue:
         """Leave a tombstone; UnknownTask, VersionInUse."""
         with self._transaction("BEGIN IMMEDIATE"):
             self._require_task(task_id)
-            if not force and (aliases := self._aliases(task_id, task_id).get(task_id)):
-                raise VersionInUse(
-                    f"task {task_id} has aliases, {min(aliases)} for one: delete them, or force"
-                )
+            first = "SELECT min(name) FROM aliases WHERE task_id = ?"
+            if not force and (alias := self._db.execute(first, (task_id,)).fetchone()[0]) is not None:
+                raise VersionInUse(f"task {task_id} has aliases, {alias} for one: delete them, or force")
             self._change(task_id, actor, "delete_task", {}, deleted=True)
             self._db.execute("DELETE FROM aliases WHERE task_id = ?", (task_id,))
             self._db.execute("DELETE FROM versions WHERE task_id = ?", (task_id,))
@@ -259,9 +289,8 @@ class Catalogue:
 
     def _compare(self, task_id: str, alias: str, expected: int | None) -> int:
         """The alias's revision, 0 when there is none; RevisionConflict unless it is the expected one."""
-        row = self._db.execute(
-            "SELECT revision FROM aliases WHERE task_id = ? AND name = ?", (task_id, alias)
-        ).fetchone()
+        query = "SELECT revision FROM aliases WHERE task_id = ? AND name = ?"
+        row = self._db.execute(query, (task_id, alias)).fetchone()
         current = 0 if row is None else int(row[0])
         if expected is not None and expected != current:
             where = f"is at revision {current}" if current else "does not exist"
@@ -269,34 +298,3 @@ class Catalogue:
                 f"expected the alias {alias} at revision {expected}, but it {where}", current=current
             )
         return current
-
-    def _records(self, first: str, last: str) -> tuple[TaskRecord, ...]:
-        """The tasks with ids from `first` to `last`, tombstones left out."""
-        versions: dict[str, list[VersionRecord]] = {}
-        for task_id, *fields in self._db.execute(
-            "SELECT task_id, version, size, published_at, method, labels FROM versions"
-            " WHERE task_id BETWEEN ? AND ? ORDER BY task_id, revision DESC",
-            (first, last),
-        ):
-            versions.setdefault(task_id, []).append(VersionRecord(*fields))
-        aliases = self._aliases(first, last)
-        tasks = self._db.execute(
-            "SELECT task_id, revision FROM tasks"
-            " WHERE NOT deleted AND task_id BETWEEN ? AND ? ORDER BY task_id",
-            (first, last),
-        )
-        return tuple(
-            TaskRecord(task_id, aliases.get(task_id, {}), tuple(versions.get(task_id, ())), revision)
-            for task_id, revision in tasks
-        )
-
-    def _aliases(self, first: str, last: str) -> dict[str, dict[str, AliasRecord]]:
-        aliases: dict[str, dict[str, AliasRecord]] = {}
-        for task_id, name, targets, revision in self._db.execute(
-            "SELECT task_id, name, targets, revision FROM aliases"
-            " WHERE task_id BETWEEN ? AND ? ORDER BY task_id, name",
-            (first, last),
-        ):
-            record = AliasRecord(name, tuple(Target(*pair) for pair in json.loads(targets)), revision)
-            aliases.setdefault(task_id, {})[name] = record
-        return aliases

@@ -28,7 +28,6 @@ class CatalogueThread:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._catalogue: Catalogue | None = None
         self._opened: tuple[int, int] | None = None
-        self.generation = 0  # how many files there were under this name; to be read in a job
 
     async def run(self, job: Callable[[Catalogue], T]) -> T:
         """Run `job` on the thread; what disk and database raise comes back as StoreUnavailable."""
@@ -58,8 +57,7 @@ class CatalogueThread:
         if self._catalogue is None:
             self._blobs.create()
             self._catalogue = Catalogue(self._path)
-            before, self._opened = self._opened, self._identity()
-            self.generation += before != self._opened
+            self._opened = self._identity()
         return self._catalogue
 
     def _identity(self) -> tuple[int, int] | None:

@@ -8,8 +8,9 @@ nobody needs, which `collect` removes.
 """
 
 import asyncio
+import errno
+import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +23,7 @@ from prompt_store.blobs import BlobFolder
 from prompt_store.catalogue import Catalogue
 from prompt_store.catalogue_thread import CatalogueThread
 from prompt_store.codec import version_of
-from prompt_store.errors import CorruptVersion, NotFound, StoreUnavailable
+from prompt_store.errors import CorruptVersion, StoreUnavailable
 from prompt_store.names import check_alias, check_task_id
 from prompt_store.schema import CATALOGUE
 from prompt_store.store import (
@@ -46,8 +47,13 @@ from prompt_store.unavailable import as_unavailable
 T = TypeVar("T")
 
 POLL_SECONDS: Final = 0.1  # for changes by other processes; our own wake a watcher at once
-SEEN_KEPT: Final = 256
 COLLECT_CHUNK: Final = 100  # blobs per transaction: a collection must not keep publishers waiting for long
+# What says nothing about the file that it meets: this process is short of something, or a mount does not answer.
+_NOT_THE_FILES: Final = {
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ENODEV, errno.ENXIO),
+}
 _ON_DISK: Final = Durability("always")  # `blobs` and `schema` see to it
 
 
@@ -63,14 +69,13 @@ class FileStore(PromptStore):
         self._writer = CatalogueThread(path, self._blobs, "prompt-store-write")
         self._files = ThreadPoolExecutor(4, thread_name_prefix="prompt-store-files")
         self._changed = asyncio.Event()
-        self._seen: OrderedDict[Revision, int] = OrderedDict()  # in which file; the latest few
         self._closed = False
 
     async def publish(self, data: bytes, *, expect_version: str | None = None, actor: str = "") -> Published:
         """See `PromptStore.publish`."""
         prompt, version = await self._in_files(lambda: check_upload(data, expect_version))
         task_id = prompt.manifest.task_id
-        if await self._is_stored(task_id, version):
+        if await self._is_stored(task_id, version, len(data)):
             return Published(await self.revision(), _ON_DISK, task_id, version, created=False)
         record = VersionRecord(
             version, len(data), time.time(), prompt.manifest.method, len(prompt.manifest.labels)
@@ -88,14 +93,12 @@ class FileStore(PromptStore):
         """See `PromptStore.get`."""
         check_ids(task_id, version)
         size = await self._read(lambda catalogue: catalogue.size_of(task_id, version))
-        data = await self._in_files(lambda: self._intact(version, size))
-        if data is None:
+        found = await self._in_files(lambda: self._intact(version, size))
+        if isinstance(found, str):
             # It may have been deleted and collected since we asked: then this raises UnknownVersion instead.
             await self._read(lambda catalogue: catalogue.size_of(task_id, version))
-            raise CorruptVersion(
-                f"the bytes of a version of task {task_id} are lost or damaged: publish it anew"
-            )
-        return data
+            raise CorruptVersion(f"the bytes of a version of task {task_id} {found}: publish it anew")
+        return found
 
     async def task(self, task_id: str) -> TaskRecord:
         """See `PromptStore.task`."""
@@ -156,8 +159,9 @@ class FileStore(PromptStore):
 
     async def delete_task(self, task_id: str, *, force: bool = False, actor: str = "") -> Receipt:
         """See `PromptStore.delete_task`."""
-        record = await self.task(task_id)
-        await self._in_files(lambda: self._blobs.touch(*(version.version for version in record.versions)))
+        check_task_id(task_id)
+        versions = await self._read(lambda catalogue: catalogue.versions(task_id))
+        await self._in_files(lambda: self._blobs.touch(*versions))
         revision = await self._write(
             lambda catalogue: catalogue.delete_task(task_id, clean_actor(actor), force=force)
         )
@@ -210,19 +214,7 @@ class FileStore(PromptStore):
         await asyncio.to_thread(self._files.shutdown)
 
     async def _changes(self, after: Revision) -> Changes:
-        """What changed since `after`. A store that was restored from a backup and written on goes by the same numbers;
-        that it is another file gives it away.
-        """
-        changes, generation = await self._read(
-            lambda catalogue: (catalogue.changes(after), self._reader.generation)
-        )
-        if self._seen.get(after, generation) != generation:
-            changes = Changes(changes.revision, (), reset=True)
-        self._seen[changes.revision] = generation
-        self._seen.move_to_end(changes.revision)
-        if len(self._seen) > SEEN_KEPT:
-            self._seen.popitem(last=False)
-        return changes
+        return await self._read(lambda catalogue: catalogue.changes(after))
 
     async def _read(self, job: Callable[[Catalogue], T]) -> T:
         self._check_open()
@@ -248,12 +240,10 @@ class FileStore(PromptStore):
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _is_stored(self, task_id: str, version: str) -> bool:
-        try:
-            size = await self._read(lambda catalogue: catalogue.size_of(task_id, version))
-        except NotFound:
+    async def _is_stored(self, task_id: str, version: str, size: int) -> bool:
+        if not await self._read(lambda catalogue: catalogue.has(task_id, version, size)):
             return False
-        return await self._in_files(lambda: self._intact(version, size)) is not None
+        return isinstance(await self._in_files(lambda: self._intact(version, size)), bytes)
 
     def _try_to_write(self, version: str, data: bytes) -> None:
         with suppress(FileNotFoundError):  # a collection with a short grace may take the temporary file
@@ -263,12 +253,17 @@ class FileStore(PromptStore):
         if self._blobs.size(version) != len(data):
             self._blobs.write(version, data)
 
-    def _intact(self, version: str, size: int) -> bytes | None:
-        """The blob's bytes, or None when they are lost, or not those that were published."""
-        if self._blobs.size(version) != size:  # asked first: a damaged blob may be too large to read
-            return None
+    def _intact(self, version: str, size: int) -> bytes | str:
+        """The blob's bytes, or what is wrong with them; OSError where it is not this blob alone."""
         try:
-            data = self._blobs.read(version)
-        except FileNotFoundError:
-            return None
-        return data if version_of(data) == version else None
+            if self._blobs.size(version) == size:  # asked first: a damaged blob may be too large to read
+                data = self._blobs.read(version)
+                if version_of(data) == version:
+                    return data
+        except OSError as error:
+            if error.errno in _NOT_THE_FILES or not self._blobs.usable():
+                raise
+            # One file that cannot be read must not make the whole store look away: nobody would follow it any more.
+            if error.errno != errno.ENOENT:
+                return f"cannot be read ({os.strerror(error.errno or 0)})"
+        return "are lost or damaged"

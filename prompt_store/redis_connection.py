@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = 1.0
+_BYTES_PER_SECOND: Final = 2**20  # the slowest network over which a large version is published
 _CALLS_AT_ONCE: Final = 32  # more of them wait their turn; each may need two connections
 MOST_CONNECTIONS: Final = 2 * _CALLS_AT_ONCE + 8  # for polls, which do not wait, and the subscription
 
@@ -59,6 +60,7 @@ _CERTIFICATE: Final = (
     "Redis's TLS certificate is refused, or ours by Redis: check ca, cert and key in the store's URL"
 )
 _NO_FILE: Final = "a file for TLS cannot be read: check ca, cert and key in the store's URL"
+_BARRED: Final = "this machine does not let us connect to Redis: check its firewall"
 _NO_PRIMARY: Final = "the Sentinels name no primary: check the service's name, and Redis"
 _ODD: Final = "Redis answered with an error: see the log"
 
@@ -134,10 +136,10 @@ class RedisConnection:
         place = self._place
         wait = ("WAIT", place.replicas, int(place.replicas_timeout * 1000))
         more = [("CONFIG", "GET", "*append*"), *([wait] if place.replicas else [])]
-        async with (
-            self._in_time(place.timeout + (place.replicas_timeout if place.replicas else 0.0)),
-            self._turns,
-        ):
+        # A large version takes its time to send, also to a Redis that is well.
+        sending = sum(len(one) for one in arguments if isinstance(one, bytes)) / _BYTES_PER_SECOND
+        waiting = place.replicas_timeout if place.replicas else 0.0
+        async with self._in_time(place.timeout + sending + waiting), self._turns:
             answer, settings, *confirmed = await self._send(script, arguments, *more)
         replicas = confirmed[0] if confirmed and isinstance(confirmed[0], int) else 0
         return list(answer), Durability(_fsync(settings), replicas)
@@ -152,7 +154,7 @@ class RedisConnection:
 
     @asynccontextmanager
     async def _in_time(self, seconds: float) -> AsyncIterator[None]:
-        with as_unavailable():
+        with as_unavailable(tls=self._place.tls is not None):
             try:
                 async with asyncio.timeout(seconds):
                     yield
@@ -242,12 +244,15 @@ def _text(value: object) -> str:
 
 
 @contextmanager
-def as_unavailable() -> Iterator[None]:
-    """Turn redis-py's errors into StoreUnavailable; all others pass. The original stays the cause, for the log."""
+def as_unavailable(*, tls: bool = False) -> Iterator[None]:
+    """Turn redis-py's errors into StoreUnavailable; all others pass. The original stays the cause, for the log.
+
+    `tls`: the URL asks for TLS, so that a file which cannot be read is one of its.
+    """
     try:
         yield
     except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
-        raise StoreUnavailable(_advice(error)) from error
+        raise StoreUnavailable(_advice(error, tls=tls)) from error
     except RuntimeError as error:
         # uvloop's word for a write on a connection that was closed a moment ago, where asyncio's is ConnectionError.
         if "handler is closed" not in str(error):
@@ -255,7 +260,7 @@ def as_unavailable() -> Iterator[None]:
         raise StoreUnavailable(_AWAY) from error
 
 
-def _advice(error: BaseException) -> str:
+def _advice(error: BaseException, *, tls: bool) -> str:
     if "user executing the script" in str(error):  # no NOPERM from inside a script
         return _BY_WORD["NOPERM"]
     words = set(str(error).replace("-", " ").replace(":", " ").split())
@@ -279,8 +284,10 @@ def _advice(error: BaseException) -> str:
     causes = [error, error.__cause__, error.__context__]
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
         return _CERTIFICATE
-    if any(isinstance(cause, FileNotFoundError | PermissionError) for cause in causes):
+    if tls and any(isinstance(cause, FileNotFoundError | PermissionError) for cause in causes):
         return _NO_FILE
+    if any(isinstance(cause, PermissionError) for cause in causes):
+        return _BARRED
     if type(error).__name__ == "MasterNotFoundError":
         return _NO_PRIMARY
     return next((advice for kind, advice in kinds if isinstance(error, kind)), _ODD)

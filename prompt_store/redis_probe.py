@@ -72,7 +72,7 @@ async def ask_redis(place: RedisPlace) -> RedisFacts:
     """Ask the primary of `place`; StoreUnavailable."""
     connection = RedisConnection(place)
     try:
-        with as_unavailable():
+        with as_unavailable(tls=place.tls is not None):
             redis, seconds = connection.redis, place.timeout
             ping = await _ping_seconds(redis, seconds)
             info = await _within(seconds, _allowed(redis.info())) or {}

@@ -7,18 +7,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from prompt_store.errors import PromptStoreError
-from prompt_store.store import Action, AliasRecord, Event, Target, TaskRecord, VersionRecord
+from prompt_store.records import alias_record, as_damaged, version_record
+from prompt_store.store import Action, AliasRecord, Event, TaskRecord, VersionRecord
 
 
 def task_of(task_id: str, fields: Mapping[bytes, bytes]) -> TaskRecord | None:
     """The task in a hash; None when there is none, or a tombstone. PromptStoreError for what no promptmux wrote."""
-    try:
+    with as_damaged(task_id):
         return _task_of(task_id, fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise PromptStoreError(
-            f"the store's record of task {task_id} is damaged: restore Redis, or publish the task anew"
-        ) from error
 
 
 def _task_of(task_id: str, fields: Mapping[bytes, bytes]) -> TaskRecord | None:
@@ -32,13 +28,12 @@ def _task_of(task_id: str, fields: Mapping[bytes, bytes]) -> TaskRecord | None:
         kind, _, rest = name.decode().partition(":")
         if kind == "a":
             revision, _, targets = value.decode().partition(" ")
-            pairs = json.loads(targets)
-            aliases[rest] = AliasRecord(rest, tuple(Target(*pair) for pair in pairs), int(revision))
+            aliases[rest] = alias_record(rest, targets, int(revision))
         elif kind == "v":
             revision, size, text = value.decode().split(" ", 2)
             record = json.loads(text)  # of a later promptmux it may say more
             known = (record["published_at"], record["method"], record["labels"])
-            versions.append((int(revision), VersionRecord(rest, int(size), *known)))
+            versions.append((int(revision), version_record(rest, int(size), *known)))
     versions.sort(key=lambda entry: entry[0], reverse=True)
     return TaskRecord(
         task_id,

@@ -11,7 +11,6 @@ import asyncio
 import json
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -44,7 +43,7 @@ from prompt_store.store import (
 )
 
 POLL_SECONDS: Final = 0.5
-_MARKS_KEPT: Final = 256  # revisions that a watcher may still ask about
+_PIECE_BYTES: Final = 2**20  # of a version in one answer
 COLLECT_CHUNK: Final = 100
 
 
@@ -54,7 +53,6 @@ class RedisStore(PromptStore):
     def __init__(self, place: RedisPlace) -> None:
         self._place = place
         self._connection = RedisConnection(place)
-        self._marks: OrderedDict[Revision, str] = OrderedDict()
         self._changed = asyncio.Event()
         self._hints = RedisHints(self._connection, f"{place.prefix}changes", self._wake)
         self._closed = False
@@ -75,15 +73,22 @@ class RedisStore(PromptStore):
             *_change(actor, "publish", {"version": version, "method": manifest.method}),
             data,
         )
-        return Published(self._stand(stand), durability, manifest.task_id, version, created=bool(created))
+        return Published(_stand(stand), durability, manifest.task_id, version, created=bool(created))
 
     async def get(self, task_id: str, version: str) -> bytes:
         """See `PromptStore.get`."""
         check_ids(task_id, version)
-        (data,) = await self._read("get", task_id, version, about=task_id)
-        if await asyncio.to_thread(version_of, data) != version:
+        data = bytearray()
+        while True:
+            # A question that is asked again, and the time that it may take, are about one piece.
+            piece, size = await self._read("get", task_id, version, len(data), _PIECE_BYTES, about=task_id)
+            data += piece
+            if len(data) >= size or not piece:
+                break
+        found = bytes(data)
+        if await asyncio.to_thread(version_of, found) != version:
             raise corrupt(task_id)
-        return bytes(data)
+        return found
 
     async def task(self, task_id: str) -> TaskRecord:
         """See `PromptStore.task`."""
@@ -108,7 +113,7 @@ class RedisStore(PromptStore):
                 unreadable.append(task_id)
             else:
                 tasks += [record] if record is not None else []
-        return TaskPage(tuple(tasks), following.decode() or None, self._stand(stand), tuple(unreadable))
+        return TaskPage(tuple(tasks), following.decode() or None, _stand(stand), tuple(unreadable))
 
     async def history(self, task_id: str, *, limit: int = 100) -> tuple[Event, ...]:
         """See `PromptStore.history`."""
@@ -144,7 +149,7 @@ class RedisStore(PromptStore):
             alias=alias,
             expected=expected_revision,
         )
-        return Moved(self._stand(stand), durability, AliasRecord(alias, tuple(targets), int(number)))
+        return Moved(_stand(stand), durability, AliasRecord(alias, tuple(targets), int(number)))
 
     async def delete_alias(
         self, task_id: str, alias: str, *, expected_revision: int | None, actor: str = ""
@@ -162,7 +167,7 @@ class RedisStore(PromptStore):
             alias=alias,
             expected=expected_revision,
         )
-        return Receipt(self._stand(stand), durability)
+        return Receipt(_stand(stand), durability)
 
     async def delete_version(self, task_id: str, version: str, *, actor: str = "") -> Receipt:
         """See `PromptStore.delete_version`."""
@@ -175,7 +180,7 @@ class RedisStore(PromptStore):
             *_change(actor, "delete_version", {"version": version}),
             about=task_id,
         )
-        return Receipt(self._stand(stand), durability)
+        return Receipt(_stand(stand), durability)
 
     async def delete_task(self, task_id: str, *, force: bool = False, actor: str = "") -> Receipt:
         """See `PromptStore.delete_task`."""
@@ -188,7 +193,7 @@ class RedisStore(PromptStore):
             *_change(actor, "delete_task", {}),
             about=task_id,
         )
-        return Receipt(self._stand(stand), durability)
+        return Receipt(_stand(stand), durability)
 
     async def watch(self, after: Revision, *, timeout: float) -> Changes:  # noqa: ASYNC109 — a long poll: the end of the wait is an answer
         """See `PromptStore.watch`."""
@@ -236,23 +241,10 @@ class RedisStore(PromptStore):
     # ── parts ────────────────────────────────────────────────────────────
 
     async def _changes(self, after: Revision) -> Changes:
-        mark = self._marks.get(after, "")
-        reset, tasks, stand = await self._read("changes", after.epoch, after.number, mark, urgent=True)
-        if reset:
-            self._marks.clear()
-        return Changes(self._stand(stand), tuple(task.decode() for task in tasks), bool(reset))
-
-    def _stand(self, stand: Sequence[Any]) -> Revision:
-        """Where the history stands, by a script's answer; its mark is remembered."""
-        epoch, number, mark = stand
-        revision = Revision(epoch.decode(), int(number))
-        if mark:
-            # The one that was seen first: another under the same number is what `_changes` is to find.
-            self._marks.setdefault(revision, mark.decode())
-            self._marks.move_to_end(revision)
-            if len(self._marks) > _MARKS_KEPT:
-                self._marks.popitem(last=False)
-        return revision
+        # The mark comes with the revision that is asked about: nothing that happens here meanwhile, an operator's call
+        # say, takes away what shows that history was lost.
+        reset, tasks, stand = await self._read("changes", after.epoch, after.number, after.mark, urgent=True)
+        return Changes(_stand(stand), tuple(task.decode() for task in tasks), bool(reset))
 
     async def _read(self, script: str, *arguments: Any, about: str = "", urgent: bool = False) -> Answer:
         self._check_open()
@@ -276,6 +268,12 @@ class RedisStore(PromptStore):
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _stand(stand: Sequence[Any]) -> Revision:
+    """Where the history stands, by a script's answer."""
+    epoch, number, mark = stand
+    return Revision(epoch.decode(), int(number), mark.decode())
 
 
 def _change(actor: str, action: Action, detail: dict[str, Any]) -> tuple[str, str]:

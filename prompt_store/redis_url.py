@@ -10,7 +10,7 @@ Owns: the grammar of these URLs. Must not know: connections.
     prefix             of every key (promptmux:); two stores in one database need two
     replicas           how many replicas are waited for after each write (0)
     replicas_timeout   seconds that a write waits for them (1)
-    timeout            seconds that Redis may take for an answer (5)
+    timeout            seconds that Redis may take for an answer (5); for a publish one more for each MiB of it
     ca, cert, key      files for TLS: the authority that signed Redis's certificate; our own certificate and its key
     sentinel_user, sentinel_password    where the Sentinels ask for them
 """
@@ -100,6 +100,8 @@ def without_secrets(url: str) -> str:
 
     By the text alone, since a URL that is not well formed has a password, too.
     """
+    if scheme := slipped_scheme(url):
+        return f"{scheme}:{_HIDDEN}"  # nobody knows which part of it is the password
     scheme, separator, rest = url.partition("://")
     if not separator or scheme == "file":
         return url
@@ -108,6 +110,13 @@ def without_secrets(url: str) -> str:
     if at and colon:
         rest = f"{user}:{_HIDDEN}@{place}"
     return f"{scheme}://{re.sub(r'(?<=password=)[^&]*', _HIDDEN, rest)}"
+
+
+def slipped_scheme(url: str) -> str | None:
+    """The scheme that `url` begins with where the two slashes behind it are missing: no path was meant."""
+    scheme, colon, rest = url.strip().partition(":")
+    known = scheme.lower() in ("file", *SCHEMES)
+    return scheme.lower() if known and colon and not rest.startswith("//") else None
 
 
 def _options(query: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ Owns: what every backend promises. Must not know: how any backend keeps the prom
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pydantic import JsonValue
@@ -24,10 +24,14 @@ class Revision:
 
     Another epoch, or a smaller number, says that history was lost (a flushed or restored store), and nothing
     about which tasks are gone.
+
+    `mark` is the store's own: it tells this change from another one that has its number since history was lost. So hand
+    a revision back to `watch` as it came; one that was written down without its mark is told of fewer losses.
     """
 
     epoch: str
     number: int
+    mark: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +199,8 @@ class PromptStore(ABC):
     async def publish(self, data: bytes, *, expect_version: str | None = None, actor: str = "") -> Published:
         """Check `data` as `decode_prompt` does and store it under the task that its manifest names.
 
-        Publishing a version again changes nothing, except that lost or damaged bytes are put back.
+        Publishing a version again changes nothing, except that lost or damaged bytes are put back, and that a
+        damaged record is written anew, as if it had not been there.
         InvalidPrompt for bad bytes; DigestMismatch when they are not `expect_version`.
         """
 
@@ -264,7 +269,8 @@ class PromptStore(ABC):
         """What changed since `after`.
 
         Returns at once when something did; else when something does, or with no tasks when `timeout` seconds
-        have passed. A change by any process is seen within a second.
+        have passed. A change by any process is seen within a second. A `reset` is answered for as long as it is
+        asked with a revision of the history that was lost, whatever other calls see meanwhile.
         """
 
     @abstractmethod

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
 
@@ -55,7 +55,7 @@ class PromptTiers(Generic[T]):
         self._fetches: dict[str, asyncio.Task[T]] = {}
         self._gate = asyncio.Semaphore(_FETCHES_AT_ONCE)
         self._pause: tuple[float, StoreUnavailable] | None = None
-        self._writes: set[asyncio.Task[None]] = set()
+        self._writes: set[asyncio.Task[object]] = set()
         self._waiting = 0  # bytes of them
         # What writes has a thread of its own: requests wait for reads only.
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="promptmux-disk-read")
@@ -114,17 +114,24 @@ class PromptTiers(Generic[T]):
         self._hold(version, Held(data))
         self._write_soon(version, data)
 
-    async def prefetch(self, task_id: str, version: str) -> None:
-        """Have the bytes on the disk before anybody asks for them. Raises what the store raises."""
+    async def prefetch(self, task_id: str, version: str) -> bool:
+        """Have the bytes on the disk before anybody asks for them; False where the disk does not do it just now.
+
+        Raises what the store raises.
+        """
         disk = self.disk
-        if disk is None or await self._on_disk("read", lambda: disk.has(version), True):
-            return
-        await self._write(disk, version, await self._from_store(task_id, version))
+        if disk is None:
+            return False
+        nobody_knows: bool | None = None
+        there = await self._on_disk("read", lambda: disk.has(version), nobody_knows)
+        if there is None:
+            return False
+        return there or await self._write(disk, version, await self._from_store(task_id, version))
 
     @property
     def wants_prefetch(self) -> bool:
-        """Whether there is a disk tier that works, with room."""
-        return self.disk is not None and not self._failing and self.disk.has_room
+        """Whether there is a disk tier with room. Whether it works by now, only the next try can tell."""
+        return self.disk is not None and self.disk.has_room
 
     async def aclose(self) -> None:
         """End what is under way."""
@@ -235,8 +242,8 @@ class PromptTiers(Generic[T]):
             self._waiting += len(data)
             self._in_background(self._write(self.disk, version, data), len(data))
 
-    def _in_background(self, work: Coroutine[None, None, None], size: int = 0) -> None:
-        def ended(task: asyncio.Task[None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, object], size: int = 0) -> None:
+        def ended(task: asyncio.Task[object]) -> None:
             self._writes.discard(task)
             self._waiting -= size
 
@@ -244,9 +251,11 @@ class PromptTiers(Generic[T]):
         self._writes.add(task)
         task.add_done_callback(ended)
 
-    async def _write(self, disk: DiskTier, version: str, data: bytes) -> None:
-        evicted = await self._on_disk("write", lambda: disk.write(version, data), 0)
-        self._metrics.tier_evictions.labels("disk").inc(evicted)
+    async def _write(self, disk: DiskTier, version: str, data: bytes) -> bool:
+        failed: int | None = None
+        evicted = await self._on_disk("write", lambda: disk.write(version, data), failed)
+        self._metrics.tier_evictions.labels("disk").inc(evicted or 0)
+        return evicted is not None
 
     async def _touch(self, disk: DiskTier) -> None:
         """Say to the disk what is in use: files that are not read because they are in memory must not look oldest."""

@@ -22,7 +22,7 @@ from server.prompt_tiers import PromptTiers
 _DEVICE_PROMPTS: Final = 1000  # nobody knows which of 100,000 will be asked for
 _PAUSE: Final = 0.02  # seconds, so many times for each prompt, while there are requests
 _PAUSES: Final = 10
-_NO_ROOM_SECONDS: Final = 10.0  # until it is seen whether the disk takes more by now
+_NO_ROOM_SECONDS: Final = 10.0  # until it is tried whether the disk takes more by now
 
 
 class Warming:
@@ -55,9 +55,13 @@ class Warming:
                 if target.version in self._cache:
                     continue
                 await self._give_way()
+                if self._tiers.disk is None and not self._fits_on_device:
+                    return  # nor will there be room for any other
                 try:
                     if not await self._fetch(task_id, target.version):
-                        return
+                        waiting.append(task_id)
+                        await asyncio.sleep(_NO_ROOM_SECONDS)
+                        break
                 except StoreUnavailable as error:
                     waiting.append(task_id)
                     await asyncio.sleep(error.retry_after)  # no line for each of 100,000 tasks
@@ -73,15 +77,15 @@ class Warming:
                 break
             await asyncio.sleep(_PAUSE)
 
+    @property
+    def _fits_on_device(self) -> bool:
+        return bool(self._room) and self._cache.has_room
+
     async def _fetch(self, task_id: str, version: str) -> bool:
-        """Have the version nearer; False where there never will be room for more."""
-        if self._room and self._cache.has_room:
+        """Have the version nearer; False where the disk is full, or fails just now."""
+        if self._fits_on_device:
             async with self._cache.pinned(task_id, version):
                 self._room -= 1
             return True
-        if self._tiers.disk is None:
-            return False
-        while not self._tiers.wants_prefetch:  # noqa: ASYNC110 — nobody tells when there is room again
-            await asyncio.sleep(_NO_ROOM_SECONDS)  # full, or failing just now
-        await self._tiers.prefetch(task_id, version)
-        return True
+        # Nobody tells when there is room again, or when a disk that failed works: it is tried once after each pause.
+        return self._tiers.wants_prefetch and await self._tiers.prefetch(task_id, version)

@@ -1,5 +1,6 @@
--- task, version → ok, bytes: none when they are lost or of another length, for these may be too many to send
-local task, version = unpack(ARGV, 3)
+-- task, version, from, how many → ok, so many bytes from there, how many there are in all
+-- None when they are lost or of another length, for these may be too many to send.
+local task, version, from, many = unpack(ARGV, 3)
 if not exists(task) then
   return {'unknown_task'}
 end
@@ -11,4 +12,4 @@ local size = tonumber(string.match(record, '^%d+ (%d+)'))
 if redis.call('STRLEN', BLOB .. version) ~= size then
   return {'corrupt'}
 end
-return {'ok', redis.call('GET', BLOB .. version)}
+return {'ok', redis.call('GETRANGE', BLOB .. version, from, from + many - 1), size}

@@ -1,7 +1,21 @@
 -- task, version, size, json of the record, now, mark, event, bytes → ok, created, stand
 local task, version, size, record, now, mark, event, bytes = unpack(ARGV, 3)
 local created = 0
-if exists(task) and field(task, 'v:' .. version) then
+
+-- Whether the version's record is there and whole, as `records.py` asks: a damaged one is written anew.
+local function stands()
+  local found = exists(task) and field(task, 'v:' .. version) or ''
+  local length, text = string.match(found, '^%d+ (%d+) (.+)$')
+  if length ~= size then
+    return false
+  end
+  local parsed, known = pcall(cjson.decode, text)
+  return parsed and type(known) == 'table' and type(known.method) == 'string'
+    and type(known.published_at) == 'number' and known.published_at >= 0 and known.published_at < 253402300800
+    and type(known.labels) == 'number' and known.labels >= 0 and known.labels % 1 == 0
+end
+
+if stands() then
   if redis.call('GET', BLOB .. version) ~= bytes then
     redis.call('SET', BLOB .. version, bytes)
   end

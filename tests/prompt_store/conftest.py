@@ -1,7 +1,9 @@
 """Builders of prompts, and the store backends that the contract runs over."""
 
+import json
 import os
 import secrets
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -76,6 +78,10 @@ class Backend:
 
     url: str
     damage: Callable[[str, bytes | None], None]  # puts other bytes in place of a version's; None: loses them
+    damage_version: Callable[
+        [str, str, str, Any], None
+    ]  # of a task, a version: a field of its record, and its value
+    damage_alias: Callable[[str, str, str], None]  # of a task, an alias: the text of its targets
 
     def open(self) -> PromptStore:
         return open_store(self.url)
@@ -88,7 +94,19 @@ def file_backend(folder: Path) -> Backend:
         if data is not None:
             path.write_bytes(data)
 
-    return Backend(folder.as_uri(), damage)
+    def change(sql: str, *values: object) -> None:
+        database = sqlite3.connect(folder / "catalogue.sqlite3")
+        with database:
+            assert database.execute(sql, values).rowcount == 1
+        database.close()
+
+    def damage_version(task_id: str, version: str, name: str, value: object) -> None:
+        change(f"UPDATE versions SET {name} = ? WHERE task_id = ? AND version = ?", value, task_id, version)
+
+    def damage_alias(task_id: str, alias: str, targets: str) -> None:
+        change("UPDATE aliases SET targets = ? WHERE task_id = ? AND name = ?", targets, task_id, alias)
+
+    return Backend(folder.as_uri(), damage, damage_version, damage_alias)
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +126,19 @@ def redis_backend(redis: RedisProcess) -> Backend:
         else:
             redis.run("SET", key, data)
 
-    return Backend(f"{redis.url}?prefix={quote(prefix)}", damage)
+    def damage_version(task_id: str, version: str, name: str, value: object) -> None:
+        key, field = f"{prefix}task:{task_id}", f"v:{version}"
+        revision, size, text = redis.run("HGET", key, field).decode().split(" ", 2)
+        if name == "size":
+            size = str(value)
+        else:
+            text = json.dumps(json.loads(text) | {name: value})
+        redis.run("HSET", key, field, f"{revision} {size} {text}")
+
+    def damage_alias(task_id: str, alias: str, targets: str) -> None:
+        redis.run("HSET", f"{prefix}task:{task_id}", f"a:{alias}", f"3 {targets}")
+
+    return Backend(f"{redis.url}?prefix={quote(prefix)}", damage, damage_version, damage_alias)
 
 
 @pytest.fixture(params=["file", "redis"])

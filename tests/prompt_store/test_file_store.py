@@ -3,6 +3,7 @@
 # ruff: noqa: ASYNC240 — a test may look at its few files without leaving the event loop
 
 import asyncio
+import errno
 import os
 import shutil
 import sqlite3
@@ -131,6 +132,26 @@ async def test_a_store_that_was_restored_and_written_on_is_told_by_watch(
     changes = await store.watch(seen, timeout=0)
     assert changes.reset
     assert changes.revision == Revision(seen.epoch, 4)
+    assert not (await store.watch(changes.revision, timeout=0)).reset
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_no_look_hides_that_a_store_was_restored_and_written_on(
+    folder: Path, build: Any, tmp_path: Path
+) -> None:
+    store = FileStore(folder)
+    await store.publish(build.prompt())
+    shutil.copytree(folder, tmp_path / "copy")
+    seen = (await store.publish(build.prompt(seed=1))).revision
+    folder.rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "copy", folder)
+    other = FileStore(folder)
+    await other.publish(build.prompt(seed=2))
+    for _ in range(2):
+        assert await store.revision() == seen  # the number, of another change
+        changes = await store.watch(seen, timeout=0)
+        assert changes.reset
     assert not (await store.watch(changes.revision, timeout=0)).reset
     await store.aclose()
     await other.aclose()
@@ -286,6 +307,53 @@ async def test_a_blob_is_read_only_and_never_larger_than_its_record(folder: Path
         file.truncate(2**40)  # sparse: reading it would take all memory
     with pytest.raises(CorruptVersion):
         await store.get("sentiment", version)
+    await store.aclose()
+
+
+async def test_a_blob_that_cannot_be_read_is_corrupt_and_published_anew(folder: Path, build: Any) -> None:
+    store = FileStore(folder)
+    version = (await store.publish(build.prompt())).version
+    blob = folder / "blobs" / f"{version}.safetensors"
+    blob.unlink()
+    blob.symlink_to(blob)
+    with pytest.raises(
+        CorruptVersion, match=r"cannot be read \(Too many levels of symbolic links\): publish it anew"
+    ):
+        await store.get("sentiment", version)
+    assert (await store.publish(build.prompt())).created is False
+    assert await store.get("sentiment", version) == build.prompt()
+    await store.aclose()
+
+
+@pytest.mark.parametrize("call", ["size", "read"])
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.EACCES, CorruptVersion),
+        (errno.EIO, CorruptVersion),
+        (errno.EMFILE, StoreUnavailable),
+        (errno.ENOMEM, StoreUnavailable),
+        (errno.ESTALE, StoreUnavailable),
+    ],
+)
+async def test_what_one_file_says_is_told_from_what_the_process_lacks(
+    folder: Path, build: Any, monkeypatch: pytest.MonkeyPatch, call: str, number: int, error: type[Exception]
+) -> None:
+    store = FileStore(folder)
+    version = (await store.publish(build.prompt())).version
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, "secret words", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlobFolder, call, fail)
+        with pytest.raises(error) as caught:
+            await store.get("sentiment", version)
+        patch.setattr(BlobFolder, "usable", lambda _: False)  # it is not this file alone
+        with pytest.raises(StoreUnavailable):
+            await store.get("sentiment", version)
+    assert "secret" not in str(caught.value)
+    assert await store.get("sentiment", version) == build.prompt()
     await store.aclose()
 
 

@@ -24,10 +24,22 @@ from prompt_store import (
     Revision,
     StoreUnavailable,
     Target,
+    UnknownVersion,
     open_store,
 )
 from prompt_store.redis_connection import RedisConnection
 from prompt_store.redis_url import parse_redis_url
+
+DAMAGED_FIELDS = [
+    ("a:current", "nonsense"),
+    ("a:current", "x []"),
+    ("v:" + "0" * 64, "nonsense"),
+    ("v:" + "0" * 64, '1 9 {"published_at": null, "method": "m", "labels": 2}'),
+    ("v:" + "0" * 64, '1 9 {"published_at": 1, "method": null, "labels": 2}'),
+    ("v:" + "0" * 64, '1 9 {"published_at": 1, "method": "m", "labels": true}'),
+    ("v:" + "0" * 64, "1 9 " + "[" * 100_000),
+    ("v:x", '1 9 {"published_at": 1, "method": "m", "labels": 2}'),
+]
 
 
 @pytest.fixture
@@ -177,6 +189,22 @@ async def test_nobody_there_says_so(tmp_path: Path) -> None:
             await store.revision()
 
 
+async def test_a_file_for_tls_is_blamed_only_where_there_is_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(f"rediss://127.0.0.1:1?ca={tmp_path / 'none.pem'}") as store:
+        with pytest.raises(StoreUnavailable, match="a file for TLS cannot be read"):
+            await store.revision()
+
+    async def barred(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(asyncio, "open_connection", barred)
+    async with opened("redis://127.0.0.1:1") as store:
+        with pytest.raises(StoreUnavailable, match="check its firewall"):
+            await store.revision()
+
+
 async def test_a_redis_that_hangs_is_given_up(own: RedisProcess, build: Any) -> None:
     async with opened(f"{own.url}?timeout=0.3") as store:
         version = (await store.publish(build.prompt())).version
@@ -277,6 +305,42 @@ async def test_a_redis_that_came_back_without_its_end_is_told_by_watch(
         assert changes.revision == Revision(seen.epoch, 4)
 
 
+async def came_back_older(own: RedisProcess, store: PromptStore, other: PromptStore, build: Any) -> Revision:
+    """What `store` had seen of a Redis that has since lost its end; `other` has written on to the same number."""
+    await store.publish(build.prompt())
+    own.run("CONFIG", "SET", "appendonly", "no")
+    seen = (await store.publish(build.prompt(seed=1))).revision
+    own.kill()
+    own.start()
+    await other.publish(build.prompt(seed=2))
+    return seen
+
+
+async def test_an_operators_look_does_not_hide_that_history_was_lost(own: RedisProcess, build: Any) -> None:
+    async with opened(own.url) as store, opened(own.url) as other:
+        seen = await came_back_older(own, store, other, build)
+        assert await store.revision() == seen  # the number, of another change
+        await store.list()
+        assert (await store.watch(seen, timeout=0)).reset
+
+
+async def test_lost_history_is_told_until_the_caller_goes_on_from_the_new_one(
+    own: RedisProcess, build: Any
+) -> None:
+    """Whoever is told lists the store anew, and asks again when that failed."""
+    async with opened(own.url) as store, opened(own.url) as other:
+        seen = await came_back_older(own, store, other, build)
+        for _ in range(2):
+            changes = await store.watch(seen, timeout=0)
+            assert changes.reset
+            assert await store.revision() == changes.revision == seen
+        assert not (await store.watch(changes.revision, timeout=0)).reset
+        later = (await other.publish(build.prompt(seed=3))).revision
+        assert (await store.watch(seen, timeout=0)).reset
+        changes = await store.watch(changes.revision, timeout=5)
+        assert (changes.reset, changes.revision, changes.tasks) == (False, later, ("sentiment",))
+
+
 async def test_a_flushed_redis_is_a_new_epoch(own: RedisProcess, build: Any) -> None:
     async with opened(own.url) as store:
         seen = (await store.publish(build.prompt())).revision
@@ -362,13 +426,78 @@ async def test_a_loss_that_is_met_by_a_write_of_our_own_is_told_all_the_same(
 async def test_a_damaged_record_is_told_with_its_task(own: RedisProcess, build: Any) -> None:
     async with opened(own.url) as store:
         await store.publish(build.prompt())
-        own.run("HSET", "promptmux:task:sentiment", "a:current", "nonsense")
         await store.publish(build.prompt("whole"))
-        with pytest.raises(PromptStoreError, match="record of task sentiment is damaged"):
-            await store.task("sentiment")
-        page = await store.list()
-        assert [task.task_id for task in page.tasks] == ["whole"]
-        assert page.unreadable == ("sentiment",)
+        for field, text in DAMAGED_FIELDS:
+            own.run("HSET", "promptmux:task:sentiment", field, text)
+            with pytest.raises(PromptStoreError, match="record of task sentiment is damaged"):
+                await store.task("sentiment")
+            page = await store.list()
+            assert [task.task_id for task in page.tasks] == ["whole"]
+            assert page.unreadable == ("sentiment",)
+            own.run("HDEL", "promptmux:task:sentiment", field)
+        assert (await store.task("sentiment")).aliases == {}
+
+
+@pytest.mark.parametrize("text", ["nonsense", "1 x {}", "1 9 {", "1 9 []", '1 9 {"published_at":1}', ""])
+async def test_publishing_again_mends_a_version_whose_record_does_not_parse(
+    own: RedisProcess, build: Any, text: str
+) -> None:
+    async with opened(own.url) as store:
+        version = (await store.publish(build.prompt())).version
+        own.run("HSET", "promptmux:task:sentiment", f"v:{version}", text)
+        assert (await store.publish(build.prompt())).revision.number == 2
+        assert [one.version for one in (await store.task("sentiment")).versions] == [version]
+        assert await store.get("sentiment", version) == build.prompt()
+        assert (await store.publish(build.prompt())).revision.number == 2  # whole again: nothing to do
+
+
+async def test_a_large_version_is_read_in_pieces(
+    own: RedisProcess, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question is asked again each second: that must not be the whole of a large version."""
+    monkeypatch.setattr("prompt_store.redis_store._PIECE_BYTES", 100)
+    data = build.prompt()
+    async with opened(own.url) as store:
+        version = (await store.publish(data)).version
+        pieces: list[bytes] = []
+        send = RedisConnection._send
+
+        async def noted(self: RedisConnection, *arguments: Any) -> list[Any]:
+            results = await send(self, *arguments)
+            pieces.append(results[0][1])
+            return results
+
+        monkeypatch.setattr(RedisConnection, "_send", noted)
+        assert await store.get("sentiment", version) == data
+        assert b"".join(pieces) == data
+        assert {len(piece) for piece in pieces[:-1]} == {100}
+
+        async def deleted(self: RedisConnection, *arguments: Any) -> list[Any]:
+            results = await send(self, *arguments)
+            own.run("HSET", "promptmux:task:sentiment", f"v:{version}", "")
+            return results
+
+        monkeypatch.setattr(RedisConnection, "_send", deleted)
+        with pytest.raises(UnknownVersion):
+            await store.get("sentiment", version)
+
+
+async def test_a_large_publish_is_given_the_time_to_be_sent(
+    own: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    in_time = RedisConnection._in_time
+
+    def noted(self: RedisConnection, seconds: float) -> Any:
+        given.append(seconds)
+        return in_time(self, seconds)
+
+    monkeypatch.setattr(RedisConnection, "_in_time", noted)
+    connection = RedisConnection(parse_redis_url(f"{own.url}?timeout=4&replicas=1&replicas_timeout=0.5"))
+    await connection.tell("task", "epoch", "sentiment", bytes(3 * 2**20))
+    await connection.ask("task", "epoch", "sentiment")
+    assert given == [7.5, 4.0]
+    await connection.aclose()
 
 
 async def test_a_question_that_fails_while_another_hangs_is_not_asked_without_pause(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prompt_store import PromptStoreError
+from prompt_store import PromptStoreError, open_store
 from prompt_store.redis_url import parse_redis_url, without_secrets
 
 
@@ -75,6 +75,16 @@ def test_what_makes_no_sense_is_refused_without_repeating_it(url: str) -> None:
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["redis:/u:hunter2@host", "rediss:u:hunter2@host", " redis+sentinel:/:hunter2@a/main", "file:/hunter2"],
+)
+def test_a_url_that_lacks_its_slashes_is_no_path(url: str) -> None:
+    with pytest.raises(PromptStoreError, match="expected two slashes") as caught:
+        open_store(url)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_place_does_not_show_its_password() -> None:
     assert "hunter2" not in repr(parse_redis_url("redis://:hunter2@host"))
 
@@ -97,6 +107,11 @@ def test_a_place_does_not_show_its_password() -> None:
         ("https://ann:secret@host", "https://ann:********@host"),
         ("file:///a%20folder/b", "file:///a%20folder/b"),
         ("a folder", "a folder"),
+        ("redis:/ann:secret@host", "redis:********"),
+        ("REDISS:ann:secret@host", "rediss:********"),
+        (" redis+sentinel:/:secret@a,b/main", "redis+sentinel:********"),
+        ("redis", "redis"),
+        ("rediska:folder", "rediska:folder"),
     ],
 )
 def test_secrets_are_hidden(url: str, shown: str) -> None:

@@ -197,13 +197,18 @@ async def test_a_disk_that_fails_stops_nothing_and_is_said_once(
         store, host, DiskTier(tmp_path / "prompts", 10**6, max_file_bytes=10**6), decode, metrics
     )
     await tiers.open()
-    assert not tiers.wants_prefetch
     for version in store.has:
         assert await tiers.get("task", version) == decoded(version)
         await written(tiers)
     assert counted(metrics, "errors", "disk") >= 4
     said = capsys.readouterr().out
     assert 1 <= said.count("disk_tier_fails") <= 3  # for counting, reading and writing
+    assert not await tiers.prefetch("task", VERSION)
+    (tmp_path / "prompts").unlink()  # mended: warming finds out by itself, though nothing is counted again
+    assert tiers.wants_prefetch
+    assert await tiers.prefetch("task", VERSION)
+    assert tiers.disk is not None
+    assert tiers.disk.read(VERSION) == DATA
     await tiers.aclose()
 
 
@@ -212,9 +217,53 @@ async def test_prefetching_puts_bytes_on_the_disk_once(
 ) -> None:
     assert tiers.wants_prefetch
     for _ in range(2):
-        await tiers.prefetch("task", VERSION)
+        assert await tiers.prefetch("task", VERSION)
     assert disk.read(VERSION) == DATA
     assert store.gets == 1
+
+
+async def test_a_disk_that_cannot_be_asked_has_nothing(
+    tiers: PromptTiers[str], store: Store, disk: DiskTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: str) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "has", fails)
+        assert not await tiers.prefetch("task", VERSION)
+    assert store.gets == 0  # no download that could not be kept
+    assert await tiers.prefetch("task", VERSION)
+    assert disk.read(VERSION) == DATA
+
+
+@pytest.mark.parametrize("what", ["count", "drop", "write"])
+async def test_a_failure_that_is_over_does_not_end_prefetching(
+    store: Any,
+    host: HostTier[str],
+    disk: DiskTier,
+    metrics: Metrics,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    def fails(*_: Any) -> int:
+        raise OSError(5, "Input/output error")
+
+    tiers = PromptTiers[str](store, host, disk, decode, metrics)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, what, fails)
+        await tiers.open()
+        tiers.put(VERSION, DATA)
+        await written(tiers)
+        if what == "drop":
+            disk._path(VERSION).write_bytes(DATA[:-1])
+            host.drop(VERSION)
+            assert await tiers.get("task", VERSION) == decoded(VERSION)
+            await written(tiers)
+    assert counted(metrics, "errors", "disk") == 1
+    assert tiers.wants_prefetch
+    assert await tiers.prefetch("task", version_of(LARGE))
+    assert disk.read(version_of(LARGE)) == LARGE
+    await tiers.aclose()
 
 
 async def test_without_a_disk(store: Any, host: HostTier[str], metrics: Metrics) -> None:
@@ -222,7 +271,7 @@ async def test_without_a_disk(store: Any, host: HostTier[str], metrics: Metrics)
     await tiers.open()
     assert not tiers.wants_prefetch
     assert await tiers.get("task", VERSION) == decoded(VERSION)
-    await tiers.prefetch("task", VERSION)
+    assert not await tiers.prefetch("task", VERSION)
     assert store.gets == 1
     await tiers.aclose()
 
@@ -275,7 +324,7 @@ async def test_past_a_disk_that_hangs_the_store_is_asked(
     async with asyncio.timeout(5):
         assert await tiers.get("task", VERSION) == decoded(VERSION)
     assert hanging.reads == reads  # nobody waits for it again while it hangs
-    assert not tiers.wants_prefetch
+    assert not await tiers.prefetch("task", VERSION)
     assert capsys.readouterr().out.count("disk_tier_fails") == 1
 
     hanging.go.set()
@@ -286,7 +335,7 @@ async def test_past_a_disk_that_hangs_the_store_is_asked(
             assert await tiers.get("task", VERSION) == decoded(VERSION)
             await asyncio.sleep(0.01)
     assert counted(metrics, "hits", "disk") == 1
-    assert tiers.wants_prefetch
+    assert await tiers.prefetch("task", VERSION)
     await tiers.aclose()
 
 

@@ -21,6 +21,7 @@ class FakeTiers:
         self.loaded: list[str] = []
         self.prefetched: list[str] = []
         self.wants_prefetch = True
+        self.refuses: dict[str, int] = {}  # so many times the disk does not take it
 
     def __contains__(self, version: str) -> bool:
         return version in self.loaded
@@ -39,9 +40,13 @@ class FakeTiers:
         self.loaded.append(version)
         yield
 
-    async def prefetch(self, task_id: str, version: str) -> None:
+    async def prefetch(self, task_id: str, version: str) -> bool:
         self.meet(version)
+        if self.refuses.get(version, 0):
+            self.refuses[version] -= 1
+            return False
         self.prefetched.append(version)
+        return True
 
 
 def warming(tiers: Any, refused: Callable[..., None] = lambda *_: None, **tasks: str) -> Warming:
@@ -83,6 +88,16 @@ async def test_a_disk_without_room_is_waited_for(monkeypatch: pytest.MonkeyPatch
     async with asyncio.timeout(20):
         await work
     assert tiers.prefetched == ["a"]
+
+
+async def test_what_the_disk_did_not_take_comes_again_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.warming._NO_ROOM_SECONDS", 0.01)
+    tiers = FakeTiers(room=0)
+    tiers.refuses = {"a": 3}
+    async with asyncio.timeout(20):
+        await warming(tiers, one="a", two="b", three="c d").run()
+    assert tiers.refuses == {"a": 0}
+    assert tiers.prefetched == ["b", "c", "d", "a"]  # it keeps none of the others from the disk
 
 
 async def test_without_a_disk_it_ends() -> None:
