@@ -51,8 +51,9 @@ class Catalogue:
         except BaseException:
             self._db.close()
             raise
-        # A store that was restored from a backup and written on goes by the same numbers: it is another file.
-        self._mark = f"{found.st_dev}:{found.st_ino}"
+        # A store that was restored from a backup and written on goes by the same numbers: it is another file. Not its
+        # device, too: that number may be another one after a restart of the machine, and snapshots keep marks.
+        self._mark = str(found.st_ino)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -74,8 +74,8 @@ class PromptSync:
         as_of = time.monotonic()
         # Before the list: what changes meanwhile comes again by `watch`.
         revision = await self._store.revision()
-        # Once known, it is known until all was taken in: the store says it once, and this may fail halfway.
-        self._lost = lost = self._lost or self._view.goes_back(revision)
+        # Once known, it is known until all was taken in: this may fail halfway, and then the store may look whole.
+        self._lost = lost = self._lost or await self._was_lost()
         unseen = {task.task_id for task in self._catalogue}
         failed: dict[str, StoreUnavailable] = {}
         after, at = None, 0
@@ -115,6 +115,11 @@ class PromptSync:
         self._lost = False
         self._watched = revision
         self._view.advance(revision, as_of, lost=lost)
+
+    async def _was_lost(self) -> bool:
+        """Whether the store has lost history that is served here: what a snapshot holds, after a start."""
+        known = self._view.revision
+        return known is not None and (await self._store.watch(known, timeout=0.0)).reset
 
     async def _lost_some(self, unseen: Collection[str]) -> bool:
         """Whether the store lost one of these, which it did not list: a task that was deleted has a tombstone."""

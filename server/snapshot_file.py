@@ -105,7 +105,7 @@ class SnapshotFile:
             rows = database.execute("SELECT task_id, body, digest FROM tasks")
             tasks = [_task(task_id, _checked(task_id, body, digest)) for task_id, body, digest in rows]
         self._left = found[0]
-        revision = Revision(meta["epoch"], meta["revision"])
+        revision = Revision(meta["epoch"], meta["revision"], meta.get("mark", ""))
         return Saved(tasks, revision, max(0.0, time.time() - meta["as_of"]))
 
     def write(
@@ -127,6 +127,7 @@ class SnapshotFile:
                 "identity": self._identity,
                 "epoch": revision.epoch,
                 "revision": revision.number,
+                "mark": revision.mark,
                 "as_of": as_of,
             }
         )

@@ -1,4 +1,5 @@
 import asyncio
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -472,3 +473,30 @@ async def test_a_loss_that_was_told_once_is_not_forgotten_when_the_listing_fails
         assert server.counted("store_history_lost_total") == 1
         await sync._step()
         assert server.counted("store_history_lost_total") == 1
+
+
+async def test_a_store_that_came_back_older_and_was_written_on_while_the_server_was_down_is_noticed(
+    start: Start, tmp_path: Path
+) -> None:
+    """Its numbers look like progress: what the snapshot's revision was is another change now."""
+    store, cache = tmp_path / "store", tmp_path / "cache"
+    async with start(cache_dir=cache) as server:
+        shutil.copytree(store, tmp_path / "backup")
+        await server.publish(prompt_bytes("kept"), "kept")
+        lost = await server.publish(prompt_bytes(favours=1))
+        known = await server.apps.service.store.revision()
+        assert await server.apps.service.sync._view.reached(known, 5.0)
+        assert (await server.classify()).json()["version"] == lost
+    shutil.move(store, tmp_path / "broken")
+    shutil.move(tmp_path / "backup", store)
+    async with start(task=False) as server:
+        for name in (
+            "kept",
+            *(f"t{number}" for number in range(8)),
+        ):  # the same task, published anew: no task is missing
+            await server.publish(prompt_bytes(name), name)
+        assert (await server.apps.service.store.revision()).number > known.number
+    async with start(task=False, cache_dir=cache) as server:
+        assert server.counted("store_history_lost_total") == 1
+        assert (await server.classify()).json()["version"] == version_of(prompt_bytes())
+        assert (await server.classify(task_id="kept")).status_code == 200
