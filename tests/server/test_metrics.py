@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prompt_store import Golden, Target, version_of
 from server.version_series import MAX_VERSIONS
 from tests.server.conftest import Running, Start
-from tests.server.fakes import prompt_bytes
+from tests.server.fakes import FakeBackbone, prompt_bytes
 
 OLD, NEW = prompt_bytes(), prompt_bytes(favours=1)
 LIVE = "promptmux_task_version_info"
@@ -77,6 +77,17 @@ async def test_what_serves_is_shown_with_the_process_around_it(start: Start) -> 
         if sys.platform == "linux":
             for name in ("resident_memory_bytes", "cpu_seconds_total", "start_time_seconds"):
                 assert samples[f"process_{name}", frozenset()] > 0
+
+
+async def test_a_gpu_shows_its_memory_as_it_is_now(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, held = FakeBackbone(), {"allocated": 1, "reserved": 2, "total": 3}
+    backbone.device = "cuda:0"
+    monkeypatch.setattr("backbone.device_memory.device_memory", lambda device: held if device else {})
+    async with start(backbone=backbone) as server:
+        for kind in held:
+            assert server.counted("device_memory_bytes", kind=kind) == held[kind]
+        held["allocated"] = 5
+        assert server.counted("device_memory_bytes", kind="allocated") == 5
 
 
 async def test_what_alerts_watch_begins_with_zero(start: Start) -> None:
