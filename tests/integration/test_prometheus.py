@@ -25,6 +25,13 @@ MAY_BE_EMPTY = {
 }  # fmt: skip
 
 
+WINDOW = "30s"  # many scrapes, also where some come late
+SEEN = (
+    f'rate(promptmux_http_errors_total{{route="/v1/models"}}[{WINDOW}]) > 0',
+    f"count(rate(promptmux_version_requests_total[{WINDOW}]) > 0) == 2",
+)
+
+
 @dataclass
 class Watched:
     """A server under some load, and who watches it."""
@@ -60,19 +67,19 @@ def watched(serve_package: Serve, tmp_path_factory: pytest.TempPathFactory) -> I
     with prometheus.running(folder, scrape, script.ALERTS) as watching:
         watching.wait_for("promptmux_ready == 1")
         split(server, admin)
-        # Changes between two scrapes: rates need a sample before and one after.
-        watching.wait_for('promptmux_version_requests_total{task="sentiment"} == 0')
-        end = time.monotonic() + 6
-        while time.monotonic() < end:
-            for task in ("sentiment", "nope"):
-                httpx.post(
-                    f"{server.url}/classify", json={"task_id": task, "input": ["a", "b"]}, headers=infer,
-                    timeout=PATIENCE,
-                )  # fmt: skip
-            httpx.get(f"{server.url}/v1/models", timeout=PATIENCE)  # without a key
-            time.sleep(0.02)
-        watching.wait_for("sum(promptmux_version_requests_total) > 10")
+        end = time.monotonic() + PATIENCE
+        while not all(map(watching.query, SEEN)):  # a rate needs two scrapes, and something between them
+            assert time.monotonic() < end, "Prometheus has not seen the requests"
+            ask(server, infer)
         yield Watched(server, watching, admin, infer)
+
+
+def ask(server: ServerProcess, infer: dict[str, str]) -> None:
+    """Requests that are answered, that name no task, and that have no key."""
+    for task in ("sentiment",) * 8 + ("nope",):
+        body = {"task_id": task, "input": ["a", "b"]}
+        httpx.post(f"{server.url}/classify", json=body, headers=infer, timeout=PATIENCE)
+    httpx.get(f"{server.url}/v1/models", timeout=PATIENCE)
 
 
 def split(server: ServerProcess, admin: dict[str, str]) -> None:
@@ -91,7 +98,7 @@ def split(server: ServerProcess, admin: dict[str, str]) -> None:
 
 def chosen(expr: str) -> str:
     """The expression as Grafana sends it, with everything chosen."""
-    for name, value in (("$__rate_interval", "5s"), ("$instance", ".*"), ("$task", ".*")):
+    for name, value in (("$__rate_interval", WINDOW), ("$instance", ".*"), ("$task", ".*")):
         expr = expr.replace(name, value)
     assert "$" not in expr
     return expr
@@ -141,6 +148,23 @@ def test_the_core_panels_say_what_was_done(watched: Watched) -> None:
     assert tasks == {"sentiment"}
     assert float(one("process_resident_memory_bytes")[0]["value"][1]) > 10_000_000
     assert one("sum(promptmux_batch_tasks_count)")[0]["value"] != "0"
+
+
+CORE = (
+    "Requests A", "Throughput B", "End to end C", "Where the time goes A", "Where the time goes B",
+    "Where the time goes C", "Rows in a batch A", "Tokens in a batch A", "Distinct tasks in a batch A",
+    "Requests by task A", "Requests by version A", "Mean winning score by version A", "Server errors A",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("where", CORE)
+def test_the_core_panels_move_with_the_requests(watched: Watched, where: str) -> None:
+    expr = dict(targets())[where]
+    wanted = f"({expr}) == 0" if where == "Server errors A" else f"({expr}) > 0"
+    end = time.monotonic() + PATIENCE
+    while not watched.prometheus.query(wanted):
+        assert time.monotonic() < end, expr
+        ask(watched.server, watched.infer)
 
 
 def test_a_publish_is_an_annotation(watched: Watched) -> None:

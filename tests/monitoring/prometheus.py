@@ -79,10 +79,10 @@ class Prometheus:
 
 @contextlib.contextmanager
 def running(folder: Path, scrapes: Mapping[str, Any], rules: Path) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes every second, until the block ends."""
+    """A Prometheus that scrapes every two seconds, until the block ends."""
     binary = program("prometheus")
     config = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "global": {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "2s"},
         "rule_files": [str(rules)],
         "scrape_configs": [dict(scrapes)],
     }

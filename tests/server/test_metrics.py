@@ -105,12 +105,6 @@ async def test_what_alerts_watch_begins_with_zero(start: Start) -> None:
         assert not any(name.startswith("promptmux_prompt_cache") for name, _ in samples)
 
 
-async def test_the_tasks_of_a_batch_are_counted(start: Start) -> None:
-    async with start() as server:
-        await server.classify(["a", "b", "c"])
-        assert server.counted("batch_tasks_sum") == server.counted("batch_tasks_count") > 0
-
-
 async def test_live_versions_are_those_that_answer(start: Start) -> None:
     async with start(metrics_tasks=("sentiment",)) as server:
         await server.publish(prompt_bytes("unlisted"), "unlisted")
