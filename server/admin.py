@@ -50,7 +50,7 @@ def admin_app(
     app = new_app("promptmux admin", version)
     admin = [require(keyring, "admin")]
     app.include_router(health_router(lifecycle, standing))
-    app.include_router(_metrics_router(metrics), dependencies=admin)
+    app.include_router(_metrics_router(metrics), dependencies=[require(keyring, "metrics", "admin")])
     app.include_router(_reading(operations), dependencies=admin)
     app.include_router(_writing(operations, lifecycle, limits), dependencies=admin)
     document(app, [])

@@ -73,7 +73,7 @@ def create_apps(
     catalogue = Catalogue()
     traffic = Traffic(settings.metrics_tasks)
     catalogue.listen(traffic.follow)
-    metrics.export(traffic)
+    metrics.export(traffic, catalogue)
     batcher: Batcher[Row] = Batcher(
         Limits(
             settings.max_batch_tokens,
@@ -180,6 +180,7 @@ def create_apps(
         guard=guard,
         warming=warming,
         metrics=metrics,
+        version=VERSION,
         lifecycle=lifecycle,
         boundaries=(public, admin),
     )

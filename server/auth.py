@@ -17,7 +17,8 @@ from typing import Final
 
 from server.errors import Forbidden, Unauthenticated
 
-SCOPES: Final = ("infer", "admin")
+# `metrics` reads /metrics and nothing else: whoever scrapes keeps a secret that changes nothing. `admin` reads it, too.
+SCOPES: Final = ("infer", "admin", "metrics")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -41,8 +42,8 @@ class Keyring:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def authorize(self, header: str | None, scope: str) -> ApiKey:
-        """The key in an `Authorization` header, if it has the scope; Unauthenticated or Forbidden if not."""
+    def authorize(self, header: str | None, *scopes: str) -> ApiKey:
+        """The key in an `Authorization` header, if it has one of the scopes; Unauthenticated or Forbidden if not."""
         if not self._keys:
             return self._open
         kind, _, token = (header or "").partition(" ")
@@ -55,8 +56,8 @@ class Keyring:
                 found = key
         if found is None:
             raise Unauthenticated("the API key is not known")
-        if scope not in found.scopes:
-            raise Forbidden(f"the API key lacks the scope {scope}")
+        if found.scopes.isdisjoint(scopes):
+            raise Forbidden(f"the API key lacks the scope {' or '.join(scopes)}")
         return found
 
 

@@ -113,6 +113,7 @@ class Batcher(Generic[R]):
         metrics.forward_time.observe(seconds)
         metrics.batch_rows.observe(len(batch.rows))
         metrics.batch_tokens.observe(batch.tokens)
+        metrics.batch_tasks.observe(len({job.slot for job, _, _ in batch.parts}))
         if scores is None or batch.raised:
             metrics.forward_failures.inc()
         if scores is not None:

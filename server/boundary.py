@@ -21,7 +21,7 @@ from prompt_store import PromptStoreError
 from server.body import header
 from server.errors import Draining, ServerError
 from server.metrics import Metrics
-from server.problem import problem
+from server.problem import code_of, problem
 
 # What may go into a header, a log line and an answer as it came.
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}")
@@ -111,6 +111,9 @@ class Boundary:
         route = _route(scope)
         self._metrics.http_requests.labels(self._name, route, str(status)).inc()
         self._metrics.http_duration.labels(route).observe(seconds)
+        code = scope.get("problem_code")
+        if code is not None:
+            self._metrics.http_errors.labels(self._name, route, code).inc()
         if self._access_log:
             self._log.info(
                 "request",
@@ -127,6 +130,7 @@ class Boundary:
 async def send_problem(error: BaseException, scope: Scope, send: Send) -> None:
     """Answer with what `problem` makes of the error."""
     status, headers, body = problem(error, scope["request_id"])
+    scope["problem_code"] = code_of(error)
     await send_bytes(send, status, PROBLEM_JSON, body, headers)
 
 

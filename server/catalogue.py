@@ -90,7 +90,7 @@ class Catalogue:
 
     @property
     def troubled(self) -> Set[str]:
-        """Ids of the tasks with problems that the store may still have the cure for."""
+        """Ids of the tasks with problems that the store may still have the cure for. As `missing` is."""
         return self._troubled
 
     def get(self, task_id: str) -> ServedTask | None:

@@ -105,7 +105,6 @@ class Engine:
     async def _ask(self, call: Call, version: str, revision: str) -> Answer:
         slot = self._cache.pin_loaded(version)
         if slot is not None:
-            self._metrics.cache_hits.inc()
             self._device_hits.inc()
         else:
             slot = await self._pin(call.task_id, version)
@@ -127,7 +126,6 @@ class Engine:
             raise PromptUnavailable("the published version cannot be served here; the admin API says why")
 
     async def _pin(self, task_id: str, version: str) -> Slot:
-        self._metrics.cache_misses.inc()
         self._device_misses.inc()
         try:
             return await self._cache.pin(task_id, version)

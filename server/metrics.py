@@ -2,29 +2,28 @@
 
 Owns: names, buckets and labels. Must not know: who counts what. Names start with `promptmux_`, units are base
 units, and no label grows with the number of tasks: `task` exists only for the tasks that the operator lists, `version`
-for theirs and for those of tasks that an operator has split, and for at most MAX_VERSIONS of them.
+for theirs and for those of tasks that an operator has split, and for at most MAX_VERSIONS of them (`version_series`).
+docs/reference/metrics.md is written from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from server.errors import PROMPT_FAULTS
-from server.traffic import SCORE_BUCKETS, Traffic
+from server import version_series
+from server.catalogue import Catalogue
+from server.metric_family import PREFIX, Family
+from server.traffic import Traffic
+from server.version_series import VersionSeries
 
 _FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TOKENS: Final = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 OTHER_TASK: Final = "_other"
-_NO_FAULTS: Final = {
-    kind.code: 0 for kind in PROMPT_FAULTS
-}  # from 0 on, so that the first one is an increase
-MAX_VERSIONS: Final = 200  # with series of their own; each has about twenty
+_TASKS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -33,18 +32,39 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry, *, tasks: Iterable[str] = ()) -> None:
         self.registry = registry
         self._tasks = frozenset(tasks)
+        families: list[Family] = []
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"promptmux_{name}", text, labels, registry=registry)
+            families.append(Family(f"{PREFIX}{name}_total", "counter", text, labels))
+            return Counter(PREFIX + name, text, labels, registry=registry)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"promptmux_{name}", text, labels, registry=registry)
+            families.append(Family(PREFIX + name, "gauge", text, labels))
+            return Gauge(PREFIX + name, text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
-            return Histogram(f"promptmux_{name}", text, labels, buckets=tuple(buckets), registry=registry)
+            families.append(Family(PREFIX + name, "histogram", text, labels))
+            return Histogram(PREFIX + name, text, labels, buckets=tuple(buckets), registry=registry)
+
+        self.build_info = gauge(
+            "build_info",
+            "1: what serves here, once the model is loaded (fingerprint: its first 12 digits)",
+            "version",
+            "backbone",
+            "fingerprint",
+            "device",
+            "dtype",
+        )
 
         self.http_requests = counter(
             "http_requests", "HTTP requests answered, by route template and status", "app", "route", "status"
+        )
+        self.http_errors = counter(
+            "http_errors",
+            "Requests answered with an error, by the stable code of its problem+json",
+            "app",
+            "route",
+            "code",
         )
         self.http_duration = histogram(
             "http_request_duration_seconds", "From the headers to the last byte of the answer", _FAST, "route"
@@ -68,15 +88,19 @@ class Metrics:
         self.forward_time = histogram("forward_seconds", "One batch on the device", _FAST)
         self.batch_rows = histogram("batch_rows", "Rows in a batch", _ROWS)
         self.batch_tokens = histogram("batch_tokens", "Tokens in a batch, virtual ones included", _TOKENS)
-        self.rows = counter("rows", "Rows answered")
+        self.batch_tasks = histogram(
+            "batch_tasks", "Distinct tasks in a batch; two versions of one count as two", _TASKS
+        )
+        self.rows = counter("rows", "Rows (texts) answered")
         self.forward_failures = counter("forward_failures", "Batches whose forward raised")
         self.numerical_errors = counter("numerical_errors", "Rows whose scores were not finite")
 
-        self.cache_bytes = gauge("prompt_cache_bytes", "Device memory held by prompts")
-        self.cache_slots = gauge("prompt_cache_slots", "Prompts on the device")
-        self.cache_hits = counter("prompt_cache_hits", "Requests that found their prompt on the device")
-        self.cache_misses = counter("prompt_cache_misses", "Requests that waited for their prompt")
-        self.cache_evictions = counter("prompt_cache_evictions", "Prompts taken off the device to make room")
+        self.device_memory = gauge(
+            "device_memory_bytes",
+            "A GPU's memory: allocated to tensors, reserved by torch, total. None on a CPU: there prompts hold "
+            'promptmux_tier_bytes{tier="device"} of process_resident_memory_bytes',
+            "kind",
+        )
         self.prompt_loads = counter("prompt_loads", "Prompts copied to the device, by result", "result")
         self.prompt_load_time = histogram("prompt_load_seconds", "From the store to the device", _FAST)
 
@@ -101,9 +125,12 @@ class Metrics:
         self.tier_evictions = counter("tier_evictions", "Prompts dropped to make room", "tier")
         self.tier_errors = counter("tier_errors", "Reads and writes that the tier's disk refused", "tier")
 
-        self.tasks = gauge("catalogue_tasks", "Tasks served")
+        self.tasks = gauge("catalogue_tasks", "Tasks served here")
         self.missing_tasks = gauge(
             "catalogue_missing_tasks", "Tasks served that the store lost with its history"
+        )
+        self.troubled_tasks = gauge(
+            "catalogue_troubled_tasks", "Tasks with an alias that does not serve what the store says"
         )
         self.refused_versions = counter(
             "refused_versions", "Alias moves not followed because the new version cannot be served", "code"
@@ -127,6 +154,8 @@ class Metrics:
         )
         self.snapshot_failures = counter("snapshot_failures", "Failed attempts to write the snapshot")
         self.ready = gauge("ready", "1 while /readyz answers 200")
+        self.families = (*families, *version_series.FAMILIES)
+        self._begin_at_zero()
 
     def task_label(self, task_id: str) -> str:
         """The label value for a task: itself where the operator listed it."""
@@ -136,44 +165,25 @@ class Metrics:
         """Let `gauge` be read when it is scraped."""
         gauge.set_function(read)
 
-    def export(self, traffic: Traffic) -> None:
-        """Let the counts by version be read when they are scraped."""
-        self.registry.register(_VersionSeries(traffic))
+    def export(self, traffic: Traffic, catalogue: Catalogue) -> None:
+        """Let the counts by version, and which versions are live, be read when they are scraped."""
+        self.registry.register(VersionSeries(traffic, catalogue))
 
     def exposition(self) -> bytes:
         """All of it in Prometheus's text format."""
         return generate_latest(self.registry)
 
-
-class _VersionSeries(Collector):
-    """The series of what `traffic` counts: they come and go with the versions that are active."""
-
-    def __init__(self, traffic: Traffic) -> None:
-        self._traffic = traffic
-
-    def collect(self) -> Iterator[Metric]:
-        labels = ("task", "version")
-        counts = self._traffic.all()
-        requests = CounterMetricFamily(
-            "promptmux_version_requests",
-            "Classify requests that an active version was to answer",
-            labels=labels,
-        )
-        errors = CounterMetricFamily(
-            "promptmux_version_errors", "Those that ended with an error, by code", labels=(*labels, "code")
-        )
-        scores = HistogramMetricFamily(
-            "promptmux_version_score", "Winning scores, one for each text", labels=labels
-        )
-        for one in counts[:MAX_VERSIONS]:
-            own = (one.task_id, one.version[:12])
-            requests.add_metric(own, one.requests)
-            for code, count in {**_NO_FAULTS, **one.errors}.items():
-                errors.add_metric((*own, code), count)
-            below = list(zip(map(str, SCORE_BUCKETS), one.cumulative(), strict=True))
-            scores.add_metric(own, [*below, ("+Inf", below[-1][1])], one.score_sum)
-        yield from (requests, errors, scores)
-        left_out = max(0, len(counts) - MAX_VERSIONS)
-        yield GaugeMetricFamily(
-            "promptmux_version_series_left_out", "Counted versions without series of their own", left_out
-        )
+    def _begin_at_zero(self) -> None:
+        """Show what alerts watch from the start: a series that begins with 1 is no increase to Prometheus."""
+        for reason in ("rows", "tokens"):
+            self.rejected.labels(reason)
+        for result in ("loaded", "failed"):
+            self.prompt_loads.labels(result)
+        for tier in ("device", "host", "disk", "store"):
+            self.tier_hits.labels(tier)
+            self.tier_misses.labels(tier)
+        for tier in ("host", "disk", "store"):  # what is on the device is checked before it comes there
+            self.tier_corrupt.labels(tier)
+        for tier in ("device", "host", "disk"):
+            self.tier_evictions.labels(tier)
+        self.tier_errors.labels("disk")

@@ -27,11 +27,18 @@ def status_of(error: BaseException) -> int:
     return error.status_code if isinstance(error, HTTPException) else 500
 
 
+def code_of(error: BaseException) -> str:
+    """The stable `code` that the answer to an exception carries."""
+    if isinstance(error, ServerError | PromptStoreError):
+        return error.code
+    return _http_code(status_of(error))
+
+
 def problem(error: BaseException, request_id: str) -> tuple[int, dict[str, str], bytes]:
     """Any exception as status, headers and a problem+json body. One not made for callers says nothing."""
     status = status_of(error)
     known = isinstance(error, ServerError | PromptStoreError)
-    code = str(getattr(error, "code", "internal_error")) if known else _http_code(status)
+    code = code_of(error)
     title = code.replace("_", " ").capitalize() if known else _phrase(status)
     detail = str(error) if known else _http_detail(status)
     headers = {str(k): str(v) for k, v in (getattr(error, "headers", None) or {}).items()}

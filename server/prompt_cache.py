@@ -105,8 +105,6 @@ class PromptCache:
             Counter()
         )  # waiters for a load: theirs must not be evicted before they wake
         self._failed: dict[str, tuple[Exception, float]] = {}
-        metrics.watch(metrics.cache_bytes, lambda: self._bytes)
-        metrics.watch(metrics.cache_slots, lambda: len(self._slots))
         metrics.watch(metrics.tier_bytes.labels("device"), lambda: self._bytes)
         metrics.watch(metrics.tier_entries.labels("device"), lambda: len(self._slots))
 
@@ -236,7 +234,6 @@ class PromptCache:
         for version in victims:
             slot = self._slots.pop(version)
             self._bytes -= slot.nbytes
-            self._metrics.cache_evictions.inc()
             self._metrics.tier_evictions.labels("device").inc()
             self._drop(slot.index)  # nobody can pin it any more
 

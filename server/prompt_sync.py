@@ -56,6 +56,7 @@ class PromptSync:
         self._log = structlog.get_logger("promptmux.sync")
         metrics.watch(metrics.tasks, lambda: len(catalogue))
         metrics.watch(metrics.missing_tasks, lambda: len(catalogue.missing))
+        metrics.watch(metrics.troubled_tasks, lambda: len(catalogue.troubled))
 
     def recall(self, saved: Saved) -> None:
         """Begin with what was served when the snapshot was written; `start` sets right what changed since."""

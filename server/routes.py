@@ -26,7 +26,7 @@ from server.catalogue import Catalogue, ServedTask
 from server.classify import ClassifyEndpoint
 from server.errors import ServerError
 from server.lifecycle import Lifecycle
-from server.problem import problem
+from server.problem import code_of, problem
 from server.schemas import ClassifyAnswer, ClassifyBody, ModelList, ProblemBody
 from server.standing import Standing
 
@@ -57,13 +57,13 @@ def new_app(title: str, version: str) -> FastAPI:
     return app
 
 
-def require(keyring: Keyring, scope: str) -> Any:
-    """A router dependency: the caller's key has `scope`."""
+def require(keyring: Keyring, *scopes: str) -> Any:
+    """A router dependency: the caller's key has one of `scopes`."""
 
     async def authorized(
         request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
     ) -> None:
-        key = keyring.authorize(request.headers.get("authorization"), scope)
+        key = keyring.authorize(request.headers.get("authorization"), *scopes)
         request.scope["api_key_name"] = key.name
 
     return Depends(authorized)
@@ -195,4 +195,5 @@ def _classify_documentation(
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     status, headers, body = problem(error, request.scope["request_id"])
+    request.scope["problem_code"] = code_of(error)  # for the boundary, which counts
     return Response(body, status, headers, PROBLEM_JSON)

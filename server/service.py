@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import time
 from collections.abc import Callable
@@ -70,6 +71,7 @@ class Service:
     guard: Guard
     warming: Warming
     metrics: Metrics
+    version: str
     lifecycle: Lifecycle
     boundaries: tuple[Boundary, ...]
     log: Any = field(default_factory=lambda: structlog.get_logger("promptmux"))
@@ -95,6 +97,7 @@ class Service:
             lanes=backbone.lanes,
             seconds=round(time.perf_counter() - began, 2),
         )
+        self._show(backbone)
         self.decoder.serve_with(backbone)
         await self.tiers.open()
         taken_in = await self._take_in_store(backbone.fingerprint)
@@ -158,6 +161,25 @@ class Service:
         if not await self.runner.stop(patience=5.0):
             self.log.warning("lanes_still_busy")
         await self.store.aclose()
+
+    def _show(self, backbone: Backbone) -> None:
+        """Let the metrics say what serves here, and what the device holds whenever they are read."""
+        metrics = self.metrics
+        metrics.build_info.labels(
+            self.version,
+            backbone.name,
+            backbone.fingerprint[:12],
+            str(backbone.device),
+            backbone.dtype_name,
+        ).set(1)
+        if str(backbone.device).startswith("cuda"):
+            from backbone.device_memory import device_memory  # imports torch: by now it is there
+
+            def read(kind: str) -> float:
+                return device_memory(backbone.device)[kind]
+
+            for kind in device_memory(backbone.device):
+                metrics.watch(metrics.device_memory.labels(kind), functools.partial(read, kind))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A part that works in the background has ended: what it died of must not go unheard."""

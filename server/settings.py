@@ -106,7 +106,7 @@ class Settings(BaseSettings):
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="API keys as name:scopes:sha256, scopes infer and admin joined by +; commas between keys",
+        description="API keys as name:scopes:sha256, scopes of infer, admin and metrics joined by +",
     )
     api_keys_file: Path | None = Field(None, description="a file with one API key per line")
 

@@ -86,6 +86,10 @@ class Traffic:
         """Everything that is counted, listed tasks first. Safe from any thread."""
         return sorted(self._versions.values(), key=lambda counts: counts.task_id not in self._listed)
 
+    def watched(self) -> list[str]:
+        """Ids of the tasks whose versions are counted, listed ones first. Safe from any thread."""
+        return sorted(self._tasks, key=lambda task_id: task_id not in self._listed)
+
     def follow(self, task_id: str, before: ServedTask | None, now: ServedTask | None) -> None:
         """Hear that a task has changed."""
         del before

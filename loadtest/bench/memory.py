@@ -30,6 +30,7 @@ COLD, WARM = "cold: the prompt is in the store only", "warm: the prompt is on th
 _KEEP_NONE = ("--prompt-cache-bytes", "0")
 _KEEP_ALL = ("--prompt-cache-bytes", str(64 * 2**30))
 _ASKED = 300  # tasks in one round
+_DEVICE = '{tier="device"}'
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,13 @@ class Asked:
         """What the server holds now."""
         return Held(
             self.server.process.resident_bytes(),
-            int(serving.metric(self.server, "promptmux_prompt_cache_slots")),
-            int(serving.metric(self.server, "promptmux_prompt_cache_bytes")),
+            int(serving.metric(self.server, f"promptmux_tier_entries{_DEVICE}")),
+            int(serving.metric(self.server, f"promptmux_tier_bytes{_DEVICE}")),
         )
 
     def misses(self) -> float:
         """Requests that had to wait for their prompt."""
-        return serving.metric(self.server, "promptmux_prompt_cache_misses_total")
+        return serving.metric(self.server, f"promptmux_tier_misses_total{_DEVICE}")
 
 
 def measure(options: Options, console: Console) -> Section:

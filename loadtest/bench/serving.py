@@ -66,20 +66,20 @@ def wait_until_warm(server: Running, *, quiet: float = 1.0, patience: float = 18
     """Wait until the server loads no more prompts in the background: their number has stood still for a while."""
     seen, since, end = -1.0, time.monotonic(), time.monotonic() + patience
     while time.monotonic() - since < quiet and time.monotonic() < end:
-        slots = metric(server, "promptmux_prompt_cache_slots")
+        slots = metric(server, 'promptmux_tier_entries{tier="device"}')
         if slots != seen:
             seen, since = slots, time.monotonic()
         time.sleep(0.1)
 
 
 def metric(server: Running, name: str) -> float:
-    """The value of one metric without labels; raises KeyError if the server has none of that name."""
+    """The value of one series, named with its labels as it is shown; raises KeyError if the server has no such."""
     with urllib.request.urlopen(f"{server.admin_url}/metrics", timeout=10) as answer:
         return metric_in(answer.read().decode(), name)
 
 
 def metric_in(exposition: str, name: str) -> float:
-    """The value of one metric without labels in Prometheus's text format."""
+    """The value of one series in Prometheus's text format."""
     found = re.search(rf"^{re.escape(name)} (\S+)$", exposition, re.M)
     if found is None:
         raise KeyError(name)

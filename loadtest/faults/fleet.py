@@ -197,14 +197,14 @@ class _Look:
 
 
 def _looked_at(replica: Replica, proxy: ProxyProcess) -> _Look:
-    metrics, counts = replica.metrics(), proxy.counts()[replica.name]
+    metrics, counts = replica.metrics(tier="device"), proxy.counts()[replica.name]
     return _Look(
         replica.process.resident_bytes(),
         metrics["promptmux_catalogue_tasks"],
-        metrics["promptmux_prompt_cache_slots"],
-        metrics["promptmux_prompt_cache_hits_total"],
-        metrics["promptmux_prompt_cache_misses_total"],
-        metrics["promptmux_prompt_cache_evictions_total"],
+        metrics["promptmux_tier_entries"],
+        metrics["promptmux_tier_hits_total"],
+        metrics["promptmux_tier_misses_total"],
+        metrics["promptmux_tier_evictions_total"],
         **counts,
     )
 

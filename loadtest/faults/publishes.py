@@ -117,7 +117,7 @@ def run(options: argparse.Namespace, console: Console) -> Outcome:
         stale = _stale(Spread(running, tasks, ledger, last_look), ledger, options.tasks)
         behind = proxy.counts()
         evicted = {
-            replica.name: int(replica.metrics()["promptmux_prompt_cache_evictions_total"])
+            replica.name: int(replica.metrics(tier="device")["promptmux_tier_evictions_total"])
             for replica in running
         }
     return _outcome(options, load.report, moved, spread_report, last_look, stale, seconds, behind, evicted)

@@ -142,13 +142,18 @@ class Replica:
             self.kill()
             self._process.log.close()
 
-    def metrics(self) -> dict[str, float]:
-        """Its metrics as they stand, by name; samples that differ in labels are added up."""
+    def metrics(self, **labels: str) -> dict[str, float]:
+        """Its metrics as they stand, by name; samples that differ in labels are added up.
+
+        With `tier="device"`, of those that have a tier only the device's.
+        """
         with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         values: dict[str, float] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
+                if any(sample.labels.get(name, value) != value for name, value in labels.items()):
+                    continue
                 values[sample.name] = values.get(sample.name, 0.0) + sample.value
         return values
 

@@ -11,7 +11,7 @@ import typer
 def run(
     name: Annotated[str, typer.Argument(help="Who will use it; it stands in logs and histories.")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="infer or admin; may be given twice. Default: infer.")
+        list[str] | None, typer.Option(help="infer, admin or metrics; may be given again. Default: infer.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Add the key's line to this file (see serve --api-keys-file).")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from backbone import Backbone, DevicePrompt, Row, load_backbone
+from backbone.device_memory import device_memory
 from tests.backbone.families import FAMILIES, checkpoint, tiny
 from tests.backbone.law_tasks import KINDS, TEXTS, Task, tasks
 from tests.backbone.prompts import manifest, tensors
@@ -81,3 +82,12 @@ def test_a_gpu_has_one_lane() -> None:
     rows, prompts = batch(bone, moved("bert"))
     assert bone.lanes == 1
     assert bone.score_on_lane(rows, prompts, alone=True) == bone.score(rows, prompts)
+
+
+def test_a_gpu_says_what_it_holds() -> None:
+    bone = on_gpu(FAMILIES[0])
+    before = device_memory(bone.device)
+    assert 0 < before["allocated"] <= before["reserved"] <= before["total"]
+    kept = torch.zeros(32 * 2**20, dtype=torch.uint8, device=bone.device)
+    assert device_memory(bone.device)["allocated"] >= before["allocated"] + kept.nbytes
+    assert device_memory(torch.device("cpu")) == {}

@@ -16,6 +16,10 @@ def test_each_starts_stops_and_starts_anew_by_itself(tmp_path: Path) -> None:
         assert len(ports) == 4
         assert one.process.resident_bytes() > 10**7
         assert one.metrics()["promptmux_ready"] == 1.0
+        capacity = "promptmux_tier_capacity_bytes"
+        tiers = [one.metrics(tier=tier)[capacity] for tier in ("device", "host", "disk")]
+        assert sum(tiers) == one.metrics()[capacity] > tiers[0] > 0
+        assert one.metrics(tier="device")["promptmux_ready"] == 1.0
         assert one.stop() == 0
         assert not one.running
         assert two.metrics()["promptmux_ready"] == 1.0

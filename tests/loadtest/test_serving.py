@@ -128,8 +128,9 @@ def test_loads_with_failures_are_no_measurement() -> None:
 
 
 def test_a_metric_is_found_by_its_whole_name() -> None:
-    text = "# HELP a_bytes x\na_bytes_total 7.0\na_bytes 3.5e+06\n"
+    text = '# HELP a_bytes x\na_bytes_total 7.0\na_bytes 3.5e+06\nb{tier="device"} 2.0\nb{tier="host"} 3.0\n'
     assert serving.metric_in(text, "a_bytes") == 3_500_000
+    assert serving.metric_in(text, 'b{tier="device"}') == 2
     with pytest.raises(KeyError):
         serving.metric_in(text, "a")
 

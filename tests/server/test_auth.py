@@ -10,6 +10,7 @@ from server.errors import Forbidden, Unauthenticated
 from tests.server.conftest import Start
 
 OPEN = {"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
+SCRAPED = ("admin", "/metrics")  # port and path of the one route that has a scope of its own
 
 
 def test_a_new_key_opens_what_its_line_admits() -> None:
@@ -92,7 +93,7 @@ def routes_of(app: FastAPI) -> Iterator[tuple[str, str]]:
 
 
 async def test_every_route_is_closed_to_all_but_its_scope(start: Start) -> None:
-    keys = {name: new_key(name, scopes) for name, scopes in (("infer", ["infer"]), ("admin", ["admin"]))}
+    keys = {scope: new_key(scope, [scope]) for scope in SCOPES}
     keyring = Keyring(parse_keys([line for _, line in keys.values()]))
     bearers = {"no key": {}, "wrong key": {"Authorization": "Bearer wrong"}}
     bearers |= {name: {"Authorization": f"Bearer {token}"} for name, (token, _) in keys.items()}
@@ -104,16 +105,36 @@ async def test_every_route_is_closed_to_all_but_its_scope(start: Start) -> None:
         ):
             for method, template in sorted(set(routes_of(boundary._app))):
                 path = re.sub(r"\{\w+\}", "x", template)
+                own = {"metrics", "admin"} if (scope, template) == SCRAPED else {scope}
                 for who, headers in bearers.items():
                     answer = await client.request(method, path, headers=headers)
-                    expected_open = template in OPEN or who == scope
+                    expected_open = template in OPEN or who in own
                     refused = 401 if who in ("no key", "wrong key") else 403
                     if expected_open:
                         assert answer.status_code not in (401, 403), (method, path, who)
                     else:
                         assert answer.status_code == refused, (method, path, who)
                     checked += 1
-    assert checked > 60
+    assert checked > 80
+
+
+async def test_a_key_that_scrapes_changes_nothing(start: Start) -> None:
+    token, line = new_key("prometheus", ["metrics"])
+    headers = {"Authorization": f"Bearer {token}"}
+    async with start(keyring=Keyring(parse_keys([line]))) as server:
+        scraped = await server.admin.get("/metrics", headers=headers)
+        assert (scraped.status_code, "promptmux_ready 1.0" in scraped.text) == (200, True)
+        assert (await server.public.get("/metrics", headers=headers)).status_code == 404
+        for path in ("/admin/tasks", "/admin/tasks/sentiment", "/admin/tasks/sentiment/history"):
+            refused = await server.admin.get(path, headers=headers)
+            assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), path
+        deleted = await server.admin.delete("/admin/tasks/sentiment?force=true", headers=headers)
+        assert deleted.status_code == 403
+        asked = await server.public.post(
+            "/classify", json={"task_id": "sentiment", "input": "x"}, headers=headers
+        )
+        assert asked.status_code == 403
+        assert "the API key lacks the scope infer" in asked.json()["detail"]
 
 
 async def test_an_unknown_route_tells_a_stranger_nothing_more(start: Start) -> None:

@@ -51,6 +51,16 @@ async def test_a_batch_holds_all_that_was_waiting(metrics: Metrics) -> None:
     assert [job.result().scores for job in jobs] == [((2.0,),), ((2.1,),), ((2.2,),)]
 
 
+async def test_a_batch_counts_its_tasks_not_its_callers(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    jobs = [submit(batcher, ["ab"], slot) for slot in (7, 8, 8)]
+    await settle()
+    assert len((await turn(batcher)).rows) == 3
+    assert metrics.registry.get_sample_value("promptmux_batch_tasks_sum") == 2
+    assert metrics.registry.get_sample_value("promptmux_batch_tasks_count") == 1
+    await asyncio.gather(*jobs)
+
+
 async def test_a_batch_ends_at_the_token_budget_and_the_next_begins_with_what_did_not_fit(
     metrics: Metrics,
 ) -> None:

@@ -23,7 +23,7 @@ async def test_a_version_is_rehearsed_before_an_alias_leads_to_it_and_not_again(
             for name in ("a", "b"):
                 assert (await server.classify("x", name)).status_code == 200
         assert server.backbone.batches[2:] == [1] * 6
-        assert server.counted("prompt_cache_evictions_total") >= 4
+        assert server.counted("tier_evictions_total", tier="device") >= 4
 
 
 async def test_one_that_a_request_loaded_is_rehearsed_before_an_alias_leads_to_it(start: Start) -> None:

@@ -6,8 +6,9 @@ from prometheus_client import CollectorRegistry
 
 from prompt_store import Target
 from server.catalogue import Catalogue, ServedTask
-from server.metrics import MAX_VERSIONS, Metrics
+from server.metrics import Metrics
 from server.traffic import SCORE_BUCKETS, Traffic, VersionCounts
+from server.version_series import MAX_VERSIONS
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
@@ -19,7 +20,7 @@ def served(task_id: str, *targets: Target) -> ServedTask:
 def watched(*listed: str) -> tuple[Catalogue, Traffic, Metrics]:
     catalogue, traffic, metrics = Catalogue(), Traffic(listed), Metrics(CollectorRegistry())
     catalogue.listen(traffic.follow)
-    metrics.export(traffic)
+    metrics.export(traffic, catalogue)
     return catalogue, traffic, metrics
 
 
