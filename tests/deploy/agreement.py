@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from prometheus_client import CollectorRegistry
 from typer.main import get_command
 
-from promptmux.__main__ import app
+from promptmux.__main__ import build
 from promptmux.commands.options import AdminKey, AdminServer
 from server import Settings
 from server.metrics import Metrics
@@ -33,9 +33,9 @@ _CLI_VARIABLES = {
 
 def settings(objects: Sequence[Object]) -> Settings:
     """The server's settings as it would read them."""
-    prefix = "PROMPTMUX_"
-    given = {name.removeprefix(prefix).lower(): value for name, value in variables(objects).items() if prefix in name}
-    return Settings.model_validate({**given, "store": "redis://stands-in-a-secret"})
+    given = {name.removeprefix("PROMPTMUX_").lower(): value for name, value in variables(objects).items()}
+    known = {name: value for name, value in given.items() if name in Settings.model_fields}
+    return Settings.model_validate({**known, "store": "redis://stands-in-a-secret"})
 
 
 def settings_and_sizes(objects: Sequence[Object]) -> Iterator[str]:
@@ -93,6 +93,9 @@ def probes(objects: Sequence[Object]) -> Iterator[str]:
 def names(objects: Sequence[Object]) -> Iterator[str]:
     """Whatever is named is there."""
     there = {(one["kind"], one["metadata"]["name"]): set(one.get("data", {})) for one in objects}
+    for one in objects:
+        if one["kind"] != "Namespace" and one["metadata"].get("namespace") != "promptmux":
+            yield f"{one['kind']} {one['metadata']['name']} is in another namespace"
     there |= MADE_BY_HAND | dict.fromkeys(_OF_THE_FLEET, set())
     for workload, template in pod_templates(objects):
         claims = {one["metadata"]["name"] for one in workload["spec"].get("volumeClaimTemplates", ())}
@@ -180,7 +183,7 @@ def selectors(objects: Sequence[Object]) -> Iterator[str]:
 
 def commands(objects: Sequence[Object]) -> Iterator[str]:
     """What is started exists, with these names."""
-    known = set(getattr(get_command(app), "commands", {}))
+    known = set(getattr(get_command(build()), "commands", {}))
     for _, template in pod_templates(objects):
         for container in containers(template):
             command = container["command"]
@@ -231,7 +234,7 @@ def metrics(objects: Sequence[Object]) -> Iterator[str]:
         if not found:
             yield f"{one['kind']} looks at no metric of ours"
         for space in re.findall(r'namespace="([^"]*)"', str(one["spec"])):
-            if space != one["metadata"]["namespace"]:
+            if space != one["metadata"].get("namespace"):
                 yield f"{one['kind']} asks for namespace {space}"
 
 

@@ -5,9 +5,11 @@ umask 077
 cd "$(dirname "$0")"
 password=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 digest=$(printf %s "$password" | sha256sum | cut -d' ' -f1)
+# `default` is off, so nobody can be it, but keeps its rights: Redis reads its log as that user, and where it lacks rights
+# passes over every transaction in it (7.0.15 does), which is every write of the store.
 # `probe` may say PING and nothing else: for the kubelet, which knows no password.
 cat > users.acl <<ACL
-user default off
+user default off resetpass ~* &* +@all
 user probe on nopass resetkeys resetchannels -@all +ping
 user promptmux on #$digest ~promptmux:* resetchannels &promptmux:* +@all -@dangerous +client|setname +config|get +info
 ACL
