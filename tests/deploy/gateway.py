@@ -51,7 +51,10 @@ class Fleet:
     def start(self, name: str) -> None:
         """Start one, and wait until it is ready."""
         flags = ("--port", str(self.ports[name]), "--admin-port", "0", "--store", self._store, *self._flags)
-        self._servers[name] = ServerProcess(*flags).ready()
+        if name in self._servers:
+            self._servers[name].stop()  # has ended already, and leaves its pipes open
+        self._servers[name] = ServerProcess(*flags)
+        self._servers[name].ready()
 
     def ask_to_end(self, name: str) -> None:
         """SIGTERM."""
