@@ -245,7 +245,9 @@ def test_other_failures_of_looking_an_alias_up_are_not_taken_for_absence() -> No
             admin.move_alias("t", "current", VERSION)
 
 
-@pytest.mark.parametrize(("task_id", "told"), [("my-task.v2", "my-task.v2"), ("Größe", None), ("a\r\nb: c", None)])
+@pytest.mark.parametrize(
+    ("task_id", "told"), [("my-task.v2", "my-task.v2"), ("Größe", None), ("a\r\nb: c", None)]
+)
 def test_the_task_is_told_to_gateways_where_it_is_a_tasks_id(task_id: str, told: str | None) -> None:
     seen: list[str | None] = []
 

@@ -18,11 +18,24 @@ from promptmux.commands.options import AdminKey, AdminServer
 from server import Settings
 from server.metrics import Metrics
 from server.settings import unknown_variables
-from tests.deploy.manifests import Object, containers, named, of_kind, pod_templates, quantity, server, variables
+from tests.deploy.manifests import (
+    Object,
+    containers,
+    named,
+    of_kind,
+    pod_templates,
+    quantity,
+    server,
+    variables,
+)
 from tests.deploy.reachable import selects
 
 # Made by hand, once, as docs/guides/kubernetes.md says: they hold keys that no file here has.
-MADE_BY_HAND = {("Secret", "promptmux-trainer-key"): {"key"}, ("PersistentVolumeClaim", "promptmux-training"): set()}
+MADE_BY_HAND = {
+    ("Secret", "promptmux-trainer-key"): {"key"},
+    ("PersistentVolumeClaim", "promptmux-training"): set(),
+}
+METRICS_KEY = ("Secret", "promptmux-metrics-key")  # likewise, for Prometheus
 # Of the fleet, which a training joins.
 _OF_THE_FLEET = {("ServiceAccount", "promptmux")}
 _MODEL_BYTES = 1.5 * 2**30  # torch, the built-in model, and what a forward needs
@@ -96,16 +109,19 @@ def names(objects: Sequence[Object]) -> Iterator[str]:
     for one in objects:
         if one["kind"] != "Namespace" and one["metadata"].get("namespace") != "promptmux":
             yield f"{one['kind']} {one['metadata']['name']} is in another namespace"
-    there |= MADE_BY_HAND | dict.fromkeys(_OF_THE_FLEET, set())
+    there |= MADE_BY_HAND | {one: set() for one in _OF_THE_FLEET}
     for workload, template in pod_templates(objects):
         claims = {one["metadata"]["name"] for one in workload["spec"].get("volumeClaimTemplates", ())}
         volumes = {one["name"] for one in template["spec"].get("volumes", ())} | claims
-        wanted = [*_from_volumes(template), ("ServiceAccount", template["spec"]["serviceAccountName"], set())]
+        wanted = [*from_outside(template), ("ServiceAccount", template["spec"]["serviceAccountName"], set())]
         for container in containers(template):
             mounted = {one["name"] for one in container["volumeMounts"]}
             yield from (f"{container['name']}: no volume {one}" for one in mounted - volumes)
-            wanted += _from_environment(container)
-            probed = [container[one] for one in ("startupProbe", "livenessProbe", "readinessProbe") if one in container]
+            probed = [
+                container[one]
+                for one in ("startupProbe", "livenessProbe", "readinessProbe")
+                if one in container
+            ]
             ports = {one["name"] for one in container.get("ports", ())}
             for probe in probed:
                 port = (probe.get("httpGet") or probe.get("tcpSocket") or {}).get("port")
@@ -120,6 +136,13 @@ def names(objects: Sequence[Object]) -> Iterator[str]:
         target = one["spec"]["scaleTargetRef"]
         if (target["kind"], target["name"]) not in there:
             yield f"{one['kind']}: no {target['kind']} {target['name']}"
+
+
+def from_outside(template: Object) -> Iterator[tuple[str, str, set[str]]]:
+    """Whatever a pod takes from ConfigMaps, Secrets and claims: kind, name, keys."""
+    yield from _from_volumes(template)
+    for container in containers(template):
+        yield from _from_environment(container)
 
 
 def _from_volumes(template: Object) -> Iterator[tuple[str, str, set[str]]]:
@@ -177,7 +200,9 @@ def selectors(objects: Sequence[Object]) -> Iterator[str]:
         if not any(selects(one["spec"]["selector"], labels) for labels, _ in pods):
             yield "the disruption budget is nobody's"
     for one in of_kind(objects, "NetworkPolicy"):
-        if one["spec"]["podSelector"] and not any(selects(one["spec"]["podSelector"], labels) for labels, _ in pods):
+        if one["spec"]["podSelector"] and not any(
+            selects(one["spec"]["podSelector"], labels) for labels, _ in pods
+        ):
             yield f"NetworkPolicy {one['metadata']['name']} is nobody's"
 
 
@@ -205,7 +230,11 @@ def trainers(objects: Sequence[Object], fleet: Sequence[Object]) -> Iterator[str
     """A training finds the fleet's admin port, by variables that the command line knows."""
     for _, template in pod_templates(objects):
         for container in template["spec"]["containers"]:
-            ours = {one["name"]: one.get("value") for one in container["env"] if one["name"].startswith("PROMPTMUX_")}
+            ours = {
+                one["name"]: one.get("value")
+                for one in container["env"]
+                if one["name"].startswith("PROMPTMUX_")
+            }
             if set(ours) != _CLI_VARIABLES:
                 yield f"variables {sorted(ours)}, the command line knows {sorted(_CLI_VARIABLES)}"
             host, _, port = str(ours.get("PROMPTMUX_ADMIN_URL")).removeprefix("http://").partition(":")
@@ -221,7 +250,9 @@ def metric_names() -> set[str]:
     return {
         f"{family.name}{suffix}"
         for family in registry.collect()
-        for suffix in ({"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",)))
+        for suffix in (
+            {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+        )
     }
 
 
@@ -238,4 +269,21 @@ def metrics(objects: Sequence[Object]) -> Iterator[str]:
                 yield f"{one['kind']} asks for namespace {space}"
 
 
-ALL = (settings_and_sizes, probes, names, selectors, commands, metrics)
+def scraped(objects: Sequence[Object]) -> Iterator[str]:
+    """Whoever scrapes finds the admin port of every server, once."""
+    for one in of_kind(objects, "ServiceMonitor"):
+        for endpoint in one["spec"]["endpoints"]:
+            found = [
+                service["metadata"]["name"]
+                for service in of_kind(objects, "Service")
+                if selects(one["spec"]["selector"], service["metadata"].get("labels", {}))
+                and any(port["name"] == endpoint["port"] for port in service["spec"]["ports"])
+            ]
+            if found != ["promptmux-admin"]:
+                yield f"port {endpoint['port']} is scraped from {found}"
+            secret = endpoint.get("authorization", {}).get("credentials", {})
+            if secret != {"name": METRICS_KEY[1], "key": "key"}:
+                yield f"the scraper's key is {secret}"
+
+
+ALL = (settings_and_sizes, probes, names, selectors, commands, metrics, scraped)

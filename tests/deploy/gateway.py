@@ -76,8 +76,13 @@ class Fleet:
             text = httpx.get(f"{one.admin_url}/metrics", timeout=PATIENCE).text
             for family in text_string_to_metric_families(text):
                 if family.name in found:
-                    found[family.name] += int(sum(s.value for s in family.samples if s.name.endswith("_total")))
-        return {"hits": found["promptmux_prompt_cache_hits"], "misses": found["promptmux_prompt_cache_misses"]}
+                    found[family.name] += int(
+                        sum(s.value for s in family.samples if s.name.endswith("_total"))
+                    )
+        return {
+            "hits": found["promptmux_prompt_cache_hits"],
+            "misses": found["promptmux_prompt_cache_misses"],
+        }
 
 
 class Caller:

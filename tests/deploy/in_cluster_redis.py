@@ -51,7 +51,9 @@ class ClusterRedis:
     @property
     def url(self) -> str:
         """The store's URL as servers are given it, but for the address."""
-        (line,) = (one for one in (self.secrets / "store.env").read_text().splitlines() if one.startswith("url="))
+        (line,) = (
+            one for one in (self.secrets / "store.env").read_text().splitlines() if one.startswith("url=")
+        )
         assert "@promptmux-redis:6379/" in line
         return line.removeprefix("url=").replace("promptmux-redis:6379", f"127.0.0.1:{self.port}")
 
@@ -75,7 +77,12 @@ class ClusterRedis:
     def client(self, user: str | None = None, password: str | None = None) -> Any:
         """A client that asks once."""
         return redis.Redis(
-            "127.0.0.1", self.port, username=user, password=password, retry=Retry(NoBackoff(), 0), socket_timeout=10
+            "127.0.0.1",
+            self.port,
+            username=user,
+            password=password,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=10,
         )
 
     def stop(self) -> int:

@@ -28,7 +28,9 @@ def kubectl() -> str:
     """Where kubectl is; the test is skipped, and says so, where it is missing."""
     found = shutil.which("kubectl")
     if found is None:
-        pytest.skip("NO KUBECTL: NOT ONE KUBERNETES MANIFEST IS RENDERED OR CHECKED. Install kubectl to check them")
+        pytest.skip(
+            "NO KUBECTL: NOT ONE KUBERNETES MANIFEST IS RENDERED OR CHECKED. Install kubectl to check them"
+        )
     return found
 
 
@@ -53,7 +55,10 @@ def render_with(tmp_path: Path, overlay: str, components: Sequence[str]) -> list
     copy = shutil.copytree(K8S, tmp_path / "fleet")
     own = copy / "overlays" / "own"
     own.mkdir()
-    lines = {"resources": [f"../../{overlay}"], "components": [f"../../components/{one}" for one in components]}
+    lines = {
+        "resources": [f"../../{overlay}"],
+        "components": [f"../../components/{one}" for one in components],
+    }
     own.joinpath("kustomization.yaml").write_text(
         yaml.safe_dump({"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", **lines})
     )
@@ -71,7 +76,8 @@ def named(objects: Sequence[Object], kind: str, name: str) -> Object:
     found = found or [
         one
         for one in of_kind(objects, kind)
-        if one["metadata"]["name"].rpartition("-")[0] == name and len(one["metadata"]["name"]) == len(name) + 11
+        if one["metadata"]["name"].rpartition("-")[0] == name
+        and len(one["metadata"]["name"]) == len(name) + 11
     ]
     assert len(found) == 1, f"{kind} {name}: {len(found)} of them"
     return found[0]

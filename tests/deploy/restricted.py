@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from tests.deploy.manifests import Object, containers
 
 UID = 10001  # the images' user
-_VOLUMES = {"configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected", "downwardAPI", "ephemeral"}
+_VOLUMES = {
+    "configMap",
+    "secret",
+    "emptyDir",
+    "persistentVolumeClaim",
+    "projected",
+    "downwardAPI",
+    "ephemeral",
+}
 
 
 def loose_ends(template: Object) -> Iterator[str]:
@@ -59,12 +67,7 @@ def _loose_container(container: Object) -> Iterator[str]:
         yield "no limit of memory, or no share of the processor"
     if "cpu" in resources.get("limits", {}):
         yield "a limit of the processor, which stops every lane"
-    for kind, source in ((kind, source) for kind in ("value", "args") for source in _texts(container, kind)):
-        if "pmx_" in source or "redis://" in source:
-            yield f"a key or a store's URL stands in {kind}"
-
-
-def _texts(container: Object, kind: str) -> list[str]:
-    if kind == "args":
-        return [*container.get("command", ()), *container.get("args", ())]
-    return [str(one.get("value", "")) for one in container.get("env", ())]
+    typed = [*container.get("command", ()), *container.get("args", ())]
+    for text in (*typed, *(str(one.get("value", "")) for one in container.get("env", ()))):
+        if "pmx_" in text or "redis://" in text:
+            yield "a key or a store's URL stands where everybody reads it"

@@ -15,7 +15,9 @@ import pytest
 from tests.deploy.manifests import Object
 
 _OWN = Path(__file__).parent / "schemas"
-OLDEST = "1.30"  # backoffLimitPerIndex, matchLabelKeys and unhealthyPodEvictionPolicy are on by default from here
+OLDEST = (
+    "1.30"  # backoffLimitPerIndex, matchLabelKeys and unhealthyPodEvictionPolicy are on by default from here
+)
 
 
 def faults(one: Object, version: str) -> Iterator[str]:
@@ -25,9 +27,9 @@ def faults(one: Object, version: str) -> Iterator[str]:
     )
     jsonschema = pytest.importorskip("jsonschema", reason="NO JSONSCHEMA: CUSTOM RESOURCES ARE NOT CHECKED")
     where = f"{one.get('kind')} {one.get('metadata', {}).get('name')}"
-    if "." in str(one.get("apiVersion")).partition("/")[0] and not str(one["apiVersion"]).partition("/")[0].endswith(
-        ".k8s.io"
-    ):
+    if "." in str(one.get("apiVersion")).partition("/")[0] and not str(one["apiVersion"]).partition("/")[
+        0
+    ].endswith(".k8s.io"):
         path = _OWN / f"{str(one['kind']).lower()}.json"
         if not path.exists():
             yield f"{where}: no schema {path.name} for {one['apiVersion']}"

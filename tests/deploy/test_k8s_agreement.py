@@ -21,7 +21,7 @@ from tests.deploy.manifests import (
     TRAININGS,
     Object,
     named,
-    of_kind,
+    pod_templates,
     render_with,
     rendered,
     server,
@@ -78,10 +78,16 @@ def _settings(objects: list[Object]) -> Any:
         (lambda all: _container(all)["ports"][1].update(containerPort=8002), "are not the settings'"),
         (lambda all: _container(all)["livenessProbe"]["httpGet"].update(path="/readyz"), "livenessProbe"),
         (lambda all: _container(all)["readinessProbe"].update(periodSeconds=10), "left before readiness"),
-        (lambda all: _container(all)["readinessProbe"]["httpGet"].update(port="web"), "a probe asks port web"),
+        (
+            lambda all: _container(all)["readinessProbe"]["httpGet"].update(port="web"),
+            "a probe asks port web",
+        ),
         (lambda all: _container(all).update(command=["promptmux", "server"]), "no command promptmux server"),
         (lambda all: _container(all)["volumeMounts"].pop(1), "/tmp cannot be written"),
-        (lambda all: _container(all)["env"][0]["valueFrom"]["secretKeyRef"].update(key="uri"), "has no {'uri'}"),
+        (
+            lambda all: _container(all)["env"][0]["valueFrom"]["secretKeyRef"].update(key="uri"),
+            "has no {'uri'}",
+        ),
         (lambda all: _container(all)["env"].pop(1), "as many lanes as the node has cores"),
         (lambda all: _spec(all)["volumes"][2]["secret"].update(secretName="keys"), "no Secret keys"),
         (lambda all: _spec(all).update(serviceAccountName="default"), "no ServiceAccount default"),
@@ -90,7 +96,9 @@ def _settings(objects: list[Object]) -> Any:
             "does not select its own pods",
         ),
         (
-            lambda all: named(all, "Service", "promptmux-admin")["spec"]["ports"][0].update(targetPort="http"),
+            lambda all: named(all, "Service", "promptmux-admin")["spec"]["ports"][0].update(
+                targetPort="http"
+            ),
             "leads to http",
         ),
         (
@@ -104,7 +112,9 @@ def _settings(objects: list[Object]) -> Any:
             "no metric promptmux_queue_depth",
         ),
         (
-            lambda all: named(all, "HorizontalPodAutoscaler", "promptmux")["spec"]["scaleTargetRef"].update(name="x"),
+            lambda all: named(all, "HorizontalPodAutoscaler", "promptmux")["spec"]["scaleTargetRef"].update(
+                name="x"
+            ),
             "no Deployment x",
         ),
     ],
@@ -144,14 +154,19 @@ def test_the_adapter_serves_the_metric_that_the_autoscaler_asks_for() -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_what_is_restarted_by_a_change_is_named_by_its_contents(name: str) -> None:
     objects = rendered(name)
-    generated = [one["metadata"]["name"] for one in of_kind(objects, "Secret", "ConfigMap")]
-    assert len(generated) >= 4
-    assert all(re.fullmatch(r"promptmux-[a-z-]+-[a-z0-9]{10}", one) for one in generated), generated
+    used = [
+        one
+        for _, template in pod_templates(objects)
+        for kind, one, _ in agreement.from_outside(template)
+        if kind in ("Secret", "ConfigMap")
+    ]
+    assert len(set(used)) >= 4
+    assert all(re.fullmatch(r"promptmux-[a-z-]+-[a-z0-9]{10}", one) for one in used), used
 
 
 def test_nothing_is_named_by_hand_that_the_guide_does_not_tell_to_make() -> None:
     guide = (ROOT / "docs/guides/kubernetes.md").read_text()
-    for _, name in agreement.MADE_BY_HAND:
+    for _, name in (*agreement.MADE_BY_HAND, agreement.METRICS_KEY):
         assert name in guide
 
 
@@ -167,4 +182,37 @@ def test_an_indexed_training_has_a_file_for_each_of_its_pods() -> None:
     job = named(objects, "Job", "promptmux-train-many")["spec"]
     assert job["completionMode"] == "Indexed"
     files = named(objects, "ConfigMap", "promptmux-trainings")["data"]
-    assert {f"{index}.toml" for index in range(job["completions"])} == {one for one in files if one.endswith(".toml")}
+    assert {f"{index}.toml" for index in range(job["completions"])} == {
+        one for one in files if one.endswith(".toml")
+    }
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda one: None, ""),
+        (lambda one: one["endpoints"][0].update(port="http"), "is scraped from"),
+        (
+            lambda one: one["selector"]["matchLabels"].update({"app.kubernetes.io/component": "redis"}),
+            "from []",
+        ),
+        (
+            lambda one: one["endpoints"][0]["authorization"]["credentials"].update(name="x"),
+            "the scraper's key",
+        ),
+    ],
+)
+def test_prometheus_finds_the_admin_port(spoil: Callable[[Any], object], told: str) -> None:
+    labels = {"app.kubernetes.io/name": "promptmux", "app.kubernetes.io/component": "server"}
+    credentials = {"name": "promptmux-metrics-key", "key": "key"}
+    spec = {
+        "selector": {"matchLabels": labels},
+        "endpoints": [{"port": "admin", "authorization": {"credentials": credentials}}],
+    }
+    spoil(spec)
+    objects = [
+        *rendered("overlays/cpu"),
+        {"kind": "ServiceMonitor", "metadata": {"name": "own"}, "spec": spec},
+    ]
+    complained = list(agreement.scraped(objects))
+    assert any(told in one for one in complained) if told else complained == []

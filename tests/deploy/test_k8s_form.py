@@ -43,13 +43,22 @@ def test_the_optional_components_fit_their_schemas(component: str, tmp_path: Pat
     ("kind", "spoil"),
     [
         ("Deployment", lambda one: one["spec"].update(replica=3)),
-        ("Deployment", lambda one: one["spec"]["template"]["spec"].update(terminationGracePeriodSeconds="60s")),
-        ("Deployment", lambda one: one["spec"]["template"]["spec"]["containers"][0].update(readynessProbe={})),
+        (
+            "Deployment",
+            lambda one: one["spec"]["template"]["spec"].update(terminationGracePeriodSeconds="60s"),
+        ),
+        (
+            "Deployment",
+            lambda one: one["spec"]["template"]["spec"]["containers"][0].update(readynessProbe={}),
+        ),
         ("Deployment", lambda one: one["spec"].pop("selector")),
         ("Service", lambda one: one["spec"]["ports"][0].pop("port")),
         ("NetworkPolicy", lambda one: one["spec"].update(ingres=[])),
         ("PodDisruptionBudget", lambda one: one["spec"].update(maxUnavailable=[1])),
-        ("StatefulSet", lambda one: one["spec"]["template"]["spec"]["containers"][0]["ports"][0].update(port=1)),
+        (
+            "StatefulSet",
+            lambda one: one["spec"]["template"]["spec"]["containers"][0]["ports"][0].update(port=1),
+        ),
         ("ScaledObject", lambda one: one["spec"]["triggers"][0]["metadata"].update(threshold=64)),
         ("ScaledObject", lambda one: one["spec"].update(minReplicas=2)),
     ],
@@ -92,7 +101,9 @@ def _container(template: Object) -> Object:
         lambda pod: pod["spec"]["volumes"][0].update(emptyDir={}),
         lambda pod: _container(pod)["securityContext"].update(allowPrivilegeEscalation=True),
         lambda pod: _container(pod)["securityContext"].update(readOnlyRootFilesystem=False),
-        lambda pod: _container(pod)["securityContext"].update(capabilities={"drop": ["ALL"], "add": ["NET_RAW"]}),
+        lambda pod: _container(pod)["securityContext"].update(
+            capabilities={"drop": ["ALL"], "add": ["NET_RAW"]}
+        ),
         lambda pod: _container(pod)["securityContext"].update(privileged=True),
         lambda pod: _container(pod)["resources"]["limits"].pop("memory"),
         lambda pod: _container(pod)["env"].append({"name": "X", "value": "pmx_abc"}),

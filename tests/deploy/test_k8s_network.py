@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.manifests import OVERLAYS, Object, named, of_kind, pod_templates, render_with, rendered, server
+from tests.deploy.manifests import (
+    OVERLAYS,
+    Object,
+    named,
+    of_kind,
+    pod_templates,
+    render_with,
+    rendered,
+    server,
+)
 from tests.deploy.reachable import Pod, may_reach
 
 OUTSIDER = Pod(namespace="default")
@@ -26,7 +35,11 @@ def test_the_public_port_is_open_and_the_admin_port_is_not(overlay: str) -> None
     objects = rendered(overlay)
     own = server(objects)["metadata"]["labels"]
     reach = {
-        port: [who for who in (OUTSIDER, NEIGHBOUR, OPERATOR, PROMETHEUS, GATEWAY) if may_reach(objects, who, own, port)]
+        port: [
+            who
+            for who in (OUTSIDER, NEIGHBOUR, OPERATOR, PROMETHEUS, GATEWAY)
+            if may_reach(objects, who, own, port)
+        ]
         for port in (PUBLIC, ADMIN, 22)
     }
     assert reach == {
@@ -56,7 +69,9 @@ def test_only_servers_reach_redis(overlay: str) -> None:
     assert may_reach(objects, Pod(server(objects)["metadata"]["labels"]), target, REDIS)
     for who in (OUTSIDER, NEIGHBOUR, OPERATOR, PROMETHEUS, GATEWAY, Pod(target)):
         assert not may_reach(objects, who, target, REDIS)
-    (policy,) = (one for one in of_kind(objects, "NetworkPolicy") if one["metadata"]["name"] == "promptmux-redis")
+    (policy,) = (
+        one for one in of_kind(objects, "NetworkPolicy") if one["metadata"]["name"] == "promptmux-redis"
+    )
     assert policy["spec"]["egress"] == []
     assert "Egress" in policy["spec"]["policyTypes"]
 
@@ -73,7 +88,11 @@ def test_a_trainer_reaches_the_admin_port_and_nobody_reaches_it(training: str) -
 def test_with_gateway_only_the_public_port_is_open_to_the_gateway_alone(tmp_path: Path) -> None:
     objects = render_with(tmp_path, "overlays/cpu", ["gateway-only"])
     own = server(objects)["metadata"]["labels"]
-    reach = [who for who in (OUTSIDER, NEIGHBOUR, OPERATOR, PROMETHEUS, GATEWAY) if may_reach(objects, who, own, PUBLIC)]
+    reach = [
+        who
+        for who in (OUTSIDER, NEIGHBOUR, OPERATOR, PROMETHEUS, GATEWAY)
+        if may_reach(objects, who, own, PUBLIC)
+    ]
     assert reach == [GATEWAY]
 
 
@@ -84,7 +103,9 @@ def test_no_service_leads_out_of_the_cluster(overlay: str) -> None:
     assert {one["spec"].get("type", "ClusterIP") for one in services} == {"ClusterIP"}
     assert of_kind(objects, "Ingress", "HTTPRoute", "Gateway") == []
     assert named(objects, "Service", "promptmux-admin")["spec"]["clusterIP"] == "None"
-    with_admin = [one["metadata"]["name"] for one in services if any(p["port"] == ADMIN for p in one["spec"]["ports"])]
+    with_admin = [
+        one["metadata"]["name"] for one in services if any(p["port"] == ADMIN for p in one["spec"]["ports"])
+    ]
     assert with_admin == ["promptmux-admin"]
 
 

@@ -90,7 +90,12 @@ def test_the_kubelets_user_may_say_ping_and_nothing_else(cluster: ClusterRedis) 
     cluster.start()
     probe = cluster.client("probe", "none")
     assert probe.ping()
-    for command in (["GET", "promptmux:store"], ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["PUBLISH", "x", "y"]):
+    for command in (
+        ["GET", "promptmux:store"],
+        ["CONFIG", "GET", "*"],
+        ["ACL", "LIST"],
+        ["PUBLISH", "x", "y"],
+    ):
         with pytest.raises(redis.exceptions.NoPermissionError):
             probe.execute_command(*command)
 
@@ -149,4 +154,6 @@ def test_it_may_take_twice_what_it_keeps() -> None:
     kept = quantity(most.replace("gb", "Gi"))
     assert quantity(container["resources"]["limits"]["memory"]) >= 2 * kept + 128 * 2**20
     (claim,) = named(objects, "StatefulSet", "promptmux-redis")["spec"]["volumeClaimTemplates"]
-    assert quantity(claim["spec"]["resources"]["requests"]["storage"]) >= 4 * kept  # a rewrite keeps the old log, too
+    assert (
+        quantity(claim["spec"]["resources"]["requests"]["storage"]) >= 4 * kept
+    )  # a rewrite keeps the old log, too

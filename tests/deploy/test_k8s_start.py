@@ -29,7 +29,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o2777)
         given = {
-            name: value.replace(mount["mountPath"], str(folder)) if value.startswith(mount["mountPath"]) else value
+            name: value.replace(mount["mountPath"], str(folder))
+            if value.startswith(mount["mountPath"])
+            else value
             for name, value in given.items()
         }
     shutil.copy(K8S / "secrets" / "api-keys", given["PROMPTMUX_API_KEYS_FILE"])
@@ -44,7 +46,9 @@ def started() -> Iterator[list[ServerProcess]]:
         one.stop()
 
 
-def test_without_keys_the_pod_does_not_listen(environment: dict[str, str], started: list[ServerProcess]) -> None:
+def test_without_keys_the_pod_does_not_listen(
+    environment: dict[str, str], started: list[ServerProcess]
+) -> None:
     started.append(ServerProcess(**environment))
     assert started[0].exit_code() == 2
     assert "give api_keys first" in "\n".join(started[0].stderr)
@@ -69,7 +73,9 @@ def test_the_pods_settings_serve(
     one = started[0]
     (container,) = server(rendered("overlays/cpu"))["spec"]["containers"]
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert httpx.get(one.url + container[probe]["httpGet"]["path"]).status_code == 200  # a kubelet has no key
+        assert (
+            httpx.get(one.url + container[probe]["httpGet"]["path"]).status_code == 200
+        )  # a kubelet has no key
     body = {"task_id": "sentiment", "input": "a text"}
 
     def classify(key: str | None) -> int:
