@@ -60,6 +60,10 @@ class Fleet:
         """SIGTERM."""
         self._servers[name].process.terminate()
 
+    def kill(self, name: str) -> None:
+        """End it as a crash does."""
+        self._servers[name].stop()
+
     def ended(self, name: str) -> int:
         """Wait for its end; the exit code."""
         return self._servers[name].exit_code()

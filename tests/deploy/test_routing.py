@@ -206,6 +206,23 @@ class _Load(threading.Thread):
         self._caller.close()
 
 
+def test_a_server_that_dies_costs_no_request(fleet: Fleet, gateway: Gateway, caller: Caller) -> None:
+    owner = caller.owner(TASKS[0])
+    loads = [_Load(gateway.url) for _ in range(3)]
+    for load in loads:
+        load.start()
+    try:
+        fleet.kill(owner)
+        gateway.wait_until(owner, "DOWN")
+    finally:
+        for load in loads:
+            load.end()
+        fleet.start(owner)
+        gateway.wait_until(owner, "UP")
+    assert [failure for load in loads for failure in load.failures] == []
+    assert sum(load.answers for load in loads) > len(TASKS)
+
+
 def test_a_server_that_leaves_moves_its_own_share_and_no_request_fails(
     fleet: Fleet, gateway: Gateway, caller: Caller
 ) -> None:
