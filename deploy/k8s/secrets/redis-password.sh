@@ -5,8 +5,8 @@ umask 077
 cd "$(dirname "$0")"
 password=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 digest=$(printf %s "$password" | sha256sum | cut -d' ' -f1)
-# `default` is off, so nobody can be it, but keeps its rights: Redis reads its log as that user, and where it lacks rights
-# passes over every transaction in it (7.0.15 does), which is every write of the store.
+# `default` is off, so nobody can be it, but keeps its rights: Redis reads its log as that user, and where it lacks them
+# passes over every transaction, which is every write of the store (docs/redis.md).
 # `probe` may say PING and nothing else: for the kubelet, which knows no password.
 cat > users.acl <<ACL
 user default off resetpass ~* &* +@all
