@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from prompt_store.errors import InvalidAlias, PromptStoreError
-from prompt_store.names import is_version
+from prompt_store.names import check_alias, is_version
 from prompt_store.store import AliasRecord, Target, VersionRecord, check_targets
 
 _LATEST: Final = 253_402_300_800  # seconds: the end of the year 9999, after which no calendar here goes
@@ -31,7 +31,8 @@ def version_record(version: Any, size: Any, published_at: Any, method: Any, labe
     """A version of these values; ValueError unless each is what it should be."""
     whole = type(size) is int and type(labels) is int and size >= 0 and labels >= 0
     dated = type(published_at) in (int, float) and 0 <= published_at < _LATEST
-    if not (whole and dated and isinstance(method, str) and isinstance(version, str) and is_version(version)):
+    named = isinstance(method, str) and "\ufffd" not in method  # which is what no text decodes to
+    if not (whole and dated and named and isinstance(version, str) and is_version(version)):
         raise ValueError("no version's record")
     return VersionRecord(version, size, published_at, method, labels)
 
@@ -42,4 +43,4 @@ def alias_record(name: str, targets: str, revision: Any) -> AliasRecord:
     check_targets(found)
     if type(revision) is not int or not all(is_version(target.version) for target in found):
         raise ValueError("no alias's record")
-    return AliasRecord(name, found, revision)
+    return AliasRecord(check_alias(name), found, revision)

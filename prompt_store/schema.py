@@ -63,6 +63,8 @@ def open_database(path: Path) -> sqlite3.Connection:
     PromptStoreError when it is not ours or of a newer schema; sqlite3.Error as it comes.
     """
     database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    # A damaged byte must not hide the rows beside it: what does not decode is refused with its own record.
+    database.text_factory = lambda raw: raw.decode(errors="replace")
     try:
         _check(database)
         _use_wal(database)

@@ -8,7 +8,6 @@ it no longer has is served on and marked, and until all it has was taken in anew
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Collection
 from typing import Final
@@ -19,7 +18,6 @@ from prompt_store import (
     PromptStore,
     PromptStoreError,
     Revision,
-    StoreUnavailable,
 )
 from server.catalogue import Catalogue
 from server.mending import Mending
@@ -48,12 +46,12 @@ class PromptSync:
         metrics: Metrics,
     ) -> None:
         self._store, self._catalogue, self._view, self._metrics = store, catalogue, view, metrics
-        self._tasks = TaskSync(store, catalogue, refusals, view)
+        self._refusals, self._tasks = refusals, TaskSync(store, catalogue, refusals, view)
         self._watched: Revision | None = None  # what `watch` is asked about next; the view may be behind it
         self._mending = Mending(_MEND_SECONDS)
         self._serving = False
         self._answers = True  # the store did, when it was asked last
-        self._lost = False  # history is known to be lost, and not all was taken in anew since
+        self._lost_at: Revision | None = None  # where the store stood when history was found to be lost
         self._retry: set[str] = set()  # tasks whose refresh met a store that did not answer
         self._log = structlog.get_logger("promptmux.sync")
         metrics.watch(metrics.tasks, lambda: len(catalogue))
@@ -72,35 +70,36 @@ class PromptSync:
     async def start(self) -> None:
         """Take in every task of the store. Raises what the store raises; may then be called again."""
         as_of = time.monotonic()
+        newest = max((task.revision for task in self._catalogue), default=0)
         # Before the list: what changes meanwhile comes again by `watch`.
         revision = await self._store.revision()
-        # Once known, it is known until all was taken in: this may fail halfway, and then the store may look whole.
-        self._lost = lost = self._lost or await self._was_lost()
+        if self._tasks.lost or await self._was_lost(newest, revision):
+            self._lose(revision)
         unseen = {task.task_id for task in self._catalogue}
-        failed: dict[str, StoreUnavailable] = {}
         after, at = None, 0
         while True:
             page = await self._store.list(after=after, limit=_PAGE)
             unseen.difference_update(record.task_id for record in page.tasks)
             unseen.difference_update(page.unreadable)
             self._retry.update(page.unreadable)  # the refresh says what is wrong with each
-            if lost:
+            if self._tasks.lost:
                 self._tasks.distrust(page.unreadable)
-            failed |= await self._tasks.each(
-                [record.task_id for record in page.tasks],
-                [
-                    self._tasks.take_in(record, ready=self._serving or at + nth < _WARM_TASKS, lost=lost)
+            await asyncio.gather(
+                *(
+                    self._tasks.take_in(record, warm=at + nth < _WARM_TASKS, serving=self._serving)
                     for nth, record in enumerate(page.tasks)
-                ],
+                )
             )
             after, at = page.next, at + len(page.tasks)
             if after is None:
                 break
-        for error in failed.values():
-            raise error
+        if not self._tasks.lost and await self._lost_some(unseen):
+            await self.start()  # no record can be trusted to be of the history that is served
+            return
+        lost = self._tasks.lost
         if lost:
             for task_id in unseen:
-                await self._tasks.keep(task_id)
+                await self._tasks.keep(task_id, revision.epoch)
             self._metrics.history_lost.inc()
             self._log.warning(
                 "store_history_lost",
@@ -108,27 +107,33 @@ class PromptSync:
                 revision=revision.number,
                 kept_tasks=len(self._catalogue.missing),
             )
-        elif await self._lost_some(unseen):
-            self._lost = True
-            await self.start()  # no record can be trusted to be of the history that is served
-            return
-        self._lost = False
-        self._watched = revision
+        self._watched = self._lost_at or revision  # of a loss: what changed between two tries comes again
+        self._tasks.lost, self._lost_at = False, None
         self._view.advance(revision, as_of, lost=lost)
 
-    async def _was_lost(self) -> bool:
-        """Whether the store has lost history that is served here: what a snapshot holds, after a start."""
+    def _lose(self, revision: Revision) -> None:
+        """Know of a loss until all was taken in: that may fail halfway, and then the store may look whole."""
+        self._tasks.lost, self._lost_at = True, self._lost_at or revision
+
+    async def _was_lost(self, newest: int, revision: Revision) -> bool:
+        """Whether the store, at `revision`, has lost history that is served here, up to a task's revision `newest`."""
         known = self._view.revision
-        return known is not None and (await self._store.watch(known, timeout=0.0)).reset
+        if known is None:
+            return False
+        return newest > revision.number or (await self._store.watch(known, timeout=0.0)).reset
 
     async def _lost_some(self, unseen: Collection[str]) -> bool:
         """Whether the store lost one of these, which it did not list: a task that was deleted has a tombstone."""
         known = set(self._catalogue.missing)
         suspects = [task_id for task_id in unseen if task_id not in known]
-        failed = await self._tasks.each(suspects, map(self.refresh, suspects))
-        for error in failed.values():
-            raise error
-        return not self._catalogue.missing <= known
+        for at in range(0, len(suspects), _PAGE):
+            failed = await self._tasks.refresh_all(suspects[at : at + _PAGE])
+            if not self._catalogue.missing <= known:
+                self._lose(await self._store.revision())
+                return True
+            for error in failed.values():
+                raise error
+        return False
 
     async def follow(self) -> None:
         """Follow the store for as long as the task lives; a store that fails stops nothing."""
@@ -150,11 +155,16 @@ class PromptSync:
         """Try what cannot be served again and again: it may be mended without a change in the catalogue."""
         while True:
             await asyncio.sleep(_MEND_SECONDS)
-            for task_id in self._mending.due(self._catalogue.troubled, time.monotonic()):
-                if not self._answers:
-                    break
-                with contextlib.suppress(StoreUnavailable):  # then it stays as it is
-                    await self.refresh(task_id)
+            if self._answers and not self._tasks.lost:
+                due = self._mending.due(self._catalogue.troubled, time.monotonic())
+                try:
+                    await self._tasks.refresh_all(due)  # where the store fails, they stay as they are
+                except Exception as error:
+                    self._log.exception("mending_failed", exc_info=error)
+
+    async def aclose(self) -> None:
+        """End what is under way beside the parts that run."""
+        await self._refusals.aclose()
 
     async def refresh(self, task_id: str) -> None:
         """Bring one task up to date now. Raises StoreUnavailable."""
@@ -170,7 +180,7 @@ class PromptSync:
 
     async def _step(self) -> None:
         assert self._watched is not None, "start comes first"
-        if self._lost:
+        if self._tasks.lost:
             await self.start()
             return
         try:
@@ -185,12 +195,11 @@ class PromptSync:
         as_of = time.monotonic()
         if changes.reset:
             self._retry = set()  # all are taken in anew; what was lost must not be asked about again
-            self._lost = True
+            self._lose(changes.revision)
             await self.start()
             return
         retry, self._retry = self._retry, set()
-        due = retry.union(changes.tasks)
-        failed = await self._tasks.each(due, map(self.refresh, due))
+        failed = await self._tasks.refresh_all(retry.union(changes.tasks, self._refusals.take_arrived()))
         self._watched = changes.revision
         self._retry |= failed.keys()
         for error in failed.values():

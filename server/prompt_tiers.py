@@ -55,6 +55,7 @@ class PromptTiers(Generic[T]):
         self._fetches: dict[str, asyncio.Task[T]] = {}
         self._gate = asyncio.Semaphore(_FETCHES_AT_ONCE)
         self._pause: tuple[float, StoreUnavailable] | None = None
+        self._unanswered = ""  # the version for which the store did not answer last
         self._writes: set[asyncio.Task[object]] = set()
         self._waiting = 0  # bytes of them
         # What writes has a thread of its own: requests wait for reads only.
@@ -220,9 +221,12 @@ class PromptTiers(Generic[T]):
                 if isinstance(error, CorruptVersion):
                     self._metrics.tier_corrupt.labels("store").inc()
                 if isinstance(error, StoreUnavailable):
-                    self._pause = (time.monotonic() + min(_LONGEST_PAUSE, error.retry_after), error)
+                    # One version alone may be too large for the store's timeout: others need not wait for that.
+                    if self._unanswered not in ("", version):
+                        self._pause = (time.monotonic() + min(_LONGEST_PAUSE, error.retry_after), error)
+                    self._unanswered = version
                 raise
-        self._pause = None
+        self._pause, self._unanswered = None, ""
         self._metrics.tier_hits.labels("store").inc()
         return data
 

@@ -6,9 +6,12 @@ are checked. What served before serves on.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
+from typing import Any, Final
 
 import structlog
 
@@ -17,31 +20,75 @@ from server.catalogue import CURRENT, NO_PROBLEMS, Catalogue, Problem, ServedTas
 from server.errors import ServerError
 from server.metrics import Metrics
 
+# Seconds until a version that is being fetched is behind: longer its task holds up no other.
+_PATIENCE: Final = 2.0
+
 
 class Refusals:
     """Makes versions ready; `prepare(task_id, version)` loads one or raises. Problems go into `catalogue`."""
 
     def __init__(
-        self, catalogue: Catalogue, prepare: Callable[[str, str], Awaitable[None]], metrics: Metrics
+        self,
+        catalogue: Catalogue,
+        prepare: Callable[[str, str], Coroutine[Any, Any, None]],
+        metrics: Metrics,
     ) -> None:
         self._catalogue, self._prepare, self._metrics = catalogue, prepare, metrics
+        self._under_way: dict[str, asyncio.Task[None]] = {}  # by version
+        self._arrived: set[str] = set()
         self._log = structlog.get_logger("promptmux.sync")
 
-    async def prepare(self, task_id: str, alias: AliasRecord, before: Problem | None) -> Problem | None:
-        """Make all targets of an alias ready, or say why not. `before` is what it shows now."""
+    async def prepare(
+        self, task_id: str, alias: AliasRecord, before: Problem | None, *, patient: bool, hurry: bool
+    ) -> Problem | None:
+        """Make all targets of an alias ready, or say why not. `before` is what it shows now.
+
+        Raises StoreUnavailable if `patient`: it is no fault of the version, and the task is to be tried again. In a
+        `hurry` what takes long is a problem for the time being.
+        """
         versions = tuple(target.version for target in alias.targets)
         try:
             for version in versions:
-                await self._prepare(task_id, version)
-        except StoreUnavailable:
-            raise  # no fault of the version: the whole task is tried again
+                await self._make_ready(task_id, version, _PATIENCE if hurry else None)
         except Exception as error:
+            if patient and isinstance(error, StoreUnavailable) and not isinstance(error, _StillFetched):
+                raise
             if before is not None and (before.versions, before.code) == (versions, code_of(error)):
                 return before  # seen, counted and logged already
             # An alias that was moved from one bad version to another lags since the first.
             revision = alias.revision if before is None else before.revision
             return self._refuse(task_id, alias.name, versions, error, revision)
         return None
+
+    async def _make_ready(self, task_id: str, version: str, patience: float | None) -> None:
+        """Raises _StillFetched when it takes long: it goes on, and is told by `take_arrived`."""
+        work = self._under_way.get(version)
+        if work is None:
+            work = self._under_way[version] = asyncio.create_task(self._prepare(task_id, version))
+            work.add_done_callback(partial(self._ended, version))
+        try:
+            await asyncio.wait([work], timeout=patience)
+        finally:
+            if not work.done():
+                work.add_done_callback(lambda _: self._arrived.add(task_id))
+        if not work.done():
+            raise _StillFetched("the version is still being fetched from the store")
+        work.result()
+
+    def take_arrived(self) -> set[str]:
+        """The tasks with a version that was behind, and is ready or has failed by now. Told once."""
+        arrived, self._arrived = self._arrived, set()
+        return arrived
+
+    def _ended(self, version: str, work: asyncio.Task[None]) -> None:
+        del self._under_way[version]
+        if not work.cancelled():
+            work.exception()  # where nobody waits any longer, asyncio need not complain
+
+    async def aclose(self) -> None:
+        """End what is under way."""
+        for work in list(self._under_way.values()):
+            work.cancel()
 
     def found(self, task_id: str, version: str, error: Exception) -> None:
         """A load for a request has found out that a version cannot be served: its aliases are to show it."""
@@ -77,6 +124,10 @@ class Refusals:
             "version_refused", task=task_id, alias=alias, code=code, detail=detail, exc_info=_trace(error)
         )
         return Problem(versions, code, detail, time.time(), revision)
+
+
+class _StillFetched(StoreUnavailable):
+    """Its bytes come, but slowly."""
 
 
 def code_of(error: Exception) -> str:

@@ -150,6 +150,7 @@ class Service:
             await asyncio.wait(self._background, timeout=0.2)
             self._background[:] = [task for task in self._background if not task.done()]
         await self.guard.aclose()
+        await self.sync.aclose()
         await self.cache.aclose()
         await self.tiers.aclose()
         if self.snapshot is not None:

@@ -32,24 +32,27 @@ class TaskSync:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._gate = asyncio.Semaphore(_TASKS_AT_ONCE)
         self._tries: Counter[str] = Counter()  # how often in a row, the store answering otherwise
+        self.lost = (
+            False  # history is known to be lost, and not all was taken in anew since: no deletion is believed
+        )
 
     async def refresh(self, task_id: str) -> None:
         """Bring one task up to date now. Raises StoreUnavailable."""
         async with self._lock(task_id), self._gate:
             await self._understand(task_id, self._look_up(task_id))
 
-    async def take_in(self, record: TaskRecord, *, ready: bool, lost: bool) -> None:
-        """Serve a task as `record` says; with `ready` no request comes before its versions are on the device.
+    async def take_in(self, record: TaskRecord, *, warm: bool, serving: bool) -> None:
+        """Serve a task as `record` says; what cannot be had is shown with it, nothing is raised.
 
-        Raises StoreUnavailable. `lost`: the record is of another history than what is served.
+        Its versions are made ready if it is to be `warm`, and always once requests come.
         """
         async with self._lock(record.task_id):
-            if lost:
+            if self.lost:
                 self.distrust([record.task_id])
             # What is served goes on until its successor is ready: an alias may have moved while this server was down.
-            if ready or self._catalogue.get(record.task_id) is not None:
+            if warm or serving or self._catalogue.get(record.task_id) is not None:
                 async with self._gate:
-                    await self._understand(record.task_id, self._apply(record, lost=lost))
+                    await self._understand(record.task_id, self._apply(record, patient=False, hurry=serving))
             else:  # nobody asks yet: the first request loads it, and rehearses it then
                 aliases = {name: alias.targets for name, alias in record.aliases.items()}
                 self._catalogue.put(_served(record, aliases, {}))
@@ -62,20 +65,31 @@ class TaskSync:
                 problems = {name: replace(problem, revision=0) for name, problem in served.problems.items()}
                 self._catalogue.put(replace(served, revision=0, problems=problems or NO_PROBLEMS))
 
-    async def keep(self, task_id: str) -> None:
-        """The store lost a task that is served."""
+    async def keep(self, task_id: str, epoch: str) -> None:
+        """The store, at `epoch` now, lost a task that is served; unless it was deleted since, as its tombstone says."""
         async with self._lock(task_id):
-            served = self._catalogue.get(task_id)
-            if served is not None:
+            served, known = self._catalogue.get(task_id), self._view.revision
+            if served is None:
+                return
+            if known is not None and known.epoch == epoch and await self._deleted_since(served):
+                self._catalogue.drop(task_id)
+            else:
                 self._catalogue.put(replace(served, revision=0, missing_in_store=True))
 
-    async def each(
-        self, task_ids: Iterable[str], works: Iterable[Coroutine[Any, Any, None]]
-    ) -> dict[str, StoreUnavailable]:
-        """Do each task's work, all at once; the tasks that met a store that did not answer."""
-        results = await asyncio.gather(*works, return_exceptions=True)
+    async def _deleted_since(self, served: ServedTask) -> bool:
+        try:
+            events = await self._store.history(served.task_id, limit=1)
+        except UnknownTask:
+            return False
+        # A smaller number may be that of an earlier deletion: the task was made anew later, and that was lost.
+        return bool(events) and 0 < served.revision < events[0].revision
+
+    async def refresh_all(self, task_ids: Iterable[str]) -> dict[str, StoreUnavailable]:
+        """Bring these up to date, some at once; those whose turn met a store that did not answer."""
+        ids = list(task_ids)
+        results = await asyncio.gather(*map(self.refresh, ids), return_exceptions=True)
         failed: dict[str, StoreUnavailable] = {}
-        for task_id, result in zip(task_ids, results, strict=True):
+        for task_id, result in zip(ids, results, strict=True):
             if isinstance(result, StoreUnavailable):
                 failed[task_id] = result
             elif result is not None:
@@ -106,12 +120,12 @@ class TaskSync:
         except UnknownTask:
             await self._gone(task_id)
         else:
-            await self._apply(record)
+            await self._apply(record, patient=self._tries[task_id] < _TRIES, hurry=True)
 
     async def _gone(self, task_id: str) -> None:
         """The store says that there is no such task: drop it if it was deleted, not if it was lost."""
         served = self._catalogue.get(task_id)
-        if served is None:
+        if served is None or self.lost:
             return
         now = await self._store.revision()
         # A store that was set back has perhaps the tombstone of an earlier deletion, or none yet.
@@ -130,11 +144,11 @@ class TaskSync:
             lock = self._locks[task_id] = asyncio.Lock()
         return lock
 
-    async def _apply(self, record: TaskRecord, *, lost: bool = False) -> None:
+    async def _apply(self, record: TaskRecord, *, patient: bool, hurry: bool) -> None:
         served = self._catalogue.get(record.task_id)
-        if served is not None and record.revision < served.revision and not lost:
+        if served is not None and record.revision < served.revision:
             return  # from a copy of the store that lags behind
-        if served is not None and (lost or served.missing_in_store) and _half_restored(served, record):
+        if served is not None and (self.lost or served.missing_in_store) and _half_restored(served, record):
             # Whoever brings the task back publishes first and moves the alias then: requests must not see that.
             versions = tuple({*served.versions, *(version.version for version in record.versions)})
             kept = replace(served, revision=record.revision, versions=versions, missing_in_store=True)
@@ -158,7 +172,9 @@ class TaskSync:
             if before == alias.targets and trouble is None:
                 aliases[alias.name] = before
                 continue
-            problem = await self._refusals.prepare(record.task_id, alias, trouble)
+            problem = await self._refusals.prepare(
+                record.task_id, alias, trouble, patient=patient, hurry=hurry
+            )
             if problem is None:
                 aliases[alias.name] = alias.targets
                 continue

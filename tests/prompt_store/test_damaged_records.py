@@ -1,10 +1,13 @@
 """The contract of every backend: a record that was damaged is told with its task, and hides no other."""
 
+import contextlib
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prompt_store import CorruptVersion, PromptStore, PromptStoreError, Target, VersionInUse
+from prompt_store import CorruptVersion, PromptStore, PromptStoreError, Target, VersionInUse, open_store
 
 WRONG_VALUES = [
     ("published_at", "when"),
@@ -77,3 +80,27 @@ async def test_a_damaged_alias_is_told_and_goes_with_its_task(
     task = await store.task("sentiment")
     assert ([one.version for one in task.versions], task.aliases) == ([version], {})
     assert len((await store.list()).tasks) == 3
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("versions", "method"), ("versions", "version"), ("aliases", "name"), ("aliases", "targets")],
+)
+async def test_a_byte_that_is_no_text_hides_no_other_task(
+    tmp_path: Path, build: Any, table: str, column: str
+) -> None:
+    """One flipped bit in SQLite's file, which it does not notice."""
+    store = open_store(f"file://{tmp_path}")
+    published = await store.publish(build.prompt())
+    await store.set_alias("sentiment", "current", [Target(published.version)], expected_revision=0)
+    for task_id in ("first", "whole"):
+        await store.publish(build.prompt(task_id))
+    with contextlib.closing(
+        sqlite3.connect(tmp_path / "catalogue.sqlite3", isolation_level=None)
+    ) as database:
+        changed = database.execute(
+            f"UPDATE {table} SET {column} = CAST(x'ff' AS TEXT) WHERE task_id = 'sentiment'"
+        )
+        assert changed.rowcount == 1
+    await is_told(store)
+    await store.aclose()

@@ -161,7 +161,20 @@ async def test_with_the_store_away_what_is_here_is_served_and_the_rest_refused_a
     for number in range(5):
         with pytest.raises(StoreUnavailable, match="away"):
             await tiers.get("task", f"{number:064}")
-    assert store.gets == 2  # the first miss found out, for those after it too
+    assert store.gets == 3  # two misses found out, for those after them too
+    assert await tiers.get("task", VERSION) == decoded(VERSION)
+
+
+async def test_one_version_that_cannot_be_had_keeps_no_other_from_the_store(
+    tiers: PromptTiers[str], store: Store
+) -> None:
+    """Too large for the store's timeout, say: the store itself is there."""
+    store.fails = StoreUnavailable("too slow", retry_after=5.0)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await tiers.get("task", "0" * 64)
+    store.fails = None
+    assert await tiers.get("task", VERSION) == decoded(VERSION)
 
 
 async def test_a_store_that_hangs_keeps_nobody_from_what_is_here(

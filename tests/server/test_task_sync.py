@@ -326,7 +326,7 @@ async def test_a_record_that_was_unreadable_when_history_was_lost_is_believed_on
         new = version_of(prompt_bytes(favours=0))
         assert new != old
         monkeypatch.setattr(store, "list", damaged)
-        sync._lost = True
+        sync._tasks.lost = True
         await sync.start()
         assert (await server.classify()).json()["version"] == old
         monkeypatch.setattr(store, "task", mended)
@@ -342,16 +342,102 @@ async def test_what_fails_while_the_store_is_away_is_held_against_no_task(
     async with start() as server:
         tasks = server.apps.service.sync._tasks
 
-        async def fails() -> None:
-            await tasks._understand("sentiment", down())
+        async def fails(task_id: str) -> TaskRecord:
+            raise StoreUnavailable("down")
 
+        monkeypatch.setattr(server.apps.service.store, "task", fails)
         for _ in range(4):
-            assert await tasks.each(["sentiment"], [fails()])
-        assert not await tasks.each(["sentiment"], [fails()])  # the task's own problem by now
+            assert await tasks.refresh_all(["sentiment"])
+        assert not await tasks.refresh_all(["sentiment"])  # the task's own problem by now
         assert server.apps.service.catalogue.get("sentiment").problems["current"].code == "store_unavailable"
         tasks.forgive()
-        assert await tasks.each(["sentiment"], [fails()])
+        assert await tasks.refresh_all(["sentiment"])
 
 
-async def down() -> None:
-    raise StoreUnavailable("down")
+async def test_a_version_that_comes_slowly_holds_up_nothing_and_serves_when_it_is_there(
+    start: Start, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.refusals._PATIENCE", 0.05)
+    monkeypatch.setattr("server.prompt_sync._MEND_SECONDS", 3600.0)  # it is told, not found
+    slow, arrives = prompt_bytes(favours=1), asyncio.Event()
+    async with start() as server:
+        store, view = server.apps.service.store, server.apps.service.sync._view
+        old = (await server.classify()).json()["version"]
+        real = store.get
+
+        async def get(task_id: str, version: str) -> bytes:
+            if version == version_of(slow):
+                await arrives.wait()
+            return await real(task_id, version)
+
+        monkeypatch.setattr(store, "get", get)
+        await server.publish(slow)
+        good = await server.publish(prompt_bytes(bias=5.0), alias="zz-sibling")
+        await server.publish(prompt_bytes("other"), "other")
+        assert await view.reached(await store.revision(), 20.0)
+        now = view.text
+        assert (await server.classify(task_id="other", min_revision=now)).status_code == 200
+        assert (await server.classify()).json()["version"] == old
+        assert (await server.classify(min_revision=now)).json()["code"] == "prompt_unavailable"
+        assert (await server.classify(version="zz-sibling", min_revision=now)).json()["version"] == good
+        # Whoever rolls back meanwhile waits for nothing.
+        await store.set_alias("sentiment", "current", [Target(old)], expected_revision=None)
+        await server.apps.service.sync.refresh("sentiment")
+        assert not server.apps.service.catalogue.get("sentiment").problems
+        await store.set_alias("sentiment", "current", [Target(version_of(slow))], expected_revision=None)
+        await server.apps.service.sync.refresh("sentiment")
+        arrives.set()
+
+        async def serves() -> bool:
+            return bool((await server.classify()).json()["version"] == version_of(slow))
+
+        await eventually(serves)
+
+
+async def test_what_was_deleted_after_a_loss_is_gone_and_what_was_deleted_before_it_is_not(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PromptSync, "follow", idle)
+    async with start(task=False) as server:
+        store, sync = server.apps.service.store, server.apps.service.sync
+        for name in ("made-anew", "deleted-later"):
+            await server.publish(prompt_bytes(name), name)
+        await store.delete_task("made-anew", force=True)
+        await server.publish(prompt_bytes("made-anew"), "made-anew")
+        await sync.start()
+        made_anew = await store.task("made-anew")
+        assert made_anew.revision == server.apps.service.catalogue.get("made-anew").revision
+        await store.delete_task("deleted-later", force=True)
+        listed, history = store.list, store.history
+
+        async def without_one(**options: Any) -> TaskPage:
+            page = await listed(**options)
+            return replace(page, tasks=tuple(one for one in page.tasks if one.task_id != "made-anew"))
+
+        async def older(task_id: str, **options: Any) -> Any:
+            events = await history(task_id)
+            if task_id == "made-anew":  # the store stands before it was made again
+                events = tuple(event for event in events if "delete" in event.action)
+            return events[:1]
+
+        monkeypatch.setattr(store, "list", without_one)
+        monkeypatch.setattr(store, "history", older)
+        sync._lose(await store.revision())
+        await sync.start()
+        assert (await server.classify(task_id="deleted-later")).status_code == 404
+        assert (await server.classify(task_id="made-anew")).status_code == 200
+        assert server.counted("catalogue_missing_tasks") == 1
+
+
+async def test_a_task_newer_than_the_store_says_that_history_was_lost(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write is shown before the view has it, and a snapshot may hold the one without the other."""
+    monkeypatch.setattr(PromptSync, "follow", idle)
+    async with start() as server:
+        sync, catalogue = server.apps.service.sync, server.apps.service.catalogue
+        served = catalogue.get("sentiment")
+        catalogue.put(replace(served, revision=served.revision + 5))
+        await sync.start()
+        assert server.counted("store_history_lost_total") == 1
+        assert catalogue.get("sentiment").revision == served.revision
