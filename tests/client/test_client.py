@@ -243,3 +243,20 @@ def test_other_failures_of_looking_an_alias_up_are_not_taken_for_absence() -> No
     with _admin(lambda _: httpx.Response(503, json={"code": "store_unavailable"})) as admin:  # noqa: SIM117
         with pytest.raises(ApiError, match="store_unavailable"):
             admin.move_alias("t", "current", VERSION)
+
+
+@pytest.mark.parametrize(
+    ("task_id", "told"), [("my-task.v2", "my-task.v2"), ("Größe", None), ("a\r\nb: c", None)]
+)
+def test_the_task_is_told_to_gateways_where_it_is_a_tasks_id(task_id: str, told: str | None) -> None:
+    seen: list[str | None] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("x-task-id"))
+        assert json.loads(request.content)["task_id"] == task_id
+        return _answer(request)
+
+    with _client(handler) as client:
+        client.classify(task_id, "text")
+        client.classify(task_id, "text", request_key="user-7")
+    assert seen == [told, told]
