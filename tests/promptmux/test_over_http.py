@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import subprocess
+import sys
 
+import pytest
+from typer.testing import CliRunner
+
+from promptmux.__main__ import build
 from tests.client.misbehaving import (
     ACKNOWLEDGED,
     ANSWER,
@@ -15,7 +20,7 @@ from tests.client.misbehaving import (
     reset,
     silent,
 )
-from tests.promptmux.test_commands import PROMPTS, one_line, run
+from tests.promptmux.test_commands import PROMPTS, ROOT, one_line, run
 
 OTHER = "cd" * 32
 TASK = {
@@ -79,6 +84,17 @@ def test_a_publish_is_tried_again() -> None:
 
 @pytest.mark.parametrize("command", ["predict", "tasks", "publish", "rollback", "canary", "promote"])
 def test_every_command_of_a_server_takes_a_timeout(command: str) -> None:
-    shown = run(command, "--help").stdout
+    shown = CliRunner().invoke(build(), [command, "--help"]).output
     assert "--server" in shown
     assert "--timeout" in shown
+
+
+def test_who_only_asks_a_server_does_not_load_torch() -> None:
+    """Not even to say that nobody is there: that would take seconds, at a time when nobody has them."""
+    code = (
+        "import sys; from promptmux.__main__ import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    )
+    arguments = ["tasks", "--server", "http://127.0.0.1:1"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr.startswith("promptmux: http://127.0.0.1:1: ")
