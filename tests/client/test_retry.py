@@ -30,6 +30,9 @@ def test_waits_grow_up_to_a_bound_and_heed_the_server(
     assert wait_before(failures, asked, retries, 0.0) == least
     most = wait_before(failures, None, retries, 1.0)
     assert most == min(longest, first * 2.0 ** min(failures - 1, 100))
+    assert (
+        wait_before(failures, asked, retries, 1.0) == least + most
+    )  # on top, so that those who are told alike spread
     assert most <= wait_before(failures + 1, None, retries, 1.0)
 
 

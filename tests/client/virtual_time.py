@@ -16,6 +16,7 @@ from tests.client.misbehaving import ANSWER
 
 T = TypeVar("T")
 BODY = json.dumps(ANSWER).encode()
+PARTS = [BODY[at : at + 16] for at in range(0, len(BODY), 16)]
 
 
 @dataclass
@@ -42,11 +43,11 @@ class Clock:
 
 @dataclass(frozen=True)
 class Exchange:
-    """How one try goes: seconds to connect, until the head comes, and before each byte of the body; a status."""
+    """How one try goes: seconds to connect, to send, until the head comes, before each part of the body; a status."""
 
     connect: float = 0.0
     head: float = 0.0
-    byte: float = 0.0
+    part: float = 0.0
     write: float = 0.0
     status: int = 200
     retry_after: int | None = None
@@ -78,7 +79,7 @@ class Stream(httpcore.NetworkStream):
     def __init__(self, clock: Clock, exchange: Exchange) -> None:
         self._clock, self._exchange = clock, exchange
         self._parts = [(exchange.head, exchange.head_bytes())]
-        self._parts += [(exchange.byte, BODY[at : at + 1]) for at in range(len(BODY))]
+        self._parts += [(exchange.part, part) for part in PARTS]
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if not self._parts:
@@ -110,7 +111,7 @@ class AsyncNetwork(httpx.AsyncBaseTransport):
         for seconds in (exchange.connect, exchange.write, exchange.head):
             await asyncio.sleep(seconds)
         headers = {} if exchange.retry_after is None else {"Retry-After": str(exchange.retry_after)}
-        return httpx.Response(exchange.status, headers=headers, stream=AsyncDrip(exchange.byte))
+        return httpx.Response(exchange.status, headers=headers, stream=AsyncDrip(exchange.part))
 
 
 class AsyncDrip(httpx.AsyncByteStream):
@@ -118,9 +119,9 @@ class AsyncDrip(httpx.AsyncByteStream):
         self._seconds = seconds
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for at in range(len(BODY)):
+        for part in PARTS:
             await asyncio.sleep(self._seconds)
-            yield BODY[at : at + 1]
+            yield part
 
 
 class _Selector(selectors.SelectSelector):
