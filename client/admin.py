@@ -1,17 +1,17 @@
-"""Owns the client of the admin API: upload, alias, split, promote, roll back, delete, look. Knows the documented
-routes alone.
+"""Owns what can be asked of the admin port: upload, alias, split, promote, roll back, delete, look; and the values that
+these answer with. Knows the documented routes alone, and not how anything is sent.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
-from client.errors import ApiError
-from client.transport import Connection
+from client.operation import Operation, Repeat, Reply, json_body, segment
+
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -80,92 +80,178 @@ class Uploaded:
     receipt: Receipt | None
 
 
-class AdminClient(Connection):
-    """Operates a server through its admin port, such as http://127.0.0.1:8001."""
+@dataclass(frozen=True)
+class Event:
+    """One change in a task's history; `at` in seconds since 1970, `actor` the API key's name."""
 
-    def tasks(self) -> Iterator[TaskInfo]:
-        """Every task, page by page."""
-        after: str | None = None
-        while True:
-            page = self._send("GET", "/admin/tasks", params={} if after is None else {"after": after}).json()
-            yield from map(_task, page["tasks"])
-            after = page["next"]
-            if after is None:
-                return
+    revision: int
+    at: float
+    actor: str
+    action: str
+    detail: Mapping[str, Any]
 
-    def task(self, task_id: str) -> TaskInfo:
-        """One task. Raises ApiError 404 when there is none."""
-        return _task(self._send("GET", _path(task_id)).json())
 
-    def put_version(self, task_id: str, data: bytes, *, dry_run: bool = False) -> Uploaded:
-        """Upload a prompt file. Idempotent: the path is the file's SHA-256.
+@dataclass(frozen=True)
+class TaskPage:
+    """Some tasks in the order of their ids; `next` is the `after` of the next page, None on the last one."""
 
-        Raises ApiError 415 or 422, naming what was expected and got, for a file that the server cannot serve.
-        """
-        response = self._send(
-            "PUT",
-            _path(task_id, "versions", hashlib.sha256(data).hexdigest()),
-            content=data,
-            headers={"Content-Type": "application/octet-stream"},
-            params={"dry_run": "true"} if dry_run else None,
-        )
-        body = response.json()
+    tasks: tuple[TaskInfo, ...]
+    next: str | None
+
+
+def task_page(
+    after: str | None = None, *, limit: int = 100, timeout: float | None = None
+) -> Operation[TaskPage]:
+    """One page of tasks: those whose ids follow `after`."""
+    params: dict[str, str | int] = {"limit": limit}
+    if after is not None:
+        params["after"] = after
+    return Operation("GET", "/admin/tasks", _page, params=params, timeout=timeout)
+
+
+def task(task_id: str, *, timeout: float | None = None) -> Operation[TaskInfo]:
+    """One task. Raises ApiError 404 when there is none."""
+    return Operation("GET", _path(task_id), lambda reply: _task(reply.json()), timeout=timeout)
+
+
+def alias_revision(task_id: str, alias: str) -> Operation[int]:
+    """Where an alias stands, 0 for one that is not there."""
+
+    def read(reply: Reply) -> int:
+        known = None if reply.status == 404 else _task(reply.json()).aliases.get(alias)
+        return known.revision if known else 0
+
+    return Operation("GET", _path(task_id), read, understood=(404,))
+
+
+def history(task_id: str, *, limit: int = 100, timeout: float | None = None) -> Operation[tuple[Event, ...]]:
+    """What happened to a task and who did it, newest first; also of a deleted task."""
+    return Operation("GET", _path(task_id, "history"), _events, params={"limit": limit}, timeout=timeout)
+
+
+def get_version(task_id: str, version: str, *, timeout: float | None = None) -> Operation[bytes]:
+    """The bytes of a prompt file, checked against its name."""
+
+    def read(reply: Reply) -> bytes:
+        if hashlib.sha256(reply.body).hexdigest() != version:
+            raise ValueError("other bytes than were asked for")
+        return reply.body
+
+    return Operation("GET", _path(task_id, "versions", version), read, timeout=timeout)
+
+
+def put_version(
+    task_id: str, data: bytes, *, dry_run: bool = False, timeout: float | None = None
+) -> Operation[Uploaded]:
+    """Upload a prompt file. Idempotent: the path is the file's SHA-256.
+
+    Raises ApiError 415 or 422, naming what was expected and got, for a file that the server cannot serve.
+    """
+
+    def read(reply: Reply) -> Uploaded:
+        body = reply.json()
         return Uploaded(bool(body["created"]), None if dry_run else _receipt(body))
 
-    def set_alias(self, task_id: str, alias: str, version: str, *, revision: int) -> Receipt:
-        """Point an alias to a version if it is still at `revision` (0: if there is none yet).
+    return Operation(
+        "PUT",
+        _path(task_id, "versions", hashlib.sha256(data).hexdigest()),
+        read,
+        headers={"Content-Type": "application/octet-stream"},
+        params={"dry_run": "true"} if dry_run else {},
+        content=data,
+        timeout=timeout,
+    )
 
-        Raises ApiError 412 when somebody moved it in between.
-        """
-        return self._put_alias(task_id, alias, {"version": version}, revision)
 
-    def set_split(
-        self, task_id: str, alias: str, shares: Sequence[tuple[str, int]], *, revision: int
-    ) -> Receipt:
-        """Split an alias between versions by weight, if it is still at `revision` (0: if there is none yet)."""
-        targets = [{"version": version, "weight": weight} for version, weight in shares]
-        return self._put_alias(task_id, alias, {"targets": targets}, revision)
+def set_alias(
+    task_id: str, alias: str, version: str, *, revision: int, timeout: float | None = None
+) -> Operation[Receipt]:
+    """Point an alias to a version if it is still at `revision` (0: if there is none yet).
 
-    def promote(self, task_id: str, version: str, *, revision: int, alias: str = "current") -> Receipt:
-        """Give one of the versions that an alias leads to all of its requests, if it is still at `revision`.
+    Raises ApiError 412 when somebody moved it in between.
+    """
+    return _move("PUT", _path(task_id, "aliases", alias), {"version": version}, revision, timeout)
 
-        Raises ApiError 422 when the alias does not lead to it.
-        """
-        body = {"version": version, "alias": alias}
-        condition = {"If-Match": f'"{revision}"'}
-        return _receipt(self._send("POST", _path(task_id, "promote"), json=body, headers=condition).json())
 
-    def move_alias(self, task_id: str, alias: str, version: str) -> Receipt:
-        """Point an alias to a version, whatever it pointed to when this was called.
+def set_split(
+    task_id: str,
+    alias: str,
+    shares: Sequence[tuple[str, int]],
+    *,
+    revision: int,
+    timeout: float | None = None,
+) -> Operation[Receipt]:
+    """Split an alias between versions by weight, if it is still at `revision` (0: if there is none yet)."""
+    targets = [{"version": version, "weight": weight} for version, weight in shares]
+    return _move("PUT", _path(task_id, "aliases", alias), {"targets": targets}, revision, timeout)
 
-        Raises ApiError 412 when two writers move it at the same moment and the other one wins.
-        """
-        try:
-            known = self.task(task_id).aliases.get(alias)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            known = None
-        return self.set_alias(task_id, alias, version, revision=known.revision if known else 0)
 
-    def rollback(self, task_id: str, version: str, *, revision: int, alias: str = "current") -> Receipt:
-        """Point an alias back to a version that the task still has, if the alias is still at `revision`."""
-        body = {"version": version, "alias": alias}
-        condition = {"If-Match": f'"{revision}"'}
-        return _receipt(self._send("POST", _path(task_id, "rollback"), json=body, headers=condition).json())
+def promote(
+    task_id: str, version: str, *, revision: int, alias: str = "current", timeout: float | None = None
+) -> Operation[Receipt]:
+    """Give one of the versions that an alias leads to all of its requests, if it is still at `revision`.
 
-    def delete_version(self, task_id: str, version: str) -> Receipt:
-        """Delete a version. Raises ApiError 409 while an alias leads to it."""
-        return _receipt(self._send("DELETE", _path(task_id, "versions", version)).json())
+    Raises ApiError 422 when the alias does not lead to it.
+    """
+    body = {"version": version, "alias": alias}
+    return _move("POST", _path(task_id, "promote"), body, revision, timeout)
 
-    def _put_alias(self, task_id: str, alias: str, body: object, revision: int) -> Receipt:
-        condition = {"If-Match": f'"{revision}"'} if revision else {"If-None-Match": "*"}
-        path = _path(task_id, "aliases", alias)
-        return _receipt(self._send("PUT", path, json=body, headers=condition).json())
+
+def rollback(
+    task_id: str, version: str, *, revision: int, alias: str = "current", timeout: float | None = None
+) -> Operation[Receipt]:
+    """Point an alias back to a version that the task still has, if the alias is still at `revision`."""
+    body = {"version": version, "alias": alias}
+    return _move("POST", _path(task_id, "rollback"), body, revision, timeout)
+
+
+def delete_alias(
+    task_id: str, alias: str, *, revision: int, timeout: float | None = None
+) -> Operation[Receipt]:
+    """Delete an alias, if it is still at `revision`."""
+    return _move("DELETE", _path(task_id, "aliases", alias), None, revision, timeout)
+
+
+def delete_version(task_id: str, version: str, *, timeout: float | None = None) -> Operation[Receipt]:
+    """Delete a version. Raises ApiError 409 while an alias leads to it."""
+    path = _path(task_id, "versions", version)
+    return Operation("DELETE", path, _acknowledged, Repeat.UNSENT, timeout=timeout)
+
+
+def delete_task(task_id: str, *, force: bool = False, timeout: float | None = None) -> Operation[Receipt]:
+    """Delete a task with its versions, and with `force` its aliases. Raises ApiError 409 for aliases otherwise."""
+    params = {"force": "true"} if force else {}
+    return Operation("DELETE", _path(task_id), _acknowledged, Repeat.UNSENT, params=params, timeout=timeout)
+
+
+def _move(method: str, path: str, body: object, revision: int, timeout: float | None) -> Operation[Receipt]:
+    headers = {"If-Match": f'"{revision}"'} if revision else {"If-None-Match": "*"}
+    content = None if body is None else json_body(body)
+    if content is not None:
+        headers |= _JSON
+    return Operation(
+        method, path, _acknowledged, Repeat.GUARDED, headers=headers, content=content, timeout=timeout
+    )
 
 
 def _path(task_id: str, *parts: str) -> str:
-    return "/".join(["/admin/tasks", *(quote(part, safe="") for part in (task_id, *parts))])
+    return "/".join(["/admin/tasks", *map(segment, (task_id, *parts))])
+
+
+def _acknowledged(reply: Reply) -> Receipt:
+    return _receipt(reply.json())
+
+
+def _page(reply: Reply) -> TaskPage:
+    body = reply.json()
+    return TaskPage(tuple(map(_task, body["tasks"])), body["next"])
+
+
+def _events(reply: Reply) -> tuple[Event, ...]:
+    return tuple(
+        Event(item["revision"], item["at"], item["actor"], item["action"], item["detail"])
+        for item in reply.json()["events"]
+    )
 
 
 def _receipt(body: Mapping[str, Any]) -> Receipt:

@@ -27,6 +27,13 @@ _COMMANDS = {
     "bench": "promptmux.commands.bench",
 }
 
+# Errors that a person can mend, by the modules that have them; those of `trainer` bring their exit code along.
+_MENDED = {
+    "backbone.errors": "BackboneError",
+    "client.errors": "ClientError",
+    "prompt_store.errors": "PromptStoreError",
+}
+
 
 def build() -> typer.Typer:
     """Collect the subcommands; each module imports torch and the like only when its command runs."""
@@ -59,16 +66,20 @@ def main() -> None:
 
 def exit_code(error: Exception) -> int | None:
     """The exit code of an error that a person can mend; None for a defect, which keeps its traceback."""
-    from backbone.errors import BackboneError
-    from client import ClientError
-    from prompt_store import PromptStoreError
-    from trainer.errors import TrainerError
+    if isinstance(error, _known("trainer.errors", "TrainerError")):
+        code: int = error.exit_code  # type: ignore[attr-defined]
+        return code
+    mended = [_known(module, name) for module, name in _MENDED.items()]
+    return 2 if isinstance(error, tuple(mended)) else None
 
-    if isinstance(error, TrainerError):
-        return error.exit_code
-    if isinstance(error, PromptStoreError | BackboneError | ClientError):
-        return 2
-    return None
+
+def _known(module: str, name: str) -> type[Exception] | tuple[()]:
+    """A class of errors; nothing where its module is not loaded: then the error at hand cannot be one of it.
+
+    To load `backbone` is to load torch, and takes longer than everything else that `promptmux tasks` does.
+    """
+    loaded = sys.modules.get(module)
+    return () if loaded is None else getattr(loaded, name)
 
 
 if __name__ == "__main__":

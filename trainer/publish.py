@@ -32,12 +32,18 @@ class Publication:
 
 
 def publish(
-    path_or_bytes: Path | str | bytes, target: str, alias: str | None = "current", key: str | None = None
+    path_or_bytes: Path | str | bytes,
+    target: str,
+    alias: str | None = "current",
+    key: str | None = None,
+    *,
+    timeout: float = 120.0,
 ) -> Publication:
     """Publish a prompt file to a store (a path, `file://` or `redis://`) or a server's admin port (`http(s)://`).
 
     The file is checked before anything leaves this machine. `alias` then points to the new version (None: to
-    nothing new); `key` is the admin key of a server. Raises TrainerError with one line for a person.
+    nothing new); `key` is the admin key of a server, `timeout` the seconds that each of the two calls to it may take,
+    with their retries. Raises TrainerError with one line for a person.
     """
     try:
         data = path_or_bytes if isinstance(path_or_bytes, bytes) else Path(path_or_bytes).read_bytes()
@@ -49,7 +55,7 @@ def publish(
             check_alias(alias)
         task_id = decode_prompt(data).manifest.task_id
         if target.startswith(("http://", "https://")):
-            created, durable = _to_server(data, task_id, target, alias, key)
+            created, durable = _to_server(data, task_id, target, alias, key, timeout)
         else:
             created, durable = asyncio.run(_to_store(data, task_id, target, alias))
     except (PromptStoreError, ClientError) as error:
@@ -73,9 +79,9 @@ async def _to_store(data: bytes, task_id: str, target: str, alias: str | None) -
 
 
 def _to_server(
-    data: bytes, task_id: str, target: str, alias: str | None, key: str | None
+    data: bytes, task_id: str, target: str, alias: str | None, key: str | None, timeout: float
 ) -> tuple[bool, bool]:
-    with AdminClient(target, key=key) as admin:
+    with AdminClient(target, key=key, timeout=timeout) as admin:
         done = admin.put_version(task_id, data)
         durable = done.receipt is not None and done.receipt.durable
         if alias is not None:

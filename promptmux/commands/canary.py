@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+from promptmux.commands.options import (
+    DEFAULT_ADMIN,
+    DEFAULT_TIMEOUT,
+    AdminKey,
+    AdminServer,
+    Store,
+    Timeout,
+)
 from promptmux.commands.output import tell_durability
 
 if TYPE_CHECKING:
@@ -30,12 +37,13 @@ def run(
     server: AdminServer = DEFAULT_ADMIN,
     alias: Annotated[str, typer.Option(help="The alias to split.")] = "current",
     key: AdminKey = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Split a task's requests between versions, or change the parts; `promptmux promote` ends it."""
     if store is not None:
         asyncio.run(_in_store(store, task, version, weight, alias))
     else:
-        _on_server(server, key, task, version, weight, alias)
+        _on_server(server, key, timeout, task, version, weight, alias)
 
 
 async def _in_store(url: str, task: str, version: str | None, weight: int, alias: str) -> None:
@@ -56,11 +64,13 @@ async def _in_store(url: str, task: str, version: str | None, weight: int, alias
     _show(shares, {}, {})
 
 
-def _on_server(url: str, key: str | None, task: str, version: str | None, weight: int, alias: str) -> None:
+def _on_server(
+    url: str, key: str | None, timeout: float, task: str, version: str | None, weight: int, alias: str
+) -> None:
     from client import AdminClient
     from promptmux.commands.aliases import find, standing
 
-    with AdminClient(url, key=key) as admin:
+    with AdminClient(url, key=key, timeout=timeout) as admin:
         known = admin.task(task)
         now = standing(known, alias)
         shares = now.shares

@@ -25,3 +25,15 @@ AdminKey = Annotated[
     ),
 ]
 DEFAULT_ADMIN = "http://127.0.0.1:8001"
+
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        min=0.001,
+        help="Seconds that each call to a server may take, with all of its retries.",
+        metavar="SECONDS",
+    ),
+]
+DEFAULT_TIMEOUT = 30.0
+PUBLISH_TIMEOUT = 120.0  # an upload may be large, and the server tries the prompt out before it answers

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptmux.commands.options import DEFAULT_SERVER, Store
+from promptmux.commands.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Store, Timeout
+
+if TYPE_CHECKING:
+    from client import Client
 
 _BATCH = 64
 
@@ -40,6 +44,7 @@ def run(
     key: Annotated[
         str | None, typer.Option(help="An API key with the scope infer.", envvar="PROMPTMUX_KEY")
     ] = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Label sentences."""
@@ -62,7 +67,10 @@ def run(
         data = _read(Path(prompt)) if is_file else asyncio.run(_fetch(str(store), prompt, version))
         results = _locally(data, backbone, sentences, pair)
     else:
-        results = _remotely(server, key, prompt, None if version == "current" else version, sentences, pair)
+        from client import Client
+
+        with Client(server, key=key, timeout=timeout) as client:
+            results = _remotely(client, prompt, None if version == "current" else version, sentences, pair)
     _show(sentences, results, as_json=as_json)
 
 
@@ -106,17 +114,13 @@ def _locally(data: bytes, name: str, texts: list[str], pairs: list[str] | None) 
 
 
 def _remotely(
-    url: str, key: str | None, task: str, version: str | None, texts: list[str], pairs: list[str] | None
+    client: Client, task: str, version: str | None, texts: list[str], pairs: list[str] | None
 ) -> list[_Prediction]:
-    from client import Client
-
+    asked: Sequence[str | tuple[str, str]] = texts if pairs is None else list(zip(texts, pairs, strict=True))
     results: list[_Prediction] = []
-    with Client(url, key=key) as client:
-        for begin in range(0, len(texts), _BATCH):
-            part = texts[begin : begin + _BATCH]
-            asked = part if pairs is None else list(zip(part, pairs[begin : begin + _BATCH], strict=True))
-            answer = client.classify(task, asked, version=version)  # type: ignore[arg-type]
-            results += [_Prediction(r.label, r.score, r.labels) for r in answer.results]
+    for begin in range(0, len(asked), _BATCH):
+        answer = client.classify(task, asked[begin : begin + _BATCH], version=version)
+        results += [_Prediction(r.label, r.score, r.labels) for r in answer.results]
     return results
 
 

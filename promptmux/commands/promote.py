@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+from promptmux.commands.options import (
+    DEFAULT_ADMIN,
+    DEFAULT_TIMEOUT,
+    AdminKey,
+    AdminServer,
+    Store,
+    Timeout,
+)
 from promptmux.commands.output import tell_durability
 
 if TYPE_CHECKING:
@@ -26,12 +33,13 @@ def run(
     server: AdminServer = DEFAULT_ADMIN,
     alias: Annotated[str, typer.Option(help="The alias that is split.")] = "current",
     key: AdminKey = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """End a split: one version serves alone."""
     if store is not None:
         full, durable = asyncio.run(_in_store(store, task, version, alias))
     else:
-        full, durable = _on_server(server, key, task, version, alias)
+        full, durable = _on_server(server, key, timeout, task, version, alias)
     print(f"{task}: {alias} leads to {full}")
     tell_durability(durable)
 
@@ -50,11 +58,13 @@ async def _in_store(url: str, task: str, version: str | None, alias: str) -> tup
         return full, moved.durability.durable
 
 
-def _on_server(url: str, key: str | None, task: str, version: str | None, alias: str) -> tuple[str, bool]:
+def _on_server(
+    url: str, key: str | None, timeout: float, task: str, version: str | None, alias: str
+) -> tuple[str, bool]:
     from client import AdminClient
     from promptmux.commands.aliases import standing
 
-    with AdminClient(url, key=key) as admin:
+    with AdminClient(url, key=key, timeout=timeout) as admin:
         now = standing(admin.task(task), alias)
         full = chosen(now.shares, version)
         return full, admin.promote(task, full, revision=now.revision, alias=alias).durable

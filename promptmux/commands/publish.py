@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+from promptmux.commands.options import (
+    DEFAULT_ADMIN,
+    PUBLISH_TIMEOUT,
+    AdminKey,
+    AdminServer,
+    Store,
+    Timeout,
+)
 from promptmux.commands.output import tell_durability
 
 
@@ -19,12 +26,13 @@ def run(
         str, typer.Option(help="The alias that then leads to it; an empty one moves none.")
     ] = "current",
     key: AdminKey = None,
+    timeout: Timeout = PUBLISH_TIMEOUT,
 ) -> None:
     """Publish prompt files; a running server serves them at once."""
     from trainer import publish
 
     for file in files:
-        done = publish(file, store or server, alias=alias or None, key=key)
+        done = publish(file, store or server, alias=alias or None, key=key, timeout=timeout)
         news = "published" if done.created else "already there:"
         leads = f", alias {done.alias}" if done.alias else ""
         print(f"{news} {done.task_id} {done.version}{leads} in {done.target}")

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+from promptmux.commands.options import (
+    DEFAULT_ADMIN,
+    DEFAULT_TIMEOUT,
+    AdminKey,
+    AdminServer,
+    Store,
+    Timeout,
+)
 from promptmux.commands.output import tell_durability
 
 
@@ -20,6 +27,7 @@ def run(
     server: AdminServer = DEFAULT_ADMIN,
     alias: Annotated[str, typer.Option(help="The alias to move.")] = "current",
     key: AdminKey = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Serve an earlier version again."""
     if store is not None:
@@ -28,7 +36,7 @@ def run(
         from client import AdminClient
         from promptmux.commands.aliases import find, standing
 
-        with AdminClient(server, key=key) as admin:
+        with AdminClient(server, key=key, timeout=timeout) as admin:
             now = standing(admin.task(task), alias)
             full = find(version, now.versions)
             durable = admin.rollback(task, full, revision=now.revision, alias=alias).durable

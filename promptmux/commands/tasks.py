@@ -10,7 +10,14 @@ from typing import Annotated, Protocol
 
 import typer
 
-from promptmux.commands.options import DEFAULT_ADMIN, AdminKey, AdminServer, Store
+from promptmux.commands.options import (
+    DEFAULT_ADMIN,
+    DEFAULT_TIMEOUT,
+    AdminKey,
+    AdminServer,
+    Store,
+    Timeout,
+)
 
 
 def run(
@@ -18,6 +25,7 @@ def run(
     store: Store = None,
     server: AdminServer = DEFAULT_ADMIN,
     key: AdminKey = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """List the tasks with their current versions, or one task with all its versions."""
     from rich.table import Table
@@ -25,7 +33,11 @@ def run(
     from promptmux.commands.aliases import percent
     from promptmux.commands.output import console
 
-    records = asyncio.run(_from_store(store, task)) if store is not None else _from_server(server, key, task)
+    records = (
+        asyncio.run(_from_store(store, task))
+        if store is not None
+        else _from_server(server, key, timeout, task)
+    )
     table = Table(box=None, header_style="bold")
     if task is None:
         for column in ("task", "current", "other aliases", "versions", "method", "labels"):
@@ -90,10 +102,10 @@ def _by_weight(targets: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     return sorted(targets, key=lambda target: -target[1])
 
 
-def _from_server(url: str, key: str | None, task: str | None) -> list[_Record]:
+def _from_server(url: str, key: str | None, timeout: float, task: str | None) -> list[_Record]:
     from client import AdminClient
 
-    with AdminClient(url, key=key) as admin:
+    with AdminClient(url, key=key, timeout=timeout) as admin:
         found = list(admin.tasks()) if task is None else [admin.task(task)]
     return [
         _Record(t.task_id, {name: _by_weight(a.targets) for name, a in t.aliases.items()}, t.versions)

@@ -75,18 +75,20 @@ class Fleet:
 
     def looks(self) -> dict[str, int]:
         """Requests that found their prompt on the device, and that did not, of all servers."""
-        found = {"promptmux_prompt_cache_hits": 0, "promptmux_prompt_cache_misses": 0}
+        found = {"hits": 0, "misses": 0}
         for one in self._servers.values():
             text = httpx.get(f"{one.admin_url}/metrics", timeout=PATIENCE).text
             for family in text_string_to_metric_families(text):
-                if family.name in found:
-                    found[family.name] += int(
-                        sum(s.value for s in family.samples if s.name.endswith("_total"))
+                what = family.name.removeprefix("promptmux_tier_")
+                if what in found and what != family.name:
+                    found[what] += int(
+                        sum(
+                            s.value
+                            for s in family.samples
+                            if s.name.endswith("_total") and s.labels["tier"] == "device"
+                        )
                     )
-        return {
-            "hits": found["promptmux_prompt_cache_hits"],
-            "misses": found["promptmux_prompt_cache_misses"],
-        }
+        return found
 
 
 class Caller:
