@@ -246,9 +246,10 @@ def test_other_failures_of_looking_an_alias_up_are_not_taken_for_absence() -> No
 
 
 @pytest.mark.parametrize(
-    ("task_id", "told"), [("my-task.v2", "my-task.v2"), ("Größe", None), ("a\r\nb: c", None)]
+    ("task_id", "told"),
+    [("my-task.v2", "my-task.v2"), ("Größe", "Gr%C3%B6%C3%9Fe"), ("a\r\nb: c", "a%0D%0Ab%3A%20c")],
 )
-def test_the_task_is_told_to_gateways_where_it_is_a_tasks_id(task_id: str, told: str | None) -> None:
+def test_the_task_is_told_to_gateways_and_cannot_break_the_header(task_id: str, told: str) -> None:
     seen: list[str | None] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
