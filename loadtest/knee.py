@@ -2,10 +2,10 @@
 
 **The knee** is the highest offered rate, of Poisson arrivals, at which p99 stays within a bound and the goodput (right
 answers a second) keeps up with what is offered. That is the Server scenario of MLPerf Inference (Reddi et al., ISCA
-2020: queries a second of a Poisson process with a latency bound at a tail percentile) and, for the search by trials of rising
-and then bisected rates, the throughput of RFC 2544, section 26.1 (the fastest rate at which nothing that was offered is
-missing). Latency counts from when a request should have been sent, and one without an answer took for ever: what a
-closed loop hides (coordinated omission). The bench's "knee" is another figure: its closed-loop throughput, see
+2020: queries a second of a Poisson process with a latency bound at a tail percentile) and, for the search by trials of
+rising and then bisected rates, the throughput of RFC 2544, section 26.1 (the fastest rate at which nothing that was
+offered is missing). Latency counts from when a request should have been sent, and one without an answer took for ever:
+what a closed loop hides (coordinated omission). The bench's "knee" is another figure: its closed-loop throughput, see
 docs/decisions/0011.
 
 Levels rise by a factor until one fails; then the gap is halved (geometrically) until it is narrow. A level is sent

@@ -26,7 +26,7 @@ from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from loadtest import shapes, verdicts, workload
+from loadtest import record, shapes, verdicts, workload
 from loadtest.memory_watch import resident_bytes, watch
 from loadtest.timeline import GREEDY, OTHERS, Timeline, is_refusal
 
@@ -44,7 +44,7 @@ class _Run:
     def __init__(self) -> None:
         self.timeline = Timeline()
         self.group = OTHERS  # of users that start now
-        self.stretches: list[verdicts.Stretch] = []
+        self.stretches: list[record.Stretch] = []
         self.memory: list[tuple[float, int]] = []
         self.began = 0.0
 
@@ -94,10 +94,10 @@ class Caller(FastHttpUser):
         number, runner = next(self._number), self.environment.runner
         if isinstance(runner, WorkerRunner):  # no two workers send the same
             number += 1_000_003 * runner.worker_index
-        self._group = _run.group
+        self._whose = _run.group
         ids = workload.named_tasks(options.task_ids)
         if options.shape == "greedy":  # the first is the greedy one; the others share the rest
-            ids = ids[:1] if self._group == GREEDY else ids[1:]
+            ids = ids[:1] if self._whose == GREEDY else ids[1:]
         self._ids = ids
         self._texts = itertools.cycle(_TEXTS[number % len(_TEXTS) :] + _TEXTS[: number % len(_TEXTS)])
         self._choices = workload.task_choices(options.mix, len(ids), seed=number)
@@ -110,7 +110,7 @@ class Caller(FastHttpUser):
         body = {"task_id": task_id, "input": next(self._texts)}
         with self.client.post(
             "/classify", json=body, headers=self._headers, name="/classify", catch_response=True,
-            context={"group": self._group},
+            context={"group": self._whose},
         ) as answer:  # fmt: skip
             if not answer.status_code:
                 answer.failure(f"no answer: {type(answer.error).__name__}")
@@ -170,7 +170,7 @@ class Planned(LoadTestShape):
         else:
             if self._phase is not None:
                 begin = self._settled or now
-                _run.stretches.append(verdicts.Stretch(self._phase.name, begin, now, self._phase.users))
+                _run.stretches.append(record.Stretch(self._phase.name, begin, now, self._phase.users))
             self._phase, self._settled = phase, 0.0
             if phase is not None:
                 print(
@@ -226,15 +226,15 @@ def _judge(environment: Environment, **_: Any) -> None:
         return
     options = environment.parsed_options
     assert options is not None
-    if options.shape == "steady":
-        _run.stretches = [verdicts.Stretch("steady", _run.began, time.time(), options.num_users or 1)]
-    record = verdicts.Record(options.shape, "closed", _run.stretches, _run.timeline, _run.memory)
-    whole = len(record.stretches) == (len(shapes.plan(options, 1)) or 1)
-    checks = verdicts.judge(record, shapes.bounds(options)) if whole else []
-    _write(record, options)
-    for row in verdicts.rows(record):
+    if not shapes.plan(options, 1):
+        _run.stretches = [record.Stretch("steady", _run.began, time.time(), options.num_users or 1)]
+    kept = record.Record(options.shape, "closed", _run.stretches, _run.timeline, _run.memory)
+    whole = len(kept.stretches) == (len(shapes.plan(options, 1)) or 1)
+    checks = verdicts.judge(kept, shapes.bounds(options)) if whole else []
+    _write(kept, options)
+    for row in verdicts.rows(kept):
         print("load test: " + ", ".join(f"{name} {value}" for name, value in row.items()))
-    for remark in verdicts.remarks(record):
+    for remark in verdicts.remarks(kept):
         print(f"load test: {remark}")
     for check in checks:
         print(
@@ -248,11 +248,11 @@ def _judge(environment: Environment, **_: Any) -> None:
     environment.process_exit_code = 0 if passed else 1
 
 
-def _write(record: verdicts.Record, options: Namespace) -> None:
+def _write(kept: record.Record, options: Namespace) -> None:
     if options.record:
         file = Path(options.record)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(record.as_plain()), encoding="utf-8")
+        file.write_text(json.dumps(kept.as_plain()), encoding="utf-8")
 
 
 if __name__ == "__main__":

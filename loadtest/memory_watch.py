@@ -31,7 +31,7 @@ def resident_bytes(of: str) -> int:
     return int(float(found[1]))
 
 
-def watch(of: str, into: list[tuple[float, int]], *, pause: float = 2.0) -> NoReturn:
+def watch(of: str, into: list[tuple[float, int]], *, pause: float = 1.0) -> NoReturn:
     """Look for ever, with a pause between; each look is the wall clock and the bytes."""
     while True:
         try:

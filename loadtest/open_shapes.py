@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from loadtest import http_client, workload
+from loadtest.record import Record, Stretch
 from loadtest.target import Target
 from loadtest.timeline import GREEDY, OTHERS, Timeline
-from loadtest.verdicts import Record, Stretch
 
 _USUAL: Final = 0.7  # of the closed loop's throughput
 _STEPS: Final = (0.3, 0.5, 0.7, 0.9)

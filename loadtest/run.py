@@ -23,12 +23,13 @@ from pathlib import Path
 from rich.console import Console
 
 from loadtest import open_shapes, shape_report, shapes, workload
+from loadtest.record import Record
 from loadtest.server_process import NotStarted, free_port, leave_on_sigterm, process
 from loadtest.target import Target, target
 from loadtest.target import add_options as add_target_options
-from loadtest.verdicts import Record
 
 ROOT = Path(__file__).parent
+_STEADY = "15"  # seconds, where --steady-seconds does not say
 _LAST_ANSWERS = "10"  # seconds that users who are taken away may wait for the answer that they asked for
 
 
@@ -42,7 +43,6 @@ def parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         help="which task a request is for; all: one run for each (default: all for steady, else zipf)",
     )  # fmt: skip
     how.add_argument("--users", type=int, default=0, help="(default: 64 for steady, else 8)")
-    how.add_argument("--time", default="15s", help="how long a steady load takes")
     how.add_argument("--workers", type=int, default=0, help="locust as a master and so many workers")
     how.add_argument("--no-open-loop", action="store_true", help="locust alone")
     how.add_argument("--out", type=Path, default=ROOT / "results")
@@ -115,6 +115,8 @@ def _locust(options: argparse.Namespace, passed_on: list[str], aim: Target, pref
     """Run locust, as one process or as a master and its workers; its exit code."""
     locust = [sys.executable, "-m", "locust", "-f", str(ROOT / "locustfile.py")]
     load = ["--host", aim.url, "--task-ids", aim.tasks, "--mix", options.mix, *passed_on]
+    if options.shape == "steady" and not options.steady_seconds:
+        load += ["--steady-seconds", _STEADY]
     main_flags = [
         *(
             "--headless",
@@ -128,12 +130,8 @@ def _locust(options: argparse.Namespace, passed_on: list[str], aim: Target, pref
         ),
         *("--csv", str(prefix), "--html", f"{prefix}.html", "--record", str(raw)),
     ]
-    if options.shape == "steady":
-        main_flags += ["-t", options.time]
-    else:
-        main_flags += ["--stop-timeout", _LAST_ANSWERS]
-        if aim.memory_of:
-            main_flags += ["--memory-of", aim.memory_of]
+    if aim.memory_of:
+        main_flags += ["--memory-of", aim.memory_of]
     variables = {"PROMPTMUX_KEY": aim.key} if aim.key else {}  # not on a command line, which everybody sees
     with contextlib.ExitStack() as stack:
         if options.workers:

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from loadtest.bench.machine import machine
 from loadtest.bench.plots import pyplot, save
+from loadtest.record import Record
 from loadtest.shapes import Bounds
 from loadtest.timeline import GREEDY, OTHERS
-from loadtest.verdicts import Check, Record, judge, remarks, rows
+from loadtest.verdicts import Check, judge, remarks, rows
 
 _INK, _FAINT = "#222222", "#9aa0a8"
 _COLOURS: Final = {OTHERS: "#2f6fb2", GREEDY: "#d08a2e", "refused": "#8c4a5a", "failed": "#b3261e"}
@@ -134,7 +135,8 @@ def draw(made: Result, file: Path) -> Path:
         _draw_phases(axes, record, zero)
         axes[0].set_title(_LOOPS[record.loop].partition(":")[0], loc="left", fontsize=9, color="#555", pad=16)
         axes[2 if memory and record.memory else 1].set_xlabel("seconds", fontsize=9)
-        axes[1].tick_params(labelbottom=True)
+        if record.stretches:
+            axes[0].set_xlim(-1, record.stretches[-1].end - zero + 0.5)
     labels = ("a second", "latency, ms", "memory, MiB")
     for label, axes in zip(labels, all_axes[:, 0], strict=False):
         axes.set_ylabel(label, fontsize=9)

@@ -4,15 +4,15 @@ Owns: the flags, the same for locust's command line and for `python -m loadtest.
 library only, and no import of locust, which would patch the sockets of whoever asks. Must not know: how users are
 made, or what came of them.
 
-steady  the same users all the time (locust's own -u, -r and -t; no plan)
+steady  the same users all the time (or locust's own -u, -r and -t)
 ramp    1, 2, 4 … users, one step after the other: where throughput stops growing
 spike   a few users, suddenly many times as many, then the few again: does it recover
 soak    the same users for long: does memory or latency grow
 greedy  users of many tasks; then the same, and one task that sends many times as much as they all do
 
 Locust's users are a closed loop: each waits for its answer before it sends again, so a server that stalls is asked
-less, and the requests that would have shown it are never sent (coordinated omission). `loadtest.run` therefore sends each
-shape a second time in an open loop, see `loadtest/open_shapes.py`.
+less, and the requests that would have shown it are never sent (coordinated omission). `loadtest.run` therefore sends
+each shape a second time in an open loop, see `loadtest/open_shapes.py`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ def add_options(parser: Any) -> None:
     """Add the flags to an argparse parser, or to one group of it."""
     add = parser.add_argument
     add("--shape", choices=SHAPES, default="steady", help="how the load changes over time")
+    add(
+        "--steady-seconds", type=_positive, default=None,
+        help="how long a steady load takes (for locust itself: in place of its -r and -t)",
+    )  # fmt: skip
     add("--phase-seconds", type=_positive, default=15.0, help="a step of ramp; each part of spike and greedy")
     add("--ramp-to", type=_whole, default=64, help="users of the ramp's last step; they double up to there")
     add("--spike-times", type=_more, default=8.0, help="users of the spike, in times of those before")
@@ -112,8 +116,10 @@ def bounds(options: argparse.Namespace) -> Bounds:
 
 
 def plan(options: argparse.Namespace, users: int) -> list[Phase]:
-    """The phases, one after the other; none for `steady`, which locust does by itself."""
+    """The phases, one after the other; none where locust is to do a steady load by itself."""
     each = options.phase_seconds
+    if options.shape == "steady" and options.steady_seconds:
+        return [Phase("steady", options.steady_seconds, users)]
     if options.shape == "ramp":
         steps = [1 << nth for nth in range(options.ramp_to.bit_length()) if 1 << nth < options.ramp_to]
         return [Phase(f"{count} at once", each, count) for count in (*steps, options.ramp_to)]

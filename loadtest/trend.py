@@ -34,6 +34,8 @@ class Trend:
 
     def told(self, unit: str) -> str:
         """For a person."""
+        if math.isinf(self.error):
+            return "too few points to tell"
         hour = 3600
         return (
             f"{self.slope * hour:+,.2f} ± {_SURE * self.error * hour:,.2f} {unit} an hour "

@@ -1,6 +1,6 @@
 """What a load of some shape came to: its phases as rows, and whether it kept within its bounds.
 
-Owns: the record of a run, what each shape is judged by, and the words for it. Standard library only. Must not know:
+Owns: what each shape is judged by, and the words for it. Standard library only. Must not know:
 locust, sockets, or how anything is drawn.
 
 A percentile is of the answered; who was refused or failed is counted beside it, and judged by itself.
@@ -11,69 +11,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Final
 
+from loadtest.record import Record
 from loadtest.shapes import Bounds, Shape
-from loadtest.timeline import GREEDY, OTHERS, Part, Timeline
+from loadtest.timeline import GREEDY, OTHERS, Part
 from loadtest.trend import Trend, trend
 
 _WINDOW: Final = 3  # seconds: a p99 of one second is that of a few requests
 _STILL_GROWS: Final = 1.1  # in times of the step before, for twice the users
 _LEAST_POINTS: Final = 4
 _WARM_SHARE: Final = 1 / 3  # of a soak: caches fill, and memory with them
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A phase as it was: wall clock, settled, without the second in which users were added or taken away."""
-
-    name: str
-    begin: float
-    end: float
-    users: int | None = None  # closed loop
-    offered: float | None = None  # open loop: requests a second
-
-
-@dataclass
-class Record:
-    """One run of one shape."""
-
-    shape: Shape
-    loop: Literal["closed", "open"]
-    stretches: list[Stretch]
-    timeline: Timeline
-    memory: list[tuple[float, int]] = field(default_factory=list)  # wall clock, bytes of the server
-
-    def as_plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "shape": self.shape,
-            "loop": self.loop,
-            "stretches": [asdict(one) for one in self.stretches],
-            "timeline": self.timeline.rows(),
-            "memory": self.memory,
-        }
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Record:
-        """What `as_plain` gave."""
-        return cls(
-            plain["shape"],
-            plain["loop"],
-            [Stretch(**one) for one in plain["stretches"]],
-            Timeline(plain["timeline"]),
-            [(at, size) for at, size in plain["memory"]],
-        )
-
-    def part(self, nth: int, group: str | None = None) -> Part:
-        """The requests of a phase."""
-        return self.timeline.between(self.stretches[nth].begin, self.stretches[nth].end, group)
-
-    def whole(self, group: str | None = None) -> Part:
-        """All requests, those between the phases as well."""
-        seconds = self.timeline.seconds()
-        return self.timeline.between(seconds.start, seconds.stop, group)
 
 
 @dataclass(frozen=True)
@@ -150,15 +99,13 @@ def recovery(record: Record, bounds: Bounds) -> float:
 
 def soak_series(record: Record) -> list[tuple[float, float, float]]:
     """The middle of each window of a soak, warmed up, with its p50 and p99 in milliseconds."""
-    begin, end = _warm(record), record.stretches[0].end
-    count = max(4, min(60, int((end - begin) // 5)))
-    width = max(1.0, (end - begin) / count)
+    begin, end = math.ceil(_warm(record)), math.floor(record.stretches[0].end)
+    width = max(1, (end - begin) // max(4, min(60, (end - begin) // 5)))
     found = []
-    for nth in range(int((end - begin) // width)):
-        part = record.timeline.between(begin + nth * width, begin + (nth + 1) * width)
+    for first in range(begin, end - width + 1, width):
+        part = record.timeline.between(first, first + width)
         if part.answered:
-            at = begin + (nth + 0.5) * width
-            found.append((at, part.percentile(0.5), part.percentile(0.99)))
+            found.append((first + width / 2, part.percentile(0.5), part.percentile(0.99)))
     return found
 
 
@@ -167,14 +114,17 @@ def _warm(record: Record) -> float:
     return stretch.begin + _WARM_SHARE * (stretch.end - stretch.begin)
 
 
+def _soak_memory(record: Record) -> list[tuple[float, float]]:
+    return [(at, size / 2**20) for at, size in record.memory if at >= _warm(record)]
+
+
 def _soak_trends(record: Record) -> list[tuple[str, Trend, str]]:
     series = soak_series(record)
     found = [
         ("p50", trend([(at, half) for at, half, _ in series]), "ms"),
         ("p99", trend([(at, most) for at, _, most in series]), "ms"),
     ]
-    memory = [(at, size / 2**20) for at, size in record.memory if _warm(record) <= at]
-    return found + ([("memory", trend(memory), "MiB")] if memory else [])
+    return found + ([("memory", trend(_soak_memory(record)), "MiB")] if record.memory else [])
 
 
 def _failures(record: Record, bounds: Bounds) -> Check:
@@ -246,8 +196,9 @@ def _judge_spike(record: Record, bounds: Bounds) -> list[Check]:
 
 
 def _judge_soak(record: Record, bounds: Bounds) -> list[Check]:
-    if len(soak_series(record)) < _LEAST_POINTS or 0 < len(record.memory) < _LEAST_POINTS:
-        return [Check("long enough for a line", "no", f"{_LEAST_POINTS} points or more", False)]
+    points = [len(soak_series(record))] + ([len(_soak_memory(record))] if record.memory else [])
+    if min(points) < _LEAST_POINTS:
+        return [Check("points for a line", f"{min(points)}", f"{_LEAST_POINTS} or more: soak longer", False)]
     trends = {name: found for name, found, _ in _soak_trends(record)}
     level = record.part(0).percentile(0.5)
     share = trends["p50"].sure_growth / level

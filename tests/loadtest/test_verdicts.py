@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from loadtest import open_shapes, shape_report, shapes
+from loadtest.record import Record, Stretch
 from loadtest.shapes import Bounds
 from loadtest.timeline import GREEDY, OTHERS, Outcome, Timeline
-from loadtest.verdicts import Record, Stretch, judge, recovery, remarks, rows
+from loadtest.verdicts import judge, recovery, remarks, rows
 
 BOUNDS = Bounds(p99=100.0, recover_p99=100.0, recover_within=5.0, max_slowdown=3.0)
 
@@ -169,7 +170,7 @@ def test_a_soak_finds_what_grows() -> None:
     assert "WAS NOT LOOKED AT" in "\n".join(remarks(unseen))
     short = soak()
     short.stretches[0] = Stretch("soak", 100.0, 103.0)
-    assert failed(short) == ["long enough for a line"]
+    assert failed(short) == ["points for a line"]
 
 
 def test_one_greedy_task_must_not_slow_the_others_down() -> None:
