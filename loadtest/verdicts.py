@@ -39,6 +39,12 @@ def judge(record: Record, bounds: Bounds) -> list[Check]:
     """Every bound that the shape has."""
     if not record.whole().answered:
         return [Check("answered requests", "0", "1 or more", False)]
+    if cut := [one.name for nth, one in enumerate(record.stretches) if record.part(nth).seconds < 1]:
+        return [
+            Check(
+                "whole seconds of each phase", f"none of {', '.join(cut)}", "1 or more: longer phases", False
+            )
+        ]
     return [_failures(record, bounds), *_JUDGES[record.shape](record, bounds)]
 
 

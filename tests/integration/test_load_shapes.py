@@ -32,7 +32,7 @@ from tests.loadtest.slow_server import serving
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
     "ramp": ["--ramp-to=4", "--phase-seconds=3", "--no-open-loop"],
-    "spike": ["--phase-seconds=3", "--recover-within=3", "--spike-times=3", "--workers=2", "--no-open-loop"],
+    "spike": ["--phase-seconds=5", "--recover-within=3", "--spike-times=3", "--workers=2", "--no-open-loop"],
     "soak": ["--soak-seconds=12", "--max-memory-growth=500", "--max-latency-growth=50", "--no-open-loop"],
     "greedy": ["--phase-seconds=3", "--greedy-times=4", "--max-slowdown=1000"],
 }

@@ -117,6 +117,14 @@ def test_a_server_that_answers_nothing_never_passes(name: str) -> None:
     assert failed(Record(made.shape, "closed", made.stretches, line)) == ["answered requests"]
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_a_phase_of_which_nothing_was_measured_is_no_pass(name: str) -> None:
+    record = MADE[name]()
+    last = record.stretches[-1]
+    record.stretches[-1] = Stretch(last.name, last.end - 0.5, last.end)
+    assert failed(record) == ["whole seconds of each phase"]
+
+
 @pytest.mark.parametrize("name", ["steady", "soak", "spike", "greedy"])
 def test_refusals_are_told_apart_and_not_allowed_without_a_spike(name: str) -> None:
     record = MADE[name]()
