@@ -20,6 +20,7 @@ from loadtest.verdicts import Check, judge, remarks, rows
 
 _INK, _FAINT = "#222222", "#9aa0a8"
 _COLOURS: Final = {OTHERS: "#2f6fb2", GREEDY: "#d08a2e", "refused": "#8c4a5a", "failed": "#b3261e"}
+_MARGIN: Final = 8  # MiB: a line that hardly rises is to look like one
 _SMOOTH: Final = 3  # seconds of a point of the picture
 _LOOPS: Final = {
     "closed": "closed loop (locust): each user waits for its answer",
@@ -125,13 +126,10 @@ def draw(made: Result, file: Path) -> Path:
         _draw_rate(axes[0], record, zero)
         _draw_latency(axes[1], record, zero)
         if memory and record.memory:
-            axes[2].plot(
-                [at - zero for at, _ in record.memory],
-                [size / 2**20 for _, size in record.memory],
-                color=_INK,
-            )
+            _draw_memory(axes[2], record, zero)
         elif memory:
             axes[2].axis("off")
+            axes[1].tick_params(labelbottom=True)
         _draw_phases(axes, record, zero)
         axes[0].set_title(_LOOPS[record.loop].partition(":")[0], loc="left", fontsize=9, color="#555", pad=16)
         axes[2 if memory and record.memory else 1].set_xlabel("seconds", fontsize=9)
@@ -184,6 +182,12 @@ def _draw_latency(axes: Any, record: Record, zero: float) -> None:
                 )  # fmt: skip
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+
+
+def _draw_memory(axes: Any, record: Record, zero: float) -> None:
+    sizes = [size / 2**20 for _, size in record.memory]
+    axes.plot([at - zero for at, _ in record.memory], sizes, color=_INK)
+    axes.set_ylim(min(sizes) - _MARGIN, max(sizes) + _MARGIN)
 
 
 def _draw_phases(all_axes: Any, record: Record, zero: float) -> None:

@@ -185,6 +185,10 @@ def test_one_greedy_task_must_not_slow_the_others_down() -> None:
     assert failed(greedy(beside=31.0)) == ["the others' p99, in times of theirs alone"]
     assert "the others' p99 beside the greedy task" in failed(greedy(beside=150.0))
     assert "10.0 times" in next(remarks(greedy()))
+    opened = greedy(beside=31.0)
+    opened.loop = "open"
+    assert failed(opened) == []
+    assert any("3.1 times what it was alone" in one for one in remarks(opened))
     modest = greedy()
     modest.timeline = Timeline(row for row in modest.timeline.rows() if row[1] == OTHERS)
     assert failed(modest) == ["requests of the greedy task"]
