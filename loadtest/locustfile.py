@@ -28,7 +28,7 @@ from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from loadtest import record, shapes, verdicts, workload
 from loadtest.memory_watch import resident_bytes, watch
-from loadtest.timeline import GREEDY, OTHERS, Timeline, is_refusal
+from loadtest.timeline import GREEDY, OTHERS, Outcome, Timeline, is_refusal
 
 _TEXTS = workload.texts(2048)
 _AT_ONCE = 100.0  # users a second: a phase has its users from its beginning, or very nearly
@@ -126,7 +126,9 @@ class Caller(FastHttpUser):
 def _count(
     response_time: float, exception: Exception | None, context: dict[str, str], start_time: float, **_: Any
 ) -> None:
-    outcome = "answered" if exception is None else "refused" if isinstance(exception, Refused) else "failed"
+    outcome: Outcome = (
+        "answered" if exception is None else "refused" if isinstance(exception, Refused) else "failed"
+    )
     _run.timeline.add(start_time, context["group"], outcome, response_time / 1000)
 
 
