@@ -174,6 +174,13 @@ def draw(plain: Mapping[str, Any], file: Path) -> Path:
     axes.set_xlabel("requests answered in a second", fontsize=9)
     axes.set_ylabel("p99, milliseconds from the intended time", fontsize=9)
     axes.set_title(f"Throughput against p99, open loop: {plain['target']['told']}", loc="left", fontsize=10)
+    where = plain["machine"]
+    if where:
+        axes.annotate(
+            f"{where['cpu']}, {where['cores']} cores, load average {where['load_average']} before, "
+            f"commit {where['commit']}, {where['date']}",
+            (1.0, -0.17), xycoords="axes fraction", ha="right", fontsize=7, color="#777",
+        )  # fmt: skip
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#eceef1")

@@ -27,6 +27,8 @@ from loadtest.server_process import NotStarted, running_server
 
 _FAKE: Final = "tests.integration.fake_server"  # `promptmux serve` with a formula in the model's place
 
+_PATIENCE: Final = 300.0  # seconds for a start: a busy machine is slow to load a model
+
 
 @dataclass(frozen=True)
 class Target:
@@ -79,7 +81,7 @@ def target(options: argparse.Namespace, console: Console) -> Iterator[Target]:
         flags = ["--store", f"file://{folder}/store", *options.server_flags.split()]
         fake = options.backbone == "fake"
         began = time.monotonic()
-        with running_server(*flags, module=_FAKE if fake else None) as server:
+        with running_server(*flags, module=_FAKE if fake else None, patience=_PATIENCE) as server:
             wait_until_warm(server)
             console.print(f"{server.url} ready in {time.monotonic() - began:.1f} s", highlight=False)
             facts = {

@@ -133,7 +133,13 @@ def test_table_json_and_picture(tmp_path: Path) -> None:
     assert "knee:" in said
     aim = Target("http://x", "a,b", "", "a formula", {"formula": True})
     plain = knee_report.as_plain(
-        knee, rules, aim, command="c", seconds=1.0, settings={"mix": "zipf"}, facts={"cores": 2}
+        knee,
+        rules,
+        aim,
+        command="c",
+        seconds=1.0,
+        settings={"mix": "zipf"},
+        facts=knee_report.circumstances(),
     )
     again = json.loads(json.dumps(plain, allow_nan=False))
     assert again["knee_per_second"] == knee.rate
