@@ -153,7 +153,11 @@ def draw(plain: Mapping[str, Any], file: Path) -> Path:
             label="carried",
         )
     axes.axhline(bound, color="#9aa0a8", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    heights = [
+        one["p99"] * 1000 for level in plain["levels"] for one in level["trials"] if one["p99"] is not None
+    ]
     axes.set_yscale("log")
+    axes.set_ylim(min([bound, *heights]) / 2, max([bound, *heights]) * 2)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
@@ -168,8 +172,8 @@ def draw(plain: Mapping[str, Any], file: Path) -> Path:
         at, high = good[-1]
         axes.axvline(at, color=_INK, linewidth=1, alpha=0.5, zorder=1)
         axes.annotate(
-            f"knee: {rate:,.0f} a second\np99 {high:,.0f} ms", (at, 0.03), xycoords=("data", "axes fraction"),
-            xytext=(-6, 0), textcoords="offset points", ha="right", fontsize=9, color=_INK,
+            f"knee: {rate:,.0f} a second\np99 {high:,.0f} ms", (at, 0.99), xycoords=("data", "axes fraction"),
+            xytext=(-6, 0), textcoords="offset points", ha="right", va="top", fontsize=9, color=_INK,
         )  # fmt: skip
     axes.set_xlabel("requests answered in a second", fontsize=9)
     axes.set_ylabel("p99, milliseconds from the intended time", fontsize=9)
