@@ -46,7 +46,6 @@ class _Run:
         self.group = OTHERS  # of users that start now
         self.stretches: list[record.Stretch] = []
         self.memory: list[tuple[float, int]] = []
-        self.began = 0.0
 
 
 _run = _Run()
@@ -217,11 +216,6 @@ def _begin_group(msg: Any, **_: Any) -> None:
     _run.group = msg.data
 
 
-@events.test_start.add_listener
-def _begin(**_: Any) -> None:
-    _run.began = _run.began or time.time()
-
-
 @events.quitting.add_listener
 def _judge(environment: Environment, **_: Any) -> None:
     if isinstance(environment.runner, WorkerRunner):
@@ -229,7 +223,9 @@ def _judge(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
     if not shapes.plan(options, 1):
-        _run.stretches = [record.Stretch("steady", _run.began, time.time(), options.num_users or 1)]
+        # Locust's own way: every request counts, those while users are still added as well.
+        all_of_it = _run.timeline.seconds() or range(1)
+        _run.stretches = [record.Stretch("steady", all_of_it.start, all_of_it.stop, options.num_users or 1)]
     kept = record.Record(options.shape, "closed", _run.stretches, _run.timeline, _run.memory)
     whole = len(kept.stretches) == (len(shapes.plan(options, 1)) or 1)
     checks = verdicts.judge(kept, shapes.bounds(options)) if whole else []

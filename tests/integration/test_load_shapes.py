@@ -186,6 +186,24 @@ def test_a_fault_is_found_by_the_bound_that_is_for_it(
     assert wanted in ended.stdout
 
 
+def test_without_a_shape_locusts_own_flags_are_enough() -> None:
+    with serving(fine) as server:
+        locust = [
+            "locust",
+            "-f",
+            "loadtest/locustfile.py",
+            "--headless",
+            "--only-summary",
+            "-u2",
+            "-r2",
+            "-t5s",
+        ]
+        ended = said([*locust, "--host", server.url, "--task-ids=a", "--p99=30000"])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    counted = int(re.search(r"answered ([\d,]+), refused 0", ended.stdout)[1].replace(",", ""))  # type: ignore[index]
+    assert f"load test: passed ({counted} requests)" in ended.stdout
+
+
 def test_a_shape_that_was_cut_short_does_not_pass() -> None:
     with serving(fine) as server:
         flags = [
