@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help run test check format bench loadtest examples lock clean
+.PHONY: help run test check format bench loadtest knee examples lock clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,8 +29,11 @@ format: $(VENV)/.ready-dev  ## Format the code.
 bench: $(VENV)/.ready-dev  ## Measure against the machine's own rate and the peers (ARGS="--only forward --peers none").
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
-loadtest: $(VENV)/.ready-dev  ## Load over HTTP with locust, against a server it starts itself.
+loadtest: $(VENV)/.ready-dev  ## Load over HTTP with locust and an open loop (ARGS="--shape spike"), against its own server.
 	$(BIN)/python -m loadtest.run $(ARGS)
+
+knee: $(VENV)/.ready-dev  ## Find how many requests a second a server carries.
+	$(BIN)/python -m loadtest.knee $(ARGS)
 
 examples: $(VENV)/.ready  ## Train the demo tasks' prompt files again.
 	BIN=$(BIN) examples/train.sh

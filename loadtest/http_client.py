@@ -9,21 +9,29 @@ short request's latency. Must not know: tasks' meaning, servers' insides.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
 import random
 import select
-import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-_READ: Final = 65536
+from loadtest.http_line import Line
+from loadtest.timeline import Outcome, is_refusal
+
+
+class Sent(NamedTuple):
+    """One request of an open loop: the how manieth it was, when it was to be sent, and what came of it."""
+
+    nth: int
+    intended: float
+    seconds: float  # from then to its answer, or to its loss; infinite while there was neither
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class Load:
     latencies: tuple[float, ...]  # of the answered, sorted; from the intended send time in an open loop
     lags: tuple[float, ...] = ()  # how late the generator itself was with a connection at hand, sorted
     answers: tuple[tuple[float, bytes], ...] = ()  # latency and head of each answer with 200, if asked for
+    refused: int = 0  # of the failed: 429 or 503 with Retry-After
+    trace: tuple[Sent, ...] = ()  # every request, in the order in which they ended, if asked for
 
     @property
     def rate(self) -> float:
@@ -61,11 +71,17 @@ def percentile(ordered: Sequence[float], share: float, *, count: int | None = No
 
 
 def requests(
-    url: str, task_ids: Sequence[str], texts: Sequence[str], choices: Iterator[int], count: int
+    url: str,
+    task_ids: Sequence[str],
+    texts: Sequence[str],
+    choices: Iterator[int],
+    count: int,
+    *,
+    key: str = "",
 ) -> list[bytes]:
     """Complete requests for promptmux, one text and one task each, written before the clock starts."""
     chosen = zip(itertools.islice(itertools.cycle(texts), count), choices, strict=False)
-    return [post(url, "/classify", {"task_id": task_ids[at], "input": text}) for text, at in chosen]
+    return [post(url, "/classify", {"task_id": task_ids[at], "input": text}, key=key) for text, at in chosen]
 
 
 def infinity_requests(url: str, model: str, texts: Sequence[str], count: int) -> list[bytes]:
@@ -74,14 +90,15 @@ def infinity_requests(url: str, model: str, texts: Sequence[str], count: int) ->
     return [post(url, "/classify", {"model": model, "input": [text]}) for text in chosen]
 
 
-def post(url: str, path: str, body: object) -> bytes:
-    """A complete POST of a JSON body."""
+def post(url: str, path: str, body: object, *, key: str = "") -> bytes:
+    """A complete POST of a JSON body, with an API key if there is one."""
     written = json.dumps(body).encode()
     return (
-        b"POST %b HTTP/1.1\r\nHost: %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        b"POST %b HTTP/1.1\r\nHost: %b\r\n%bContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
         % (
             path.encode(),
             urlsplit(url).netloc.encode(),
+            b"Authorization: Bearer %b\r\n" % key.encode() if key else b"",
             len(written),
             written,
         )
@@ -98,7 +115,7 @@ def closed_loop(
 ) -> Load:
     """Keep `connections` busy until `seconds` have passed or all is written: as much as the server takes."""
     tally, source = _Tally(keep_heads), iter(written)
-    lines = [_Line(url) for _ in range(connections)]
+    lines = [Line(url) for _ in range(connections)]
     clock = _Clock()
     try:
         busy = [line for line in lines if line.send_next(source, clock.now())]
@@ -131,6 +148,7 @@ def open_loop(
     connections: int,
     patience: float = 10.0,
     keep_heads: bool = False,
+    keep_trace: bool = False,
 ) -> Load:
     """Send one request at each of `times` (not empty), without waiting for the answers to those before.
 
@@ -138,10 +156,10 @@ def open_loop(
     have been sent: otherwise a server that stalls would hold back the very requests that show it (coordinated
     omission). `patience` seconds after the last intended time what is still open is unanswered.
     """
-    tally, source = _Tally(keep_heads), iter(written)
-    idle = deque(_Line(url) for _ in range(connections))
-    busy: set[_Line] = set()
-    waiting: deque[float] = deque()  # intended times that have come, without a connection
+    tally, source = _Tally(keep_heads, keep_trace), iter(written)
+    idle = deque(Line(url) for _ in range(connections))
+    busy: set[Line] = set()
+    waiting: deque[int] = deque()  # requests whose time has come, without a connection
     nth, end = 0, times[-1] + patience
     clock = _Clock()
     try:
@@ -150,10 +168,11 @@ def open_loop(
                 if idle:
                     tally.lags.append(now - times[nth])
                     line = idle.popleft()
-                    line.send(next(source), times[nth])
+                    line.freshen(now)
+                    line.send(next(source), times[nth], nth)
                     busy.add(line)
                 else:
-                    waiting.append(times[nth])
+                    waiting.append(nth)
                 nth += 1
             until = times[nth] if nth < len(times) else end
             for line in select.select(busy, [], [], max(0.0, until - clock.now()))[0]:
@@ -161,10 +180,15 @@ def open_loop(
                     continue
                 if waiting:
                     tally.late += 1
-                    line.send(next(source), waiting.popleft())
+                    late = waiting.popleft()
+                    line.send(next(source), times[late], late)
                 else:
                     busy.remove(line)
+                    line.used = clock.now()
                     idle.append(line)
+        if keep_trace:
+            left = [*(line.nth for line in busy), *waiting, *range(nth, len(times))]
+            tally.trace.extend(Sent(one, times[one], math.inf, "failed") for one in left)
         return tally.load(clock, unanswered=len(busy) + len(waiting) + len(times) - nth)
     finally:
         for line in [*idle, *busy]:
@@ -184,82 +208,35 @@ class _Clock:
         return time.thread_time() - self._cpu
 
 
-class _Line:
-    """One keep-alive connection, with the request that is on it."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._address = (parts.hostname or "127.0.0.1", parts.port or 80)
-        self.intended = 0.0
-        self._open()
-
-    def _open(self) -> None:
-        self._socket = socket.create_connection(self._address, timeout=30.0)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._buffer = b""
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def send(self, request: bytes, intended: float) -> None:
-        self.intended = intended
-        with contextlib.suppress(ConnectionError):  # the read that follows finds it closed, and counts it
-            self._socket.sendall(request)
-
-    def send_next(self, source: Iterator[bytes], intended: float) -> bool:
-        """Send the next request; False when there is none."""
-        request = next(source, None)
-        if request is not None:
-            self.send(request, intended)
-        return request is not None
-
-    def receive(self) -> tuple[bytes, bool] | None:
-        """The head of an answer that is complete and whether it was lost; None while there is more to come."""
-        try:
-            data = self._socket.recv(_READ)
-        except ConnectionError:
-            data = b""
-        if not data:
-            self.close()
-            self._open()  # raises when the server has gone: then no figure is worth having
-            return b"", True
-        buffer = self._buffer = self._buffer + data if self._buffer else data
-        head = buffer.find(b"\r\n\r\n")
-        if head < 0:
-            return None
-        at = buffer.lower().find(b"\r\ncontent-length:", 0, head)
-        if at < 0:
-            raise ValueError("an answer without Content-Length")
-        if len(buffer) < head + 4 + int(buffer[at + 17 : buffer.find(b"\r\n", at + 2)]):
-            return None
-        self._buffer = b""
-        return buffer[:head], False
-
-    def close(self) -> None:
-        self._socket.close()
-
-
 @dataclass
 class _Tally:
     """Counts answers as they come."""
 
     keep_heads: bool
+    keep_trace: bool = False
     latencies: list[float] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
     answers: list[tuple[float, bytes]] = field(default_factory=list)
+    trace: list[Sent] = field(default_factory=list)
     failed: int = 0
+    refused: int = 0
     late: int = 0
 
-    def take(self, line: _Line, clock: _Clock) -> bool:
+    def take(self, line: Line, clock: _Clock) -> bool:
         """Read what has come; True when the line is free again."""
         got = line.receive()
         if got is None:
             return False
         head, lost = got
-        if lost or not head.startswith(b"HTTP/1.1 200"):
+        seconds = clock.now() - line.intended
+        outcome: Outcome = "failed" if lost else _outcome(head)
+        if self.keep_trace:
+            self.trace.append(Sent(line.nth, line.intended, seconds, outcome))
+        if outcome != "answered":
             self.failed += 1
+            self.refused += outcome == "refused"
             return True
-        self.latencies.append(clock.now() - line.intended)
+        self.latencies.append(seconds)
         if self.keep_heads:
             self.answers.append((self.latencies[-1], head))
         return True
@@ -277,4 +254,14 @@ class _Tally:
             latencies=tuple(sorted(self.latencies)),
             lags=tuple(sorted(self.lags)),
             answers=tuple(self.answers),
+            refused=self.refused,
+            trace=tuple(self.trace),
         )
+
+
+def _outcome(head: bytes) -> Outcome:
+    if head.startswith(b"HTTP/1.1 200"):
+        return "answered"
+    status = head[9:12]
+    waits = b"\r\nretry-after:" in head.lower()
+    return "refused" if status.isdigit() and is_refusal(int(status), "yes" if waits else None) else "failed"

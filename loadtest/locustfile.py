@@ -1,10 +1,12 @@
-r"""Locust users that classify single texts of many tasks.
+r"""Locust users that classify single texts of many tasks, in one of the shapes of `loadtest/shapes.py`.
 
     locust -f loadtest/locustfile.py --headless -u 64 -r 64 -t 30s --host http://127.0.0.1:8000 \
         --task-ids sentiment,question-type --mix zipf --csv out/load --html out/load.html
+    locust -f loadtest/locustfile.py --headless --shape spike -u 8 --host … --record out/spike.json
 
-Ends with exit code 1 when a request fails or the 99th percentile is over --p99. Imports nothing of the project but
-the workload: it works against any server with the same route.
+Ends with exit code 1 when a bound is not kept (`--p99`, `--max-fail-share`, …). Imports nothing of the project but what
+the load itself needs, standard library only: with those files it works on any machine with locust, against any server
+with the same route, alone or as master and workers (which tell the master what they counted, once in three seconds).
 """
 
 from __future__ import annotations
@@ -13,17 +15,44 @@ import itertools
 import json
 import os
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from locust import FastHttpUser, events, task
+import gevent
+from locust import FastHttpUser, LoadTestShape, events, task
 from locust.env import Environment
+from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from loadtest import workload
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from loadtest import record, shapes, verdicts, workload
+from loadtest.memory_watch import resident_bytes, watch
+from loadtest.timeline import GREEDY, OTHERS, Outcome, Timeline, is_refusal
 
 _TEXTS = workload.texts(2048)
+_AT_ONCE = 100.0  # users a second: a phase has its users from its beginning, or very nearly
+_TELL = 10.0  # seconds between two lines of progress
+_LAST_REPORTS = (
+    4.0  # seconds without users at a master's end: locust itself does not wait for what workers counted last
+)
+
+
+class _Run:
+    """What this process counts and, at the master, when each phase was."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self.group = OTHERS  # of users that start now
+        self.stretches: list[record.Stretch] = []
+        self.memory: list[tuple[float, int]] = []
+
+
+_run = _Run()
+
+
+class Refused(Exception):
+    """429 or 503 with Retry-After: the server said in order that it has too much to do."""
 
 
 @events.init_command_line_parser.add_listener
@@ -34,13 +63,12 @@ def _arguments(parser: Any) -> None:
     parser.add_argument(
         "--mix", choices=workload.MIXES, default="uniform", help="which task a request is for"
     )
-    parser.add_argument("--p99", type=float, default=2000.0, help="most milliseconds for the 99th percentile")
     parser.add_argument("--key", default="", help="an API key", env_var="PROMPTMUX_KEY", is_secret=True)
-
-
-def _ids(options: Namespace) -> list[str]:
-    given: str = options.task_ids
-    return workload.task_ids(int(given[5:])) if given.startswith("load:") else given.split(",")
+    parser.add_argument("--record", default="", help="a file for what was counted, as JSON")
+    parser.add_argument(
+        "--memory-of", default="", help="a process id, or the URL of /metrics: whose memory a soak looks at"
+    )
+    shapes.add_options(parser)
 
 
 def _is_answer(body: str, task_id: str) -> bool:
@@ -62,10 +90,16 @@ class Caller(FastHttpUser):
         """Give each user its own stretch of texts and its own choices of tasks."""
         options = self.environment.parsed_options
         assert options is not None
-        number = next(self._number)
-        self._ids = _ids(options)
+        number, runner = next(self._number), self.environment.runner
+        if isinstance(runner, WorkerRunner):  # no two workers send the same
+            number += 1_000_003 * runner.worker_index
+        self._whose = _run.group
+        ids = workload.named_tasks(options.task_ids)
+        if options.shape == "greedy":  # the first is the greedy one; the others share the rest
+            ids = ids[:1] if self._whose == GREEDY else ids[1:]
+        self._ids = ids
         self._texts = itertools.cycle(_TEXTS[number % len(_TEXTS) :] + _TEXTS[: number % len(_TEXTS)])
-        self._choices = workload.task_choices(options.mix, len(self._ids), seed=number)
+        self._choices = workload.task_choices(options.mix, len(ids), seed=number)
         self._headers = {"Authorization": f"Bearer {options.key}"} if options.key else {}
 
     @task
@@ -74,31 +108,149 @@ class Caller(FastHttpUser):
         task_id = self._ids[next(self._choices)]
         body = {"task_id": task_id, "input": next(self._texts)}
         with self.client.post(
-            "/classify", json=body, headers=self._headers, name="/classify", catch_response=True
-        ) as answer:
-            if answer.status_code != 200:
+            "/classify", json=body, headers=self._headers, name="/classify", catch_response=True,
+            context={"group": self._whose},
+        ) as answer:  # fmt: skip
+            if not answer.status_code:
+                answer.failure(f"no answer: {type(answer.error).__name__}")
+            elif is_refusal(answer.status_code, answer.headers.get("Retry-After")):
+                answer.failure(Refused(f"{answer.status_code} with Retry-After"))
+            elif answer.status_code != 200:
                 answer.failure(f"status {answer.status_code}")
             elif not _is_answer(answer.text, task_id):
                 answer.failure("another task's answer, or none")
 
 
+@events.request.add_listener
+def _count(
+    response_time: float, exception: Exception | None, context: dict[str, str], start_time: float, **_: Any
+) -> None:
+    outcome: Outcome = (
+        "answered" if exception is None else "refused" if isinstance(exception, Refused) else "failed"
+    )
+    _run.timeline.add(start_time, context["group"], outcome, response_time / 1000)
+
+
+@events.report_to_master.add_listener
+def _report(data: dict[str, Any], **_: Any) -> None:
+    data["timeline"] = _run.timeline.take()
+
+
+@events.worker_report.add_listener
+def _take_in(data: dict[str, Any], **_: Any) -> None:
+    _run.timeline.merge(data.get("timeline", ()))
+
+
+class Planned(LoadTestShape):
+    """Locust's shape for any plan: the users of the phase that runs."""
+
+    abstract = True  # locust would make one of its own otherwise, whatever --shape says
+
+    def __init__(self, phases: list[shapes.Phase], runner: Runner) -> None:
+        super().__init__()
+        self._phases, self._runner = phases, runner
+        self._phase: shapes.Phase | None = None
+        self._settled = self._over = 0.0
+        self._told = time.time()
+
+    def tick(self) -> tuple[int, float] | None:
+        """What locust asks once a second: users, and how fast to come to them; None at the end."""
+        phase, now = shapes.phase_at(self._phases, self.get_run_time()), time.time()
+        if self._over:
+            return None if now > self._over + _LAST_REPORTS else (0, _AT_ONCE)
+        if phase is self._phase:
+            self._settled = self._settled or now  # a second after its users were added, or taken away
+            if now - self._told >= _TELL:
+                self._told = now
+                last = _run.timeline.between(now - _TELL, now)
+                print(
+                    f"load test: {self.get_run_time():,.0f} s, {last.rate:,.0f} answered a second, "
+                    f"{last.refused:,} refused, {last.failed:,} failed",
+                    flush=True,
+                )
+        else:
+            if self._phase is not None:
+                begin = self._settled or now
+                _run.stretches.append(record.Stretch(self._phase.name, begin, now, self._phase.users))
+            self._phase, self._settled = phase, 0.0
+            if phase is not None:
+                print(
+                    f"load test: {phase.name}, {phase.users} users{self._where()}, {phase.seconds:g} s",
+                    flush=True,
+                )
+                self._runner.send_message("group", phase.group)
+        if phase is None and isinstance(self._runner, MasterRunner):
+            self._over = now
+            return 0, _AT_ONCE
+        return None if phase is None else (phase.users, _AT_ONCE)
+
+    def _where(self) -> str:
+        return f" on {self._runner.worker_count} workers" if isinstance(self._runner, MasterRunner) else ""
+
+
+@events.init.add_listener
+def _prepare(environment: Environment, runner: Runner, **_: Any) -> None:
+    options = environment.parsed_options
+    assert options is not None
+    if options.shape == "greedy" and len(workload.named_tasks(options.task_ids)) < 2:
+        print("load test: --shape greedy needs two tasks or more in --task-ids", file=sys.stderr)
+        runner.quit()
+        sys.exit(2)
+    if isinstance(runner, LocalRunner | WorkerRunner):
+        runner.register_message("group", _begin_group)
+    if not isinstance(runner, WorkerRunner):
+        phases = shapes.plan(options, options.num_users or shapes.USERS)
+        if phases:
+            environment.shape_class = Planned(phases, runner)
+        if options.memory_of:
+            try:
+                resident_bytes(options.memory_of)
+            except (OSError, ValueError) as error:
+                print(f"load test: --memory-of: {error}", file=sys.stderr)
+                runner.quit()
+                sys.exit(2)
+            gevent.spawn(watch, options.memory_of, _run.memory)
+
+
+def _begin_group(msg: Any, **_: Any) -> None:
+    _run.group = msg.data
+
+
 @events.quitting.add_listener
 def _judge(environment: Environment, **_: Any) -> None:
-    total, options = environment.stats.total, environment.parsed_options
+    if isinstance(environment.runner, WorkerRunner):
+        return
+    options = environment.parsed_options
     assert options is not None
-    p99 = total.get_response_time_percentile(0.99) or 0.0
-    if total.num_requests == 0:
-        verdict = "no request was answered"
-    elif total.num_failures:
-        verdict = f"{total.num_failures} of {total.num_requests} requests failed"
-    elif p99 > options.p99:
-        verdict = f"p99 is {p99:.0f} ms, more than {options.p99:.0f} ms"
-    else:
-        verdict = ""
+    if not shapes.plan(options, 1):
+        # Locust's own way: every request counts, those while users are still added as well.
+        all_of_it = _run.timeline.seconds() or range(1)
+        _run.stretches = [record.Stretch("steady", all_of_it.start, all_of_it.stop, options.num_users or 1)]
+    kept = record.Record(options.shape, "closed", _run.stretches, _run.timeline, _run.memory)
+    whole = len(kept.stretches) == (len(shapes.plan(options, 1)) or 1)
+    checks = verdicts.judge(kept, shapes.bounds(options)) if whole else []
+    _write(kept, options)
+    for row in verdicts.rows(kept):
+        print("load test: " + ", ".join(f"{name} {value}" for name, value in row.items()))
+    for remark in verdicts.remarks(kept):
+        print(f"load test: {remark}")
+    for check in checks:
+        print(
+            f"load test: {'ok    ' if check.passed else 'FAILED'} {check.name}: {check.found} ({check.wanted})"
+        )
+    passed = whole and all(check.passed for check in checks)
+    why = "" if whole else ": it was ended before its shape was over"
     print(
-        f"load test: {'FAILED: ' + verdict if verdict else 'passed'} ({total.num_requests} requests, p99 {p99:.0f} ms)"
+        f"load test: {'passed' if passed else 'FAILED'}{why} ({environment.stats.total.num_requests} requests)"
     )
-    environment.process_exit_code = 1 if verdict else 0
+    environment.process_exit_code = 0 if passed else 1
+
+
+def _write(kept: record.Record, options: Namespace) -> None:
+    if options.record:
+        file = Path(options.record)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(kept.as_plain()), encoding="utf-8")
 
 
 if __name__ == "__main__":

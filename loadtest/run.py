@@ -1,69 +1,148 @@
-"""`make loadtest`: start a server with many tasks, run locust against it, and write its CSV and HTML report.
+"""`make loadtest`: send a load of some shape to a server, with locust and then in an open loop, and judge it.
 
-`python -m loadtest.run --mix zipf --tasks 1000 --users 64 --time 30s`; the exit code is locust's verdict.
+    python -m loadtest.run                                   # steady load, each mix of tasks
+    python -m loadtest.run --shape spike --users 8
+    python -m loadtest.run --shape greedy --workers 2        # locust as a master and two workers
+    python -m loadtest.run --shape soak --host http://10.0.0.5:8000 --task-ids sentiment,topic --metrics URL
+
+Without --host a server of its own runs meanwhile. Writes, for each run, into --out: locust's CSV files and HTML report,
+and our own summary (.md, .json and a picture). Exit code 1: some bound was not kept; 2: it could not run.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
+import json
+import os
+import shlex
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from backbone import load_backbone
-from loadtest import workload
-from loadtest.prompts import fill_store
-from loadtest.server_process import leave_on_sigterm, running_server
+from rich.console import Console
+
+from loadtest import open_shapes, shape_report, shapes, workload
+from loadtest.record import Record
+from loadtest.server_process import NotStarted, free_port, leave_on_sigterm, process
+from loadtest.target import Target, target
+from loadtest.target import add_options as add_target_options
 
 ROOT = Path(__file__).parent
+_STEADY = "15"  # seconds, where --steady-seconds does not say
+_LAST_ANSWERS = "10"  # seconds that users who are taken away may wait for the answer that they asked for
 
 
-def main() -> int:
-    """Run locust once for each mix."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The whole command line, and the part of it that locust is not given."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_target_options(own)
+    how = own.add_argument_group("the load")
+    how.add_argument(
+        "--mix", choices=(*workload.MIXES, "all"), default="",
+        help="which task a request is for; all: one run for each (default: all for steady, else zipf)",
+    )  # fmt: skip
+    how.add_argument("--users", type=int, default=0, help="(default: 64 for steady, else 8)")
+    how.add_argument("--workers", type=int, default=0, help="locust as a master and so many workers")
+    how.add_argument("--no-open-loop", action="store_true", help="locust alone")
+    how.add_argument("--out", type=Path, default=ROOT / "results")
+    whole = argparse.ArgumentParser(
+        prog="python -m loadtest.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[own],
+        allow_abbrev=False,
     )
-    parser.add_argument("--tasks", type=int, default=100)
-    parser.add_argument("--kind", choices=("bare", "soft", "prefix"), default="prefix")
-    parser.add_argument("--mix", choices=(*workload.MIXES, "all"), default="all")
-    parser.add_argument("--users", type=int, default=64)
-    parser.add_argument("--time", default="15s")
-    parser.add_argument("--p99", type=float, default=2000.0, help="milliseconds")
-    parser.add_argument("--out", type=Path, default=ROOT / "results")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    mixes = workload.MIXES if options.mix == "all" else (options.mix,)
+    shapes.add_options(whole.add_argument_group("its shape and its bounds"))
+    return whole, own
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run locust, and the open loop, once for each mix."""
+    given = sys.argv[1:] if arguments is None else arguments
+    whole, own = parsers()
+    options = whole.parse_args(given)
+    options.users = options.users or (64 if options.shape == "steady" else shapes.USERS)
+    mix = options.mix or ("all" if options.shape == "steady" else "zipf")
+    command = f"python -m loadtest.run {shlex.join(given)}".rstrip()
+    console = Console(width=None if sys.stdout.isatty() else 150)
     worst = 0
-    with tempfile.TemporaryDirectory() as folder:
-        shape = load_backbone("minilm").shape
-        print(f"publishing {options.tasks:,} {options.kind} prompts …", flush=True)
-        asyncio.run(fill_store(f"file://{folder}", workload.task_ids(options.tasks), options.kind, shape))
-        with running_server("--store", f"file://{folder}") as server:
-            for mix in mixes:
-                print(
-                    f"\n=== {mix} mix, {options.tasks:,} tasks, {options.users} users, {options.time}",
-                    flush=True,
-                )
-                report = options.out / f"locust-{mix}"
-                command = [
-                    *(sys.executable, "-m", "locust", "-f", str(ROOT / "locustfile.py"), "--headless"),
-                    *("-u", str(options.users), "-r", str(options.users), "-t", options.time),
-                    *("--host", server.url, "--task-ids", f"load:{options.tasks}", "--mix", mix),
-                    *(
-                        "--p99",
-                        str(options.p99),
-                        "--csv",
-                        str(report),
-                        "--html",
-                        f"{report}.html",
-                        "--only-summary",
-                    ),
-                ]
-                worst = max(worst, subprocess.run(command, check=False).returncode)
-                print(f"report: {report}.html", flush=True)
+    try:
+        with target(options, console) as aim:
+            if options.shape == "greedy" and len(aim.task_ids) < 2:
+                whole.error("--shape greedy needs two tasks or more")
+            passed_on = own.parse_known_args(given)[1]
+            for one in workload.MIXES if mix == "all" else (mix,):
+                options.mix = one
+                worst = max(worst, _one(options, passed_on, aim, command, console))
+    except NotStarted as error:
+        console.print(str(error), style="red", highlight=False)
+        return 2
     return worst
+
+
+def _one(
+    options: argparse.Namespace, passed_on: list[str], aim: Target, command: str, console: Console
+) -> int:
+    name = f"load-{options.shape}-{options.mix}"
+    prefix = options.out.resolve() / name
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    raw = Path(f"{prefix}-locust.json")
+    raw.unlink(missing_ok=True)
+    console.print(
+        f"\n=== {options.shape} load, {options.mix} mix, {options.users} users, {aim.told}", highlight=False
+    )
+    exit_code = _locust(options, passed_on, aim, prefix, raw)
+    if not raw.exists():
+        console.print(f"locust wrote no record (exit code {exit_code})", style="red")
+        return 2
+    records = [Record.from_plain(json.loads(raw.read_text(encoding="utf-8")))]
+    raw.unlink()  # all of it is in the summary
+    asked = [] if options.no_open_loop or exit_code > 1 else open_shapes.segments(options, records[0])
+    if asked:
+        seconds = sum(segment.seconds for segment in asked)
+        console.print(f"open loop, {seconds:.0f} s …", highlight=False)
+        records.append(open_shapes.send(aim, asked, options))
+    bounds = shapes.bounds(options)
+    made = shape_report.result(name, records, bounds, exit_code)
+    shape_report.write(made, prefix, command=command, told=aim.told, facts=aim.facts, bounds=bounds)
+    print(shape_report.told(made))
+    print(f"report: {prefix}.md, locust's: {prefix}.html", flush=True)
+    return 0 if made.passed else 1
+
+
+def _locust(options: argparse.Namespace, passed_on: list[str], aim: Target, prefix: Path, raw: Path) -> int:
+    """Run locust, as one process or as a master and its workers; its exit code."""
+    locust = [sys.executable, "-m", "locust", "-f", str(ROOT / "locustfile.py")]
+    load = ["--host", aim.url, "--task-ids", aim.tasks, "--mix", options.mix, *passed_on]
+    if options.shape == "steady" and not options.steady_seconds:
+        load += ["--steady-seconds", _STEADY]
+    main_flags = [
+        *(
+            "--headless",
+            "--only-summary",
+            "--loglevel",
+            "WARNING",
+            "-u",
+            str(options.users),
+            "-r",
+            str(options.users),
+        ),
+        *("--csv", str(prefix), "--html", f"{prefix}.html", "--record", str(raw)),
+    ]
+    if aim.memory_of:
+        main_flags += ["--memory-of", aim.memory_of]
+    variables = {"PROMPTMUX_KEY": aim.key} if aim.key else {}  # not on a command line, which everybody sees
+    with contextlib.ExitStack() as stack:
+        if options.workers:
+            port = str(free_port())
+            main_flags += ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port]
+            main_flags += ["--expect-workers", str(options.workers), "--expect-workers-max-wait", "60"]
+            joining = ["--worker", "--master-host", "127.0.0.1", "--master-port", port]
+            for _ in range(options.workers):
+                stack.enter_context(process([*locust, *load, *joining], variables))
+        done = subprocess.run([*locust, *load, *main_flags], check=False, env={**os.environ, **variables})
+    return done.returncode
 
 
 if __name__ == "__main__":

@@ -127,20 +127,20 @@ class Running:
     process: Process
 
 
-def serve_command(*flags: str) -> list[str]:
-    """The command line of `promptmux serve`."""
-    return [sys.executable, "-m", "promptmux", "serve", *flags]
+def serve_command(*flags: str, module: str | None = None) -> list[str]:
+    """The command line of `promptmux serve`, or of a module that takes its flags."""
+    return [sys.executable, "-m", *([module] if module else ["promptmux", "serve"]), *flags]
 
 
 @contextlib.contextmanager
-def running_server(*flags: str, patience: float = 120.0) -> Iterator[Running]:
-    """Run `promptmux serve` on free loopback ports until the block ends.
+def running_server(*flags: str, patience: float = 120.0, module: str | None = None) -> Iterator[Running]:
+    """Run `promptmux serve`, or a module that takes its flags, on free loopback ports until the block ends.
 
     Raises:
         NotStarted: with the end of its log.
 
     """
-    with process(serve_command("--port", "0", "--admin-port", "0", *flags)) as started:
+    with process(serve_command("--port", "0", "--admin-port", "0", *flags, module=module)) as started:
         end = time.monotonic() + patience
         while (urls := _urls(started.said())) is None:
             if started.popen.poll() is not None or time.monotonic() > end:

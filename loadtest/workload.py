@@ -51,6 +51,11 @@ def task_ids(count: int) -> list[str]:
     return [f"load-{number:06d}" for number in range(count)]
 
 
+def named_tasks(text: str) -> list[str]:
+    """The tasks that a command line names: ids with commas between them, or `load:COUNT` of the load test's own."""
+    return task_ids(int(text[5:])) if text.startswith("load:") else text.split(",")
+
+
 def task_choices(mix: Mix, count: int, *, seed: int = 0, exponent: float = 1.1) -> Iterator[int]:
     """Endless indices of tasks: always the same one, all equally often, or by Zipf's law."""
     rng = random.Random(seed)

@@ -15,9 +15,13 @@ REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nlate"
 
 @dataclass
 class SlowServer:
-    """`answer(nth)` gives the bytes of the nth answer (b"" hangs up) when it is ready to."""
+    """`answer(nth)` gives the bytes of the nth answer (b"" hangs up) when it is ready to.
+
+    With `hang_up` each connection is closed after an answer.
+    """
 
     answer: Callable[[int], Awaitable[bytes]]
+    hang_up: bool = False
     url: str = ""
     bodies: list[object] = field(default_factory=list)
     heads: list[bytes] = field(default_factory=list)
@@ -39,12 +43,14 @@ class SlowServer:
                 await writer.drain()
                 writer.write(said[20:])
                 await writer.drain()
+                if self.hang_up:
+                    break
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[int], Awaitable[bytes]]) -> Iterator[SlowServer]:
+def serving(answer: Callable[[int], Awaitable[bytes]], *, hang_up: bool = False) -> Iterator[SlowServer]:
     """Serve on a free loopback port until the block ends."""
-    server, started, stop = SlowServer(answer), threading.Event(), threading.Event()
+    server, started, stop = SlowServer(answer, hang_up), threading.Event(), threading.Event()
 
     async def run() -> None:
         listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)

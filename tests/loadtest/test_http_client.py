@@ -145,3 +145,48 @@ def test_percentiles_are_nearest_ranks() -> None:
     assert [percentile(ordered, share) for share in (0.0, 0.5, 0.99, 1.0)] == [1.0, 50.0, 99.0, 100.0]
     assert percentile([], 0.5) == math.inf
     assert percentile([1.0], 0.5, count=3) == math.inf
+
+
+async def refuse(nth: int) -> bytes:
+    waits = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+    return {1: waits, 2: REFUSAL, 3: b""}.get(nth, ANSWER)
+
+
+def test_the_trace_tells_each_request_by_itself() -> None:
+    times = [0.05 * nth for nth in range(5)]
+    with serving(refuse) as server:
+        written = [post(server.url, "/", nth) for nth in range(5)]
+        load = open_loop(server.url, written, times, connections=1, keep_trace=True)
+    assert (load.answered, load.failed, load.refused) == (2, 3, 1)
+    told = {sent.nth: sent for sent in load.trace}
+    assert [told[nth].outcome for nth in range(5)] == ["answered", "refused", "failed", "failed", "answered"]
+    assert [told[nth].intended for nth in range(5)] == times
+
+
+def test_the_trace_has_what_was_never_answered() -> None:
+    async def answer(nth: int) -> bytes:
+        await asyncio.sleep(30 if nth else 0)
+        return ANSWER
+
+    with serving(answer) as server:
+        written = itertools.repeat(post(server.url, "/", 0))
+        load = open_loop(server.url, written, [0.0, 0.1, 0.2], connections=1, patience=0.2, keep_trace=True)
+    assert sorted((sent.nth, sent.outcome, math.isinf(sent.seconds)) for sent in load.trace) == [
+        (0, "answered", False), (1, "failed", True), (2, "failed", True),
+    ]  # fmt: skip
+
+
+def test_an_idle_connection_that_the_server_closed_is_opened_anew() -> None:
+    """It hangs up after each answer, as a server does with connections that are idle for long."""
+
+    with serving(at_once, hang_up=True) as server:
+        written = itertools.repeat(post(server.url, "/", 0))
+        load = open_loop(server.url, written, [0.0, 1.5], connections=1)
+    assert (load.answered, load.failed, server.connections) == (2, 0, 2)
+
+
+def test_a_key_is_a_header() -> None:
+    with serving(at_once) as server:
+        written = requests(server.url, ["a"], ["x"], itertools.repeat(0), 1, key="secret")
+        closed_loop(server.url, written)
+    assert b"\r\nAuthorization: Bearer secret\r\n" in server.heads[0]
