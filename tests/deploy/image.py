@@ -81,6 +81,8 @@ class Builder:
         self._file, self._context, self._work = file, context, work
         self._steps, self._environment = steps, environment
         self._ignored = Ignored(context / ".dockerignore")
+        wheels = environment.get("PIP_FIND_LINKS", "")
+        self._wheels = [Path(wheels)] if wheels.startswith("/") else []
         self._trees: dict[str, Tree] = {}
 
     def build(self, stage: str) -> Tree:
@@ -190,6 +192,9 @@ class Builder:
         mounted = [tree.root / "proc", tree.root / "dev"]
         mounts.proc(mounted[0])
         mounts.devices(mounted[1])
+        for folder in self._wheels:
+            mounted.append(tree.path(str(folder)))
+            mounts.bind(folder, mounted[-1])
         for flag in one.flag("mount"):
             given = dict(part.split("=", 1) for part in flag.split(","))
             if given.pop("type") != "bind" or given.keys() != {"from", "source", "target"}:

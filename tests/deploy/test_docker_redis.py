@@ -1,15 +1,13 @@
-"""docker/redis with a real Redis: started as compose.yaml starts it, it mends its log, and `promptmux doctor` is content."""
+"""docker/redis with a real Redis: as compose.yaml starts it, it mends its log, and `promptmux doctor` is content."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import redis
 from loadtest.faults.redis_server import find_redis_server
 from loadtest.faults.replicas import free_ports
 from prompt_store import open_store
+from prompt_store.checkup import examine
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ROOT / "examples" / "prompts" / "sentiment.safetensors"
@@ -97,21 +96,14 @@ def started(tmp_path: Path) -> Iterator[Redis]:
         server.stop()
 
 
-def doctor(url: str) -> dict[str, str]:
-    """What is no `ok`, by the name of the check."""
-    done = subprocess.run(
-        [sys.executable, "-m", "promptmux", "doctor", "--store", url, "--json", "--deep"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    found = json.loads(done.stdout)["findings"]
-    return {
-        one["name"]: one["verdict"] for one in found if one["section"] == "store" and one["verdict"] != "ok"
-    }
+def findings(url: str) -> dict[str, str]:
+    """What `promptmux doctor` would have changed, by the name of the check."""
+    return {one.name: one.found for one in asyncio.run(examine(url, deep=True)) if one.verdict != "ok"}
 
 
 def test_doctor_has_nothing_to_change(started: Redis) -> None:
     started.publish()
-    assert doctor(started.url).keys() <= ELSEWHERE
+    assert findings(started.url).keys() <= ELSEWHERE
 
 
 def test_only_who_has_a_password_may_do_anything(started: Redis) -> None:
@@ -134,4 +126,4 @@ def test_it_starts_again_with_its_data_after_the_log_was_torn(started: Redis) ->
     assert "Successfully truncated AOF" in started.log
     assert last.read_bytes()[: len(whole)] == whole
     assert started.publish() == version
-    assert doctor(started.url).keys() <= ELSEWHERE
+    assert findings(started.url).keys() <= ELSEWHERE
