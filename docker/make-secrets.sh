@@ -29,8 +29,9 @@ ops=$(key ops admin)
 metrics=$(key prometheus metrics)
 printf %s "$metrics" > "$made/metrics-key"
 redis=$(password)
+# `default` is off, but with its rights: as that user Redis reads its log, and what it may not do is lost.
 cat > "$made/redis.acl" <<END
-user default off
+user default off resetpass ~* &* +@all
 user health on nopass -@all +ping
 user promptmux on >$redis ~promptmux:* resetchannels &promptmux:* +@all -@dangerous +client|setname +config|get +info
 END

@@ -24,7 +24,7 @@ COMMANDS = get_command(build())
 def commands() -> list[list[str]]:
     """Every command of the guide's code blocks, as words."""
     found = []
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S):
+    for block in re.findall(r"```sh[^\n]*\n(.*?)```", TEXT, re.S):
         block = re.sub(r"<<'END'\n.*?\nEND\n", "\n", block, flags=re.S)
         lines = block.replace("\\\n", " ").splitlines()
         found += [part for line in lines for part in split(shlex.split(line, comments=True))]

@@ -84,7 +84,7 @@ def test_nothing_it_wanted_to_write_was_refused(server: dict[str, Any]) -> None:
     assert not [one for one in events(server) if one["level"] not in ("info", "debug")], server["log"]
     assert not [line for line in server["log"] if "Read-only" in line or "Permission denied" in line]
     (loaded,) = [one for one in events(server) if one["event"] == "backbone_loaded"]
-    assert loaded["kernels"], "the compiled attention was not built"
+    assert "attention" in loaded["kernels"], "it was not compiled"
     written = server["written"]
     assert {user for user, _ in written.values()} == {USER}
     assert any(path.startswith("/cache/promptmux/kernels/attention-") for path in written)
