@@ -200,6 +200,13 @@ def test_all_that_torch_needs_is_pinned() -> None:
     assert pins("docker/torch.lock").keys() <= seen
 
 
+def test_the_cuda_build_s_libraries_are_pinned_and_nothing_is_twice() -> None:
+    cuda = pins("docker/torch-cuda.lock")
+    assert "triton" in cuda
+    assert all(name == "triton" or name.startswith(("nvidia-", "cuda-")) for name in cuda)
+    assert not pins("requirements.lock").keys() & pins("docker/torch.lock").keys()
+
+
 def test_the_sbom_tool_is_pinned() -> None:
     assert "cyclonedx-bom" in pins("docker/sbom.lock")
 
