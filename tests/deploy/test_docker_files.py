@@ -211,18 +211,15 @@ def test_the_sbom_tool_is_pinned() -> None:
     assert "cyclonedx-bom" in pins("docker/sbom.lock")
 
 
-def test_the_trainer_s_packages_are_marked_in_the_lock_file() -> None:
+def test_the_server_goes_without_what_the_trainer_alone_needs() -> None:
     spec = importlib.util.spec_from_file_location("lock", ROOT / "scripts" / "lock.py")
     assert spec
     assert spec.loader
     lock = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lock)
-
-    def marks(lines: list[str]) -> dict[str, bool]:
-        return {
-            line.partition("==")[0]: line.rstrip().endswith("# trainer") for line in lines if "==" in line
-        }
-
-    written = marks((ROOT / "requirements.lock").read_text("utf-8").splitlines())
-    assert written == marks(lock.lock_files()["requirements.lock"])
-    assert {"datasets", "matplotlib", "scikit-learn"} <= {name for name, marked in written.items() if marked}
+    made = {line.partition("==")[0] for line in lock.lock_files()["docker/trainer-only.lock"]}
+    left_out = pins("docker/trainer-only.lock")
+    assert left_out.keys() == made
+    assert left_out.items() <= pins("requirements.lock").items()
+    assert {"datasets", "matplotlib", "scikit-learn"} <= made
+    assert not made & {"numpy", "transformers", "rich", "uvicorn"}
