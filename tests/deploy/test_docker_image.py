@@ -1,7 +1,8 @@
 """The images' steps carried out without an engine, and what they make run as an engine would run it.
 
 The quick form takes this machine's Debian and Python for the base image's, and its installed packages for those that
-pip would download. The slow form downloads them and makes the SBOM; only the base image is this machine's there.
+pip would download; so does the trainer's, which is marked slow for its time alone. The slow form downloads them and
+makes the SBOM; only the base image is this machine's there.
 Neither shows that an engine takes the Dockerfile, nor what the CUDA image does.
 """
 
@@ -124,6 +125,7 @@ def test_what_was_stood_in_for_is_what_downloads(server: dict[str, Any]) -> None
     assert not [command for command in commands if "--no-index" in command or " wheel " in command]
 
 
+@pytest.mark.slow
 def test_the_trainer_trains_for_whoever_starts_it() -> None:
     report = carry_out("--target", "trainer")
     assert report["train"]["exit"] == 0, report["train"]["said"]
