@@ -1,8 +1,9 @@
-"""Write requirements.lock and requirements-dev.lock from what is installed in this environment.
+"""Write the lock files from what is installed in this environment.
 
 The closure of pyproject.toml's dependencies, each pinned to the installed version. torch and what only torch needs
 are left out: `make` installs torch by its range first, with the dependencies of the build that fits the machine.
-Packages that are declared but never imported are left out as well (see SKIPPED).
+Packages that are declared but never imported are left out as well (see SKIPPED). docker/trainer-only.lock repeats the
+pins that the trainer alone needs: the server's images go without.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def closure(wanted: list[Requirement]) -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Write both files."""
+def lock_files() -> dict[str, list[str]]:
+    """The lines of each file."""
     needs = [Requirement(text) for text in distribution(PROJECT).requires or ()]
 
     def of(extra: str) -> list[Requirement]:
@@ -64,10 +65,17 @@ def main() -> None:
             )
         ]
 
-    run = closure([*of(""), *of("server"), *of("trainer"), *map(Requirement, BUILD)])
+    serve = closure([*of(""), *of("server"), *map(Requirement, BUILD)])
+    run = serve | closure(of("trainer"))
     dev = {name: version for name, version in closure(of("dev")).items() if name not in run}
-    for file, pins in (("requirements.lock", run), ("requirements-dev.lock", dev)):
-        lines = [f"{name}=={version}\n" for name, version in sorted(pins.items())]
+    trainer = {name: version for name, version in run.items() if name not in serve}
+    files = {"requirements.lock": run, "requirements-dev.lock": dev, "docker/trainer-only.lock": trainer}
+    return {file: [f"{name}=={pin}\n" for name, pin in sorted(pins.items())] for file, pins in files.items()}
+
+
+def main() -> None:
+    """Write them."""
+    for file, lines in lock_files().items():
         (ROOT / file).write_text(HEADER + "".join(lines), encoding="utf-8")
         print(f"{file}: {len(lines)} packages")
 
