@@ -116,7 +116,7 @@ MANIFEST: Mapping[str, str] = {
     "backbone.head_dim": "width of one of them",
     "template": "how the text is wrapped, below",
     "pooling": "which state the head reads: a named one, or the row's place by number",
-    "position_offset": "how far text positions are shifted: by a soft prompt's length; by prefixes 0, PEFT's their length",
+    "position_offset": "how far text positions shift: a soft prompt's length, 0 for prefixes, PEFT's their length",
     "max_length": "how much is read",
     "max_length.tokens": "so many tokens",
     "max_length.counts": "`row`: every token of the row, soft ones too; `text`: those of the texts alone",

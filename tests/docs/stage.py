@@ -33,7 +33,11 @@ PATIENCE = 240  # seconds for a page; only ever reached when something is broken
 
 # Pages that need another stage than `demo`, the server of `make run`: `fake` has no server, those that the page starts
 # have a formula for a model; `redis` is `fake` with a Redis.
-STAGES: Mapping[str, str] = {"docs/guides/scale.md": "redis", "docs/redis.md": "redis"}
+STAGES: Mapping[str, str] = {
+    "docs/guides/scale.md": "redis",
+    "docs/guides/upgrade.md": "fake",
+    "docs/redis.md": "redis",
+}
 
 OLD, NEW = "3f2a", "9b0e"  # on every page: the first digits of the version that serves, and of the new one
 PORTS = ("8010", "8011", "8020", "8021", "8030", "8031")  # of servers that a page starts
@@ -46,6 +50,7 @@ class Server:
 
     url: str
     admin_url: str
+    store: str
     sentiment: str  # the version that it was seeded with
 
 
@@ -60,7 +65,9 @@ def demo_server(folder: Path) -> Iterator[Server]:
     try:
         _until_ready(process, f"http://127.0.0.1:{port}", folder / "server.log")
         seeded = version_of((ROOT / "examples" / "prompts" / "sentiment.safetensors").read_bytes())
-        yield Server(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}", seeded)
+        yield Server(
+            f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}", f"file://{folder}/store", seeded
+        )
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
@@ -86,14 +93,14 @@ def _until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 def as_after_make_run(server: Server) -> None:
     """Undo what another page did: each reader comes to the demo tasks as they were."""
     seeds = {file.stem for file in (ROOT / "examples" / "prompts").glob("*.safetensors")}
-    with httpx.Client(base_url=f"{server.admin_url}/admin/tasks", timeout=60) as admin:
-        for task in admin.get("").raise_for_status().json()["tasks"]:
+    with httpx.Client(base_url=server.admin_url, timeout=60) as admin:
+        for task in admin.get("/admin/tasks").raise_for_status().json()["tasks"]:
             if task["task_id"] not in seeds:
-                admin.delete(f"/{task['task_id']}", params={"force": 1}).raise_for_status()
-        now = admin.get("/sentiment/aliases/current").raise_for_status()
+                admin.delete(f"/admin/tasks/{task['task_id']}", params={"force": 1}).raise_for_status()
+        now = admin.get("/admin/tasks/sentiment/aliases/current").raise_for_status()
         back = {"version": server.sentiment}
         guard = {"If-Match": now.headers["ETag"]}
-        admin.put("/sentiment/aliases/current", json=back, headers=guard).raise_for_status()
+        admin.put("/admin/tasks/sentiment/aliases/current", json=back, headers=guard).raise_for_status()
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,11 @@ def run_page(name: str, wanted: list[Block], server: Server | None, folder: Path
         replaced = {port: str(free) for port, free in zip(PORTS, free_ports(len(PORTS)), strict=True)}
         if server is not None:
             as_after_make_run(server)
-            replaced |= {"127.0.0.1:8000": server.url[7:], "127.0.0.1:8001": server.admin_url[7:]}
+            replaced |= {
+                "127.0.0.1:8000": server.url[7:],
+                "127.0.0.1:8001": server.admin_url[7:],
+                "file://var/store": server.store,
+            }
         if kind == "redis":
             (folder / "redis").mkdir()
             url = stack.enter_context(RedisProcess(folder / "redis")).url.removesuffix("/0")
@@ -127,7 +138,7 @@ def run_page(name: str, wanted: list[Block], server: Server | None, folder: Path
             text = block.text
             for word, instead in replaced.items():
                 text = re.sub(rf"(?<![\w]){re.escape(word)}(?![\w])", instead, text)
-            script += [f"printf '@@{block.line}\\n'", text]
+            script += [f"printf '\\n@@{block.line}\\n'", text]
         tools = _tools(folder, serve="tests.integration.fake_server" if kind != "demo" else "promptmux serve")
         variables = _environment() | {"PATH": f"{tools}:{os.environ['PATH']}"}
         # A server that a page starts without naming its ports takes free ones.
