@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -21,7 +20,6 @@ from typing import Any, get_args, get_origin
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import httpx  # noqa: E402
 import typer  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
@@ -30,9 +28,9 @@ from prompt_store import BackboneRef, Manifest, PromptStoreError  # noqa: E402
 from prompt_store.codec import _expected_shapes  # noqa: E402
 from promptmux.__main__ import build  # noqa: E402
 from scripts import reference_words as words  # noqa: E402
+from scripts.reference_routes import schemas  # noqa: E402
 from scripts.reference_tables import default_of, table, type_of  # noqa: E402
-from server import Settings, create_apps  # noqa: E402
-from server.auth import Keyring  # noqa: E402
+from server import Settings  # noqa: E402
 from server.errors import ServerError  # noqa: E402
 
 MADE = (
@@ -66,13 +64,13 @@ def routes_page() -> str:
     """docs/reference/routes.md."""
     parts = []
     met: set[str] = set()
-    for port, scope, schema in asyncio.run(schemas()):
+    for port, scopes, schema in asyncio.run(schemas()):
         rows = []
         for path, methods in schema["paths"].items():
             for method, route in methods.items():
                 name = f"{method.upper()} {path}"
                 met.add(name)
-                needed = f"`{scope}`" if route.get("security") else "none"
+                needed = " or ".join(f"`{scope}`" for scope in scopes[name]) or "none"
                 query = ", ".join(
                     f"`{p['name']}`" for p in route.get("parameters", ()) if p["in"] in ("query", "header")
                 )
@@ -89,21 +87,6 @@ def routes_page() -> str:
         raise Mismatch(f"no route is said to answer {sorted(missing)}")
     anywhere = "Any route may also answer " + ", ".join(f"`{code}`" for code in words.ANY_ROUTE) + "."
     return page("Routes", words.ROUTES_TEXT, *parts, anywhere)
-
-
-async def schemas() -> list[tuple[str, str, dict[str, Any]]]:
-    """Each port's name, the scope that its closed routes ask for, and its OpenAPI document."""
-    with tempfile.TemporaryDirectory() as folder:
-        apps = create_apps(Settings(store=f"file://{folder}/store"), Keyring())
-        found = []
-        for name, scope, app in (
-            ("The public port", "infer", apps.public),
-            ("The admin port", "admin", apps.admin),
-        ):
-            transport = httpx.ASGITransport(app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://docs") as client:
-                found.append((name, scope, (await client.get("/openapi.json")).json()))
-        return found
 
 
 def commands_page() -> str:
