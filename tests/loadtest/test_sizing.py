@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from loadtest import sizing
+from loadtest import sizing, sizing_measure
 
 FIGURES: dict[str, Any] = {
-    "machine": {"date": "today", "commit": "abc", "cores": 2, "cpu": "some"},
+    "machine": {"date": "today", "commit": "abc", "cores": 2, "cpu": "some", "load_average": 0.1},
     "dtype": "float32",
     "tasks": 3,
     "a_task": {kind: {"file": 1000.0 * at, "device": 2000.0 * at} for at, kind in enumerate(sizing.KINDS, 1)},
@@ -67,8 +67,8 @@ def test_every_figure_is_shown() -> None:
     assert "| 32 | 30.00 |" in page
 
 
-def test_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
-    found = sizing.measure(sizing.parse(["measure", "--quick"]))
+def test_it_measures() -> None:
+    found = sizing_measure.measure(40, quick=True)
     assert set(found) == set(FIGURES)
     assert set(found["places"]) >= set(FIGURES["places"])
     assert found["a_task"]["prefix"]["device"] > found["a_task"]["bare"]["device"] > 0
