@@ -79,7 +79,8 @@ def shown(figures: Mapping[str, Any]) -> str:
     return "\n\n".join(
         (
             f"`python -m loadtest.sizing measure`, {where['date']}, commit {where['commit']}, {where['cores']} cores of"
-            f" {where['cpu']}, {figures['dtype']}, {figures['tasks']:,} tasks; load average at the start {where['load_average']}.",
+            f" {where['cpu']}, {figures['dtype']}, {figures['tasks']:,} tasks; load average at the start"
+            f" {where['load_average']}.",
             _table(("prompt (two labels)", "file, KiB", "device slot, KiB"), kinds),
             _table(("one more task takes, beside its file", "KiB"), places),
             _table(
