@@ -46,7 +46,7 @@ def request_ms(figures: Mapping[str, Any], kind: str, tokens: int) -> float:
     line between the lengths that were measured, and what HTTP adds.
     """
     return (
-        _forward_ms(figures, kind, tokens) + figures["request_ms"]["32"] - _forward_ms(figures, "prefix", 27)
+        _forward_ms(figures, kind, tokens) + figures["request_ms"]["16"] - _forward_ms(figures, "prefix", 27)
     )
 
 

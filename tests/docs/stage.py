@@ -29,7 +29,7 @@ from prompt_store import decode_prompt, encode_prompt, version_of
 from tests.docs.pages import ROOT, Block
 from tests.server.fakes import prompt_bytes
 
-PATIENCE = 240  # seconds for a page; only ever reached when something is broken
+PATIENCE = 900  # seconds for a page; only ever reached when something is broken
 
 # Pages that need another stage than `demo`, the server of `make run`: `fake` has no server, those that the page starts
 # have a formula for a model; `redis` is `fake` with a Redis.
@@ -166,14 +166,17 @@ def _shell(script: str, folder: Path, variables: Mapping[str, str]) -> Outcome:
             cwd=folder,
             env=variables,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
             stdout=said,
             stderr=said,
         )
         try:
             code = shell.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            shell.kill()
+        except BaseException as error:  # whoever ends the run ends what the page was running, too
+            os.killpg(shell.pid, signal.SIGKILL)
             code = shell.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
         said.seek(0)
         text = said.read()
     begun = re.findall(r"^@@(\d+)$", text, re.M)

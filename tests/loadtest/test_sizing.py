@@ -25,9 +25,9 @@ FIGURES: dict[str, Any] = {
         {"kind": kind, "tokens": tokens, "batch": batch, "ms": tokens * (2 if batch == 1 else 1)}
         for kind in sizing.KINDS
         for tokens in (8, 128)
-        for batch in (1, 32)
+        for batch in (1, 16)
     ],
-    "request_ms": {"1": 60.0, "32": 30.0},
+    "request_ms": {"1": 60.0, "16": 30.0},
 }
 
 
@@ -63,8 +63,8 @@ def test_it_estimates_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_every_figure_is_shown() -> None:
     page = sizing.shown(FIGURES)
-    assert "| soft | 32 | 8.00 | 128.00 |" in page
-    assert "| 32 | 30.00 |" in page
+    assert "| soft | 16 | 8.00 | 128.00 |" in page
+    assert "| 16 | 30.00 |" in page
 
 
 def test_it_measures() -> None:
