@@ -130,6 +130,8 @@ def main(arguments: Sequence[str]) -> None:
     leave_on_sigterm()
     options = parse(arguments)
     if options.command == "estimate":
+        if not options.figures.is_file():
+            sys.exit(f"sizing: no {options.figures}; run `python -m loadtest.sizing measure --write` first")
         figures = json.loads(options.figures.read_text(encoding="utf-8"))
         needs = estimate(
             figures, tasks=options.tasks, rate=options.rate, kind=options.kind, tokens=options.tokens

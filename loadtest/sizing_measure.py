@@ -25,6 +25,7 @@ from prompt_store import Prompt, encode_prompt
 from server.prompt_cache import SLOT_OVERHEAD
 
 _WORDS = "story song train garden city morning friend letter river window market kitchen winter road".split()
+_PATIENCE = 600.0  # seconds until a server must be there: on a busy machine a start takes minutes
 _NO_PROMPTS = ("--prompt-cache-bytes", "0", "--host-cache-bytes", "0", "--disk-cache-bytes", "0")
 
 
@@ -92,7 +93,9 @@ def places(backbone: Backbone, tasks: int) -> dict[str, float]:
 
 def _served(store: str, cache: Path, ids: Sequence[str]) -> dict[str, float]:
     """Resident bytes of a server that knows all tasks and keeps no prompt, and bytes of its snapshot."""
-    with running_server("--store", store, "--cache-dir", str(cache), *_NO_PROMPTS) as server:
+    with running_server(
+        "--store", store, "--cache-dir", str(cache), *_NO_PROMPTS, patience=_PATIENCE
+    ) as server:
         serving.clean(http_client.closed_loop(server.url, _requests(server.url, ids, 200)))
         resident = server.process.resident_bytes()
     # The last snapshot is written when the server leaves.
@@ -135,7 +138,7 @@ def request(backbone: Backbone, seconds: float) -> dict[str, float]:
     ids = workload.task_ids(64)
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(fill_store(f"file://{folder}/store", ids, "prefix", backbone.shape))
-        with running_server("--store", f"file://{folder}/store") as server:
+        with running_server("--store", f"file://{folder}/store", patience=_PATIENCE) as server:
             serving.clean(http_client.closed_loop(server.url, _requests(server.url, ids, 256)))
             costs = {}
             for connections in (1, 16):
