@@ -10,6 +10,7 @@ import numpy as np
 from prompt_store import BackboneRef, Manifest, Target, encode_prompt, open_store
 
 Kind = Literal["bare", "soft", "prefix"]
+KINDS: tuple[Kind, ...] = ("bare", "soft", "prefix")
 TOKENS = 20
 
 

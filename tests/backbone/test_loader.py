@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as hf
 
-from backbone import BackboneError, UnsupportedBackbone, load_backbone
+from backbone import BackboneError, UnsupportedBackbone, load_backbone, loader
 from backbone.loader import choose_device, choose_dtype
 from tests.backbone.families import HIDDEN, LAYERS, byte_level, checkpoint, wordpiece
 from tests.backbone.prompts import manifest, tensors
@@ -29,6 +29,14 @@ def test_the_built_in_backbone() -> None:
     vectors = bone.encode_labels(["a film review", "a movie critique", "the price of steel"])
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
     assert not any(p.requires_grad for p in bone._base.parameters())
+
+
+def test_another_file_in_the_place_of_the_built_in_weights_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loader, "_BUILT_IN_WEIGHTS", "0" * 64)
+    with pytest.raises(BackboneError, match="not the published model"):
+        load_backbone("minilm", device="cpu")
 
 
 def test_auto_dtype_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
