@@ -74,8 +74,9 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What an upload came to; `receipt` is None for a dry run."""
+    """What an upload came to; `version` is the file's SHA-256, `receipt` is None for a dry run."""
 
+    version: str
     created: bool
     receipt: Receipt | None
 
@@ -147,14 +148,15 @@ def put_version(
 
     Raises ApiError 415 or 422, naming what was expected and got, for a file that the server cannot serve.
     """
+    version = hashlib.sha256(data).hexdigest()
 
     def read(reply: Reply) -> Uploaded:
         body = reply.json()
-        return Uploaded(bool(body["created"]), None if dry_run else _receipt(body))
+        return Uploaded(version, bool(body["created"]), None if dry_run else _receipt(body))
 
     return Operation(
         "PUT",
-        _path(task_id, "versions", hashlib.sha256(data).hexdigest()),
+        _path(task_id, "versions", version),
         read,
         headers={"Content-Type": "application/octet-stream"},
         params={"dry_run": "true"} if dry_run else {},
@@ -226,12 +228,12 @@ def delete_task(task_id: str, *, force: bool = False, timeout: float | None = No
 
 def _move(method: str, path: str, body: object, revision: int, timeout: float | None) -> Operation[Receipt]:
     headers = {"If-Match": f'"{revision}"'} if revision else {"If-None-Match": "*"}
+    # A revision is never used again; that there is no alias may be so again, after somebody deleted what this made.
+    repeat = Repeat.GUARDED if revision else Repeat.UNSENT
     content = None if body is None else json_body(body)
     if content is not None:
         headers |= _JSON
-    return Operation(
-        method, path, _acknowledged, Repeat.GUARDED, headers=headers, content=content, timeout=timeout
-    )
+    return Operation(method, path, _acknowledged, repeat, headers=headers, content=content, timeout=timeout)
 
 
 def _path(task_id: str, *parts: str) -> str:

@@ -53,7 +53,7 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; errors that are a person's to mend end in one line, without a traceback."""
+    """Run the command line; errors that are a person's to mend end in a line or two, without a traceback."""
     try:
         build()()
     except Exception as error:
@@ -61,6 +61,8 @@ def main() -> None:
         if status is None:
             raise
         print(f"promptmux: {error}", file=sys.stderr)
+        if advice := getattr(error, "advice", ""):
+            print(f"what to do: {advice}", file=sys.stderr)
         sys.exit(status)
 
 

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 
 class TrainerError(Exception):
-    """The root: its text is one line for a person; the command line prints it and exits with `exit_code`."""
+    """The root: its text is one line for a person; the command line prints it and exits with `exit_code`.
+
+    `advice`, where there is any, is another line: what to do.
+    """
 
     exit_code = 2
+    advice: str = ""
 
 
 class ConfigError(TrainerError):

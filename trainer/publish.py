@@ -59,7 +59,9 @@ def publish(
         else:
             created, durable = asyncio.run(_to_store(data, task_id, target, alias))
     except (PromptStoreError, ClientError) as error:
-        raise TrainerError(f"not published to {shown}: {error}") from None
+        failed = TrainerError(f"not published to {shown}: {error}")
+        failed.advice = getattr(error, "advice", "")
+        raise failed from None
     return Publication(task_id, version_of(data), alias, created, shown, durable)
 
 

@@ -150,8 +150,10 @@ def test_uploads_go_to_the_path_of_their_digest() -> None:
         return httpx.Response(201, json={"created": not dry_run, **({} if dry_run else ACKNOWLEDGED)})
 
     with _admin(handler) as admin:
-        assert admin.put_version("t", data) == Uploaded(True, RECEIPT)
-        assert admin.put_version("t", data, dry_run=True) == Uploaded(False, None)
+        assert admin.put_version("t", data) == Uploaded(hashlib.sha256(data).hexdigest(), True, RECEIPT)
+        assert admin.put_version("t", data, dry_run=True) == Uploaded(
+            hashlib.sha256(data).hexdigest(), False, None
+        )
 
 
 @pytest.mark.parametrize(("known", "header"), [(True, ("if-match", '"2"')), (False, ("if-none-match", "*"))])

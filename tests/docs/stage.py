@@ -45,7 +45,7 @@ CHECKED_ELSEWHERE: Mapping[str, str] = {
     "docs/guides/docker.md": "tests/deploy/test_docker_guide.py",
     "docs/guides/kubernetes.md": "tests/deploy/test_k8s_guide.py",
     "docs/guides/routing.md": "tests/deploy/test_k8s_guide.py",
-    "docs/guides/load-testing.md": "tests/integration/test_load_shapes.py",
+    "docs/guides/load-testing.md": "tests/integration/test_load_guide.py",
 }
 
 OLD, NEW = "3f2a", "9b0e"  # on every page: the first digits of the version that serves, and of the new one

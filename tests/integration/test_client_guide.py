@@ -24,9 +24,9 @@ def served(serve_package: Serve) -> ServerProcess:
     server = serve_package().ready()
     pairs = prompt_bytes("nli", template="{text} {text_pair}", labels=("entails", "contradicts"))
     with AdminClient(server.admin_url) as admin:
-        version = admin.put_version("nli", pairs)
-        assert version.created
-        admin.move_alias("nli", "current", admin.task("nli").versions[0].version)
+        uploaded = admin.put_version("nli", pairs)
+        assert uploaded.created
+        admin.move_alias("nli", "current", uploaded.version)
     return server
 
 
