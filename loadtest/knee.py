@@ -1,12 +1,12 @@
 """`python -m loadtest.knee`: how much a server carries, its knee, by an open loop: a table, JSON and a picture.
 
 **The knee** is the highest offered rate, of Poisson arrivals, at which p99 stays within a bound and the goodput
-(answers with 200 a second) keeps up with what is offered. That is the Server scenario of MLPerf Inference (Reddi et al., ISCA
-2020: queries a second of a Poisson process with a latency bound at a tail percentile) and, for the search by trials of
-rising and then bisected rates, the throughput of RFC 2544, section 26.1 (the fastest rate at which nothing that was
-offered is missing). Latency counts from when a request should have been sent, and one without an answer took for ever:
-what a closed loop hides (coordinated omission). The bench's "knee" is another figure: its closed-loop throughput, see
-docs/decisions/0011.
+(answers with 200 a second) keeps up with what is offered. That is the Server scenario of MLPerf Inference (Reddi et
+al., ISCA 2020: queries a second of a Poisson process with a latency bound at a tail percentile) and, for the search by
+trials of rising and then bisected rates, the throughput of RFC 2544, section 26.1 (the fastest rate at which nothing
+that was offered is missing). Latency counts from when a request should have been sent, and one without an answer took
+for ever: what a closed loop hides (coordinated omission). The bench's "knee" is another figure: its closed-loop
+throughput, see docs/decisions/0011.
 
 Levels rise by a factor until one fails; then the gap is halved (geometrically) until it is narrow. A level is sent
 several times and its medians count. It is long enough for a thousand requests, where `--longest` lets it. When the
