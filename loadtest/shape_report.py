@@ -150,7 +150,8 @@ def draw(made: Result, file: Path) -> Path:
     all_axes[0][0].set_ylim(bottom=0)
     all_axes[0][0].yaxis.set_major_formatter("{x:,.0f}")
     for axes in all_axes[:2, 0]:
-        axes.legend(frameon=False, fontsize=8, loc="best")
+        if axes.get_legend_handles_labels()[0]:  # nothing was answered otherwise
+            axes.legend(frameon=False, fontsize=8, loc="best")
     figure.suptitle(f"{made.name}: {'passed' if made.passed else 'FAILED'}", x=0.01, ha="left", fontsize=11)
     return save(figure, file)
 
