@@ -1,16 +1,16 @@
 """`python -m loadtest.knee`: how much a server carries, its knee, by an open loop: a table, JSON and a picture.
 
-**The knee** is the highest offered rate, of Poisson arrivals, at which p99 stays within a bound and the goodput (right
-answers a second) keeps up with what is offered. That is the Server scenario of MLPerf Inference (Reddi et al., ISCA
-2020: queries a second of a Poisson process with a latency bound at a tail percentile) and, for the search by trials of
-rising and then bisected rates, the throughput of RFC 2544, section 26.1 (the fastest rate at which nothing that was
-offered is missing). Latency counts from when a request should have been sent, and one without an answer took for ever:
-what a closed loop hides (coordinated omission). The bench's "knee" is another figure: its closed-loop throughput, see
-docs/decisions/0011.
+**The knee** is the highest offered rate, of Poisson arrivals, at which p99 stays within a bound and the goodput
+(answers with 200 a second) keeps up with what is offered. That is the Server scenario of MLPerf Inference (Reddi et
+al., ISCA 2020: queries a second of a Poisson process with a latency bound at a tail percentile) and, for the search by
+trials of rising and then bisected rates, the throughput of RFC 2544, section 26.1 (the fastest rate at which nothing
+that was offered is missing). Latency counts from when a request should have been sent, and one without an answer took
+for ever: what a closed loop hides (coordinated omission). The bench's "knee" is another figure: its closed-loop
+throughput, see docs/decisions/0011.
 
 Levels rise by a factor until one fails; then the gap is halved (geometrically) until it is narrow. A level is sent
 several times and its medians count. It is long enough for a thousand requests, where `--longest` lets it. When the
-generator itself falls behind, the search ends and says so: then the knee is its own, not the server's.
+generator itself falls behind, the search ends and says so: then the knee is its own, not the server's (exit code 1).
 
 Owns: the search and what a level is. Must not know: how it is drawn (`knee_report.py`), or what the requests mean.
 """
@@ -40,6 +40,7 @@ _ENOUGH: Final = 1000  # requests of a level: ten of them are beyond its p99
 _SETTLE: Final = 0.2  # of a level: its beginning finds an empty queue
 _LEAST_RATE: Final = 0.5
 _LATE: Final = 0.25  # of the bound on p99: a generator that lags so much measures itself
+_WAS_LATE: Final = "the generator was late"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def judged(rate: float, trials: tuple[Trial, ...], rules: Rules) -> Level:
     level = Level(rate, trials, False, "")
     p99, kept = level.median("p99"), level.median("kept")
     if level.median("lag_p99") > _LATE * rules.p99:
-        why = "the generator was late"
+        why = _WAS_LATE
     elif kept < rules.goodput:
         why = f"only {kept:.0%} of the offered was answered in time"
     elif p99 > rules.p99:
@@ -138,13 +139,13 @@ def search(
             rate = min(rules.most, rate * rules.factor)
         else:
             bad = rate
-            if good is None and rate <= _LEAST_RATE:
+            if level.why == _WAS_LATE or (good is None and rate <= _LEAST_RATE):
                 break
             rate = max(_LEAST_RATE, rate / rules.factor)
-    while good is not None and bad is not None and bad / good > rules.gap:
+    while levels[-1].why != _WAS_LATE and good is not None and bad is not None and bad / good > rules.gap:
         rate = math.sqrt(good * bad)
         good, bad = (rate, bad) if tried(rate).good else (good, rate)
-    if any(level.rate == bad and level.why == "the generator was late" for level in levels):
+    if levels[-1].why == _WAS_LATE:
         limit = "generator"
     return Knee(good, bad, tuple(sorted(levels, key=lambda level: level.rate)), limit)
 
@@ -215,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Find the knee; exit code 1 when not even the lowest rate is carried."""
+    """Find the knee; exit code 1 when not even the lowest rate is carried, or the generator was late."""
     options = parser().parse_args(arguments)
     if options.factor <= 1 or options.gap <= 1 or options.repeats < 1:
         print("--factor and --gap must be more than 1, --repeats 1 or more", file=sys.stderr)
@@ -249,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     knee_report.show(knee, rules, console)
     knee_report.draw(plain, options.picture)
     console.print(f"kept in {options.json} and {options.picture}", highlight=False)
-    return 0 if knee.rate is not None else 1
+    return 0 if knee.rate is not None and knee.limit != "generator" else 1
 
 
 def _runner(aim: target.Target, options: argparse.Namespace) -> Callable[[float], Trial]:

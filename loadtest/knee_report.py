@@ -66,6 +66,10 @@ def show(knee: Knee, rules: Rules, console: Console) -> None:
 def sentence(rate: float | None, beyond: float | None, limit: str, p99: float) -> str:
     """The knee for a person."""
     bound = f"p99 of {p99 * 1000:,.0f} ms or less"
+    if rate is None and limit == "generator":
+        return (
+            f"no knee: the GENERATOR was late at {beyond:,.1f} requests a second already, and tells nothing"
+        )
     if rate is None:
         return f"no knee: not even {beyond:,.1f} requests a second are carried with {bound}"
     if beyond is None:

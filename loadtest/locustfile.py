@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent import GreenletExit
 from locust import FastHttpUser, LoadTestShape, events, task
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
@@ -33,6 +34,10 @@ from loadtest.timeline import GREEDY, OTHERS, Outcome, Timeline, is_refusal
 _TEXTS = workload.texts(2048)
 _AT_ONCE = 100.0  # users a second: a phase has its users from its beginning, or very nearly
 _TELL = 10.0  # seconds between two lines of progress
+_CONNECT, _PATIENCE = 10.0, 30.0  # seconds for a connection, and for each piece of an answer
+_LAST_ANSWERS = (
+    "45"  # seconds that users who are taken away may wait for their answer: until it comes, or failed
+)
 _LAST_REPORTS = (
     4.0  # seconds without users at a master's end: locust itself does not wait for what workers counted last
 )
@@ -44,6 +49,7 @@ class _Run:
     def __init__(self) -> None:
         self.timeline = Timeline()
         self.group = OTHERS  # of users that start now
+        self.ended = 0.0  # when the last users were asked to stop; 0: not yet
         self.stretches: list[record.Stretch] = []
         self.memory: list[tuple[float, int]] = []
 
@@ -69,6 +75,8 @@ def _arguments(parser: Any) -> None:
         "--memory-of", default="", help="a process id, or the URL of /metrics: whose memory a soak looks at"
     )
     shapes.add_options(parser)
+    # Locust's own default cuts requests off at the end, and with them all that a server that hangs was asked.
+    parser.set_defaults(stop_timeout=_LAST_ANSWERS)
 
 
 def _is_answer(body: str, task_id: str) -> bool:
@@ -82,8 +90,8 @@ def _is_answer(body: str, task_id: str) -> bool:
 class Caller(FastHttpUser):
     """One caller: keeps its connection and sends the next text as soon as the last is answered."""
 
-    network_timeout = 30.0
-    connection_timeout = 10.0
+    network_timeout = _PATIENCE
+    connection_timeout = _CONNECT
     _number = itertools.count()
 
     def on_start(self) -> None:
@@ -104,7 +112,15 @@ class Caller(FastHttpUser):
 
     @task
     def classify(self) -> None:
-        """Classify one text; an answer without the asked-for task's result is a failure."""
+        """Classify one text; an answer without the asked-for task's result is a failure, and so is one cut off."""
+        began = time.time()
+        try:
+            self._ask()
+        except GreenletExit:  # locust waited for --stop-timeout, and tells nobody of the request
+            _run.timeline.add(began, self._whose, "failed", 0.0)
+            raise
+
+    def _ask(self) -> None:
         task_id = self._ids[next(self._choices)]
         body = {"task_id": task_id, "input": next(self._texts)}
         with self.client.post(
@@ -129,6 +145,11 @@ def _count(
         "answered" if exception is None else "refused" if isinstance(exception, Refused) else "failed"
     )
     _run.timeline.add(start_time, context["group"], outcome, response_time / 1000)
+
+
+@events.test_stopping.add_listener
+def _note_end(**_: Any) -> None:
+    _run.ended = _run.ended or time.time()
 
 
 @events.report_to_master.add_listener
@@ -157,6 +178,8 @@ class Planned(LoadTestShape):
         """What locust asks once a second: users, and how fast to come to them; None at the end."""
         phase, now = shapes.phase_at(self._phases, self.get_run_time()), time.time()
         if self._over:
+            if self._runner.user_count:  # workers' users, who wait for their last answer
+                self._over = now
             return None if now > self._over + _LAST_REPORTS else (0, _AT_ONCE)
         if phase is self._phase:
             self._settled = self._settled or now  # a second after its users were added, or taken away
@@ -196,6 +219,14 @@ def _prepare(environment: Environment, runner: Runner, **_: Any) -> None:
         print("load test: --shape greedy needs two tasks or more in --task-ids", file=sys.stderr)
         runner.quit()
         sys.exit(2)
+    if (
+        options.shape == "soak"
+        and not (options.memory_of or options.no_memory)
+        and not isinstance(runner, WorkerRunner)
+    ):
+        print("load test: --shape soak needs --memory-of, or --no-memory", file=sys.stderr)
+        runner.quit()
+        sys.exit(2)
     if isinstance(runner, LocalRunner | WorkerRunner):
         runner.register_message("group", _begin_group)
     if not isinstance(runner, WorkerRunner):
@@ -225,7 +256,8 @@ def _judge(environment: Environment, **_: Any) -> None:
     if not shapes.plan(options, 1):
         # Locust's own way: every request counts, those while users are still added as well.
         all_of_it = _run.timeline.seconds() or range(1)
-        _run.stretches = [record.Stretch("steady", all_of_it.start, all_of_it.stop, options.num_users or 1)]
+        end = max(all_of_it.stop, _run.ended or time.time())  # also where nothing came any more
+        _run.stretches = [record.Stretch("steady", all_of_it.start, end, options.num_users or 1)]
     kept = record.Record(options.shape, "closed", _run.stretches, _run.timeline, _run.memory)
     whole = len(kept.stretches) == (len(shapes.plan(options, 1)) or 1)
     checks = verdicts.judge(kept, shapes.bounds(options)) if whole else []

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from loadtest import http_client, workload
+from loadtest import http_client, shapes, workload
 from loadtest.record import Record, Stretch
 from loadtest.target import Target
 from loadtest.timeline import GREEDY, OTHERS, Timeline
@@ -41,7 +41,9 @@ class Segment:
 
 
 def segments(options: argparse.Namespace, closed: Record) -> list[Segment]:
-    """What to send after a closed loop; nothing where that answered nothing."""
+    """What to send after a closed loop; nothing where that answered too little, or was cut short."""
+    if len(closed.stretches) < shapes.PHASES[closed.shape]:
+        return []
     each = options.phase_seconds
     if options.shape == "ramp":
         best = max(closed.part(nth).rate for nth in range(len(closed.stretches)))

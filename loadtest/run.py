@@ -30,7 +30,6 @@ from loadtest.target import add_options as add_target_options
 
 ROOT = Path(__file__).parent
 _STEADY = "15"  # seconds, where --steady-seconds does not say
-_LAST_ANSWERS = "10"  # seconds that users who are taken away may wait for the answer that they asked for
 
 
 def parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
@@ -71,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         with target(options, console) as aim:
             if options.shape == "greedy" and len(aim.task_ids) < 2:
                 whole.error("--shape greedy needs two tasks or more")
+            if options.shape == "soak" and not (aim.memory_of or options.no_memory):
+                whole.error("--shape soak with --host needs --metrics, or --no-memory")
             passed_on = own.parse_known_args(given)[1]
             for one in workload.MIXES if mix == "all" else (mix,):
                 options.mix = one
@@ -98,14 +99,26 @@ def _one(
         return 2
     records = [Record.from_plain(json.loads(raw.read_text(encoding="utf-8")))]
     raw.unlink()  # all of it is in the summary
-    asked = [] if options.no_open_loop or exit_code > 1 else open_shapes.segments(options, records[0])
-    if asked:
+    bounds = shapes.bounds(options)
+
+    def report(unsent: str) -> shape_report.Result:
+        made = shape_report.result(name, records, bounds, exit_code, unsent=unsent)
+        shape_report.write(made, prefix, command=command, told=aim.told, facts=aim.facts, bounds=bounds)
+        return made
+
+    if options.no_open_loop or exit_code > 1:
+        made = report("")
+    elif asked := open_shapes.segments(options, records[0]):
+        report("not yet sent, or broken off")  # what locust measured is kept, whatever happens from here on
         seconds = sum(segment.seconds for segment in asked)
         console.print(f"open loop, {seconds:.0f} s …", highlight=False)
-        records.append(open_shapes.send(aim, asked, options))
-    bounds = shapes.bounds(options)
-    made = shape_report.result(name, records, bounds, exit_code)
-    shape_report.write(made, prefix, command=command, told=aim.told, facts=aim.facts, bounds=bounds)
+        try:
+            records.append(open_shapes.send(aim, asked, options))
+            made = report("")
+        except OSError as error:
+            made = report(f"could not be sent: {error}")
+    else:
+        made = report("not sent: the closed loop answered too little to take parts of")
     print(shape_report.told(made))
     print(f"report: {prefix}.md, locust's: {prefix}.html", flush=True)
     return 0 if made.passed else 1

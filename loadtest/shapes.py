@@ -28,6 +28,7 @@ from loadtest.timeline import GREEDY, OTHERS
 Shape = Literal["steady", "ramp", "spike", "soak", "greedy"]
 SHAPES: Final[tuple[Shape, ...]] = get_args(Shape)
 USERS: Final = 8  # where -u does not say
+PHASES: Final[dict[Shape, int]] = {"steady": 1, "ramp": 1, "spike": 3, "soak": 1, "greedy": 2}  # at least
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Bounds:
     max_memory_growth: float = 32.0  # MiB
     max_latency_growth: float = 0.5
     max_slowdown: float = math.inf
+    memory: bool = True  # a soak that did not look at it does not pass
 
     def as_plain(self) -> dict[str, float | None]:
         """For JSON, which knows no infinity."""
@@ -92,6 +94,7 @@ def add_options(parser: Any) -> None:
     )
     add("--recover-within", type=_positive, default=10.0, help="spike: seconds from its end until then")
     add("--max-memory-growth", type=float, default=32.0, help="soak: most MiB that the server may grow by")
+    add("--no-memory", action="store_true", help="soak: pass without having looked at the server's memory")
     add("--max-latency-growth", type=float, default=0.5, help="soak: most growth of p50, as a part of it")
     add(
         "--max-slowdown", type=_positive, default=None,
@@ -112,6 +115,7 @@ def bounds(options: argparse.Namespace) -> Bounds:
         max_memory_growth=options.max_memory_growth,
         max_latency_growth=options.max_latency_growth,
         max_slowdown=options.max_slowdown or 1.5 * (1 + options.greedy_times),
+        memory=not options.no_memory,
     )
 
 

@@ -138,7 +138,7 @@ def main(arguments: Sequence[str]) -> None:
         )
         for name, value in needs.items():
             print(
-                f"{name:40}{value:8.1f}" if name.startswith("cores") else f"{name:40}{value / 2**30:8.2f} GiB"
+                f"{name:40}{value:8.2f}" if name.startswith("cores") else f"{name:40}{value / 2**30:8.2f} GiB"
             )
         return
     from loadtest.sizing_measure import measure  # with torch, which an estimate does without

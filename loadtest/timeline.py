@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 Outcome = Literal["answered", "refused", "failed"]
-"""answered: with 200, and rightly; refused: 429 or 503 with Retry-After, as the server may; failed: all else."""
+"""answered: with 200 and, in the closed loop, which reads the body, with the result of the task that was asked for;
+refused: 429 or 503 with Retry-After, as the server may; failed: all else.
+"""
 
 OTHERS: Final = "others"
 GREEDY: Final = "greedy"

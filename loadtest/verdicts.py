@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from loadtest.record import Record
-from loadtest.shapes import Bounds, Shape
+from loadtest.shapes import PHASES, Bounds, Shape
 from loadtest.timeline import GREEDY, OTHERS, Part
 from loadtest.trend import Trend, trend
 
@@ -39,6 +39,8 @@ def judge(record: Record, bounds: Bounds) -> list[Check]:
     """Every bound that the shape has."""
     if not record.whole().answered:
         return [Check("answered requests", "0", "1 or more", False)]
+    if len(record.stretches) < PHASES[record.shape]:
+        return [Check("phases", f"{len(record.stretches)}", f"{PHASES[record.shape]}: all of them", False)]
     if cut := [one.name for nth, one in enumerate(record.stretches) if record.part(nth).seconds < 1]:
         return [
             Check(
@@ -88,7 +90,7 @@ def remarks(record: Record) -> Iterator[str]:
         for name, found, unit in _soak_trends(record):
             yield f"{name}: {found.told(unit)}"
         if not record.memory:
-            yield "memory WAS NOT LOOKED AT: tell where to with --memory-of"
+            yield "memory WAS NOT LOOKED AT"
 
 
 def recovery(record: Record, bounds: Bounds) -> float:
@@ -166,7 +168,21 @@ def _rate(rate: float, bounds: Bounds, name: str = "answered a second") -> list[
 
 def _judge_steady(record: Record, bounds: Bounds) -> list[Check]:
     part = record.part(0)
-    return [_refusals(record.whole(), bounds), _p99(part, bounds.p99), *_rate(part.rate, bounds)]
+    checks = [_refusals(record.whole(), bounds), _p99(part, bounds.p99), *_rate(part.rate, bounds)]
+    return [*checks, _silence(record, bounds)] if record.loop == "closed" else checks
+
+
+def _silence(record: Record, bounds: Bounds) -> Check:
+    """Of a closed loop: users who are answered within the bound on p99 send again within it, so that a longer time in
+    which nothing was sent that came to an answer is a server that hung, however few requests hung with it.
+    """
+    first, last = math.ceil(record.stretches[0].begin), math.floor(record.stretches[0].end)
+    longest = now = 0
+    for second in range(first, last):
+        now = 0 if record.timeline.between(second, second + 1).answered else now + 1
+        longest = max(longest, now)
+    most = min(last - first - 1, _WINDOW + math.ceil(bounds.p99 / 1000))
+    return Check("longest time without an answer", f"{longest} s", f"{most} s or less", longest <= most)
 
 
 def _judge_ramp(record: Record, bounds: Bounds) -> list[Check]:
@@ -187,12 +203,13 @@ def _judge_ramp(record: Record, bounds: Bounds) -> list[Check]:
 
 
 def _judge_spike(record: Record, bounds: Bounds) -> list[Check]:
-    before = record.part(0)
+    before, during = record.part(0), record.part(1)
     took = recovery(record, bounds)
     return [
         _refusals(before, bounds, "refusals before the spike"),
         _p99(before, bounds.p99, "p99 before the spike"),
         *_rate(before.rate, bounds, "answered a second before the spike"),
+        Check("answered during the spike", f"{during.answered:,}", "1 or more", during.answered > 0),
         Check(
             f"seconds from the spike's end until p99 stays within {bounds.recover_p99:,.0f} ms",
             f"{took:.0f}" if math.isfinite(took) else "never",
@@ -224,6 +241,8 @@ def _judge_soak(record: Record, bounds: Bounds) -> list[Check]:
         checks.append(
             Check("memory's sure growth", f"{grown:,.1f} MiB", f"{most:,.1f} MiB or less", grown <= most)
         )
+    elif bounds.memory:
+        checks.append(Check("memory's sure growth", "not looked at", "looked at, or --no-memory", False))
     return checks
 
 

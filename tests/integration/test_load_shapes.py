@@ -139,6 +139,11 @@ async def refusing(nth: int) -> bytes:
     )
 
 
+async def hanging(nth: int) -> bytes:
+    await asyncio.sleep(0.002 if nth < 100 else 300)
+    return an_answer()
+
+
 async def another_tasks(nth: int) -> bytes:
     await asyncio.sleep(0.002)
     return an_answer("b")
@@ -155,6 +160,19 @@ FAULTS: dict[str, tuple[Callable[[int], Awaitable[bytes]], list[str], int, str]]
         0,
         "ok     failures",
     ),
+    "hangs after 100": (hanging, ["--p99=10000"], 1, "FAILED failures: 2 of"),
+    "hangs, and is not waited for": (
+        hanging,
+        ["--p99=10000", "--stop-timeout=1"],
+        1,
+        "FAILED failures: 2 of",
+    ),
+    "hangs, by locust's own clock": (
+        hanging,
+        ["--p99=1000", "-t8s", "--stop-timeout=1", "--max-fail-share=1"],
+        1,
+        "FAILED longest time without an answer",
+    ),
     "too few": (fine, ["--p99=10000", "--min-rate=100000"], 1, "FAILED answered a second"),
     "another task's answers": (another_tasks, ["--p99=10000"], 1, "FAILED answered requests"),
 }
@@ -166,7 +184,8 @@ def faulty() -> dict[str, subprocess.CompletedProcess[str]]:
         answer, flags, _, _ = FAULTS[name]
         with serving(answer) as server:
             locust = ["locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary", "-u2"]
-            return said([*locust, "--steady-seconds=3", "--host", server.url, "--task-ids=a", *flags])
+            length = [] if "-t8s" in flags else ["--steady-seconds=3"]
+            return said([*locust, *length, "--host", server.url, "--task-ids=a", *flags])
 
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(FAULTS, pool.map(one, FAULTS), strict=True))
@@ -223,6 +242,32 @@ def test_a_shape_that_was_cut_short_does_not_pass() -> None:
     assert "ended before its shape was over" in last
 
 
+def test_a_server_that_dies_before_the_open_loop_leaves_what_locust_measured(tmp_path: Path) -> None:
+    flags = [
+        "--mix=zipf",
+        "--users=2",
+        "--steady-seconds=3",
+        "--p99=30000",
+        "--task-ids=a",
+        f"--out={tmp_path}",
+    ]
+    with serving(fine, healthy=True) as server:
+        command = [sys.executable, "-u", "-m", "loadtest.run", *flags, "--host", server.url]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as ended:
+            assert ended.stdout
+            said_first = ""
+            while "open loop, " not in said_first:
+                said_first = ended.stdout.readline()
+                assert said_first, "it ended before its open loop"
+            server.die()
+            last = ended.stdout.read()
+    assert ended.returncode == 1, last
+    plain = json.loads((tmp_path / "load-steady-zipf.json").read_text())
+    assert not plain["passed"]
+    assert sum(row[2] for row in plain["runs"][0]["timeline"]) > 10
+    assert "load-steady-zipf: FAILED" in last
+
+
 def test_what_cannot_be_run_is_said() -> None:
     with serving(fine) as server:
         locust = [
@@ -236,6 +281,9 @@ def test_what_cannot_be_run_is_said() -> None:
         ]
         alone = said([*locust, "--shape=greedy"])
         nobody = said([*locust, "--shape=soak", "--memory-of=999999999"])
+        blind = said([*locust, "--shape=soak"])
+    assert blind.returncode == 2
+    assert "--no-memory" in blind.stderr
     assert alone.returncode == 2
     assert "two tasks or more" in alone.stderr
     assert nobody.returncode == 2

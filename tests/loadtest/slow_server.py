@@ -17,7 +17,7 @@ REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nlate"
 class SlowServer:
     """`answer(nth)` gives the bytes of the nth answer (b"" hangs up) when it is ready to.
 
-    With `hang_up` each connection is closed after an answer.
+    With `hang_up` each connection is closed after an answer, `healthy` answers GET as well; `die` ends it for good.
     """
 
     answer: Callable[[int], Awaitable[bytes]]
@@ -26,12 +26,17 @@ class SlowServer:
     bodies: list[object] = field(default_factory=list)
     heads: list[bytes] = field(default_factory=list)
     connections: int = 0
+    healthy: bool = False
+    die: Callable[[], None] = lambda: None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                if self.healthy and head.startswith(b"GET "):
+                    writer.write(ANSWER)
+                    break
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
                 self.heads.append(head)
                 self.bodies.append(json.loads(await reader.readexactly(length)))
@@ -48,9 +53,11 @@ class SlowServer:
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[int], Awaitable[bytes]], *, hang_up: bool = False) -> Iterator[SlowServer]:
+def serving(
+    answer: Callable[[int], Awaitable[bytes]], *, hang_up: bool = False, healthy: bool = False
+) -> Iterator[SlowServer]:
     """Serve on a free loopback port until the block ends."""
-    server, started, stop = SlowServer(answer, hang_up), threading.Event(), threading.Event()
+    server, started, stop = SlowServer(answer, hang_up, healthy=healthy), threading.Event(), threading.Event()
 
     async def run() -> None:
         listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
@@ -66,9 +73,14 @@ def serving(answer: Callable[[int], Awaitable[bytes]], *, hang_up: bool = False)
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
+
+    def die() -> None:
+        stop.set()
+        thread.join(10)
+
+    server.die = die
     assert started.wait(10)
     try:
         yield server
     finally:
-        stop.set()
-        thread.join(10)
+        die()

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 import statistics
+import threading
 
 import pytest
 
@@ -183,6 +184,35 @@ def test_an_idle_connection_that_the_server_closed_is_opened_anew() -> None:
         written = itertools.repeat(post(server.url, "/", 0))
         load = open_loop(server.url, written, [0.0, 1.5], connections=1)
     assert (load.answered, load.failed, server.connections) == (2, 0, 2)
+
+
+def test_a_server_that_dies_loses_the_requests_that_are_left_and_no_others() -> None:
+    async def answer(nth: int) -> bytes:
+        if nth == 2:
+            threading.Thread(target=server.die).start()
+            await asyncio.sleep(30)
+        return ANSWER
+
+    with serving(answer) as server:
+        written, times = itertools.repeat(post(server.url, "/", 0)), [0.1 * nth for nth in range(20)]
+        load = open_loop(server.url, written, times, connections=3, patience=2.0, keep_trace=True)
+    assert (load.offered, load.answered, load.failed, load.unanswered) == (20, 2, 18, 0)
+    assert [sent.outcome for sent in sorted(load.trace)] == ["answered"] * 2 + ["failed"] * 18
+
+
+def chunked(status: bytes) -> bytes:
+    return b"HTTP/1.1 %b\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nbad\r\n0\r\n\r\n" % status
+
+
+def test_an_answer_whose_end_cannot_be_told_is_a_failure_and_not_the_end() -> None:
+    async def answer(nth: int) -> bytes:
+        waits = b"503 Busy\r\nRetry-After: 1"
+        return {1: chunked(b"502 Bad Gateway"), 2: chunked(b"200 OK"), 3: chunked(waits)}.get(nth, ANSWER)
+
+    with serving(answer) as server:
+        load = closed_loop(server.url, [post(server.url, "/", nth) for nth in range(6)])
+    assert (load.offered, load.answered, load.failed, load.refused) == (6, 3, 3, 1)
+    assert server.connections == 4
 
 
 def test_a_key_is_a_header() -> None:

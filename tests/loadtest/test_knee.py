@@ -76,6 +76,18 @@ def test_one_that_carries_all_has_none_either() -> None:
 def test_a_generator_that_is_late_is_no_knee_of_the_server() -> None:
     knee = search(lambda rate: a_trial(rate, lag=0.2 if rate > 50 else 0.0), RULES)
     assert knee.limit == "generator"
+    assert [level.rate for level in knee.levels] == [
+        10,
+        20,
+        40,
+        80,
+    ]  # and no more: that would be about itself
+    assert "GENERATOR" in knee_report.sentence(knee.rate, knee.beyond, knee.limit, RULES.p99)
+
+
+def test_a_generator_that_is_late_at_once_tells_nothing_of_the_server() -> None:
+    knee = search(lambda rate: a_trial(rate, lag=0.2), RULES)
+    assert (knee.rate, knee.limit, len(knee.levels)) == (None, "generator", 1)
     assert "GENERATOR" in knee_report.sentence(knee.rate, knee.beyond, knee.limit, RULES.p99)
 
 

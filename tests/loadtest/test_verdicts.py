@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -139,6 +140,37 @@ def test_a_spike_may_be_refused_while_it_lasts() -> None:
     assert failed(record) == []
 
 
+def test_a_spike_of_which_nothing_was_answered_does_not_pass() -> None:
+    record = spike()
+    record.timeline = Timeline(row for row in record.timeline.rows() if not 110 <= row[0] < 120)
+    fill(record.timeline, 110, 120, outcome="refused")
+    assert failed(record) == ["answered during the spike"]
+
+
+@pytest.mark.parametrize(("name", "left"), [("steady", range(100, 105)), ("soak", range(100, 390))])
+def test_a_server_that_hangs_at_the_end_does_not_pass(name: str, left: range) -> None:
+    record = MADE[name]()
+    record.timeline = Timeline(row for row in record.timeline.rows() if row[0] in left)
+    assert failed(record) == ["longest time without an answer"]
+    assert failed(record, dataclasses.replace(BOUNDS, p99=10_000.0)) == []  # which may be one answer's time
+    record.loop = "open"  # where a time in which nothing was sent is nobody's fault
+    assert failed(record) == []
+
+
+@pytest.mark.parametrize("name", ["spike", "greedy"])
+def test_a_run_that_was_cut_short_is_told_so(name: str) -> None:
+    record = MADE[name]()
+    record.stretches.pop()
+    assert failed(record) == ["phases"]
+    assert open_shapes.segments(parsed(f"--shape={name}"), record) == []
+
+
+def test_an_open_loop_that_was_asked_for_and_not_sent_is_no_pass() -> None:
+    made = shape_report.result("x", [steady()], BOUNDS, 0, unsent="too little")
+    assert not made.passed
+    assert [check.name for check in made.checks[0] if not check.passed] == ["open loop"]
+
+
 @pytest.mark.parametrize("name", ["steady", "soak"])
 def test_latency_and_rate_have_bounds(name: str) -> None:
     slow = Bounds(p99=5.0)
@@ -175,6 +207,8 @@ def test_a_soak_finds_what_grows() -> None:
     assert "memory: +1,0" in said  # 300 kB a second are 1,030 MiB an hour
     unseen = soak()
     unseen.memory = []
+    assert failed(unseen) == ["memory's sure growth"]
+    assert failed(unseen, dataclasses.replace(BOUNDS, memory=False)) == []
     assert "WAS NOT LOOKED AT" in "\n".join(remarks(unseen))
     short = soak()
     short.stretches[0] = Stretch("soak", 100.0, 103.0)
