@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from promptmux.__main__ import build
 from server.auth import SCOPES, parse_keys
 from server.settings import Settings, unknown_variables
 from tests.deploy.dockerfile import read_dockerfile
+from tests.deploy.test_docker_files import image_variables
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -229,3 +232,35 @@ def test_the_secrets_fit_the_server_and_are_its_owner_s_alone(secrets: Path) -> 
     assert host
     assert host[1] in SERVICES
     assert len((secrets / "grafana-password").read_text()) == 48
+
+
+def in_the_container(secrets: Path) -> dict[str, str]:
+    """The server's variables: the image's, then compose's, with the files where they lie here."""
+    variables = image_variables() | SERVICES["server"]["environment"]
+    return {
+        name: value.replace("/run/secrets", str(secrets))
+        for name, value in variables.items()
+        if name.startswith("PROMPTMUX_")
+    }
+
+
+def test_the_store_is_the_redis_beside_it(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in in_the_container(secrets).items():
+        monkeypatch.setenv(name, value)
+    assert re.fullmatch(r"redis://promptmux:\w+@redis:6379/0", Settings.load().store)
+    monkeypatch.setenv("PROMPTMUX_STORE", "file:///store/prompts")  # as the image once had it
+    assert Settings.load().store == "file:///store/prompts"
+
+
+def test_doctor_looks_at_the_server_s_store(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in in_the_container(secrets).items():
+        monkeypatch.setenv(name, value)
+    looked: list[str] = []
+
+    async def examine(url: str, *, deep: bool) -> list[object]:
+        looked.append(url)
+        return []
+
+    monkeypatch.setattr("prompt_store.checkup.examine", examine)
+    CliRunner().invoke(build(), ["doctor"])
+    assert looked == [Settings.load().store]
