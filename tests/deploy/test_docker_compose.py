@@ -25,7 +25,7 @@ DOCKER = ROOT / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 # What only compose.yaml reads: they stand in the shell of whoever calls compose, never in a container.
-OF_COMPOSE = {"PROMPTMUX_IMAGE", "PROMPTMUX_TARGET", "PROMPTMUX_PORTS", "PROMPTMUX_ADMIN_PORTS"}
+OF_COMPOSE = {f"PROMPTMUX_{name}" for name in ("IMAGE", "TARGET", "PORTS", "ADMIN_PORTS", "METRICS_TASKS")}
 
 
 def read(name: str) -> Any:
@@ -86,6 +86,12 @@ def test_the_image_is_one_of_the_dockerfile_s() -> None:
     assert (DOCKER / build["context"] / build["dockerfile"]).samefile(DOCKER / "Dockerfile")
     stages = read_dockerfile(DOCKER / "Dockerfile").stages
     assert build["target"] == "${PROMPTMUX_TARGET:-cpu}"
+    assert SERVICES["server"]["image"] == f"${{PROMPTMUX_IMAGE:-promptmux:{build['target']}}}"
+    on_gpu = read("compose.cuda.yaml")["services"]["server"]
+    assert on_gpu["image"] == f"${{PROMPTMUX_IMAGE:-promptmux:{on_gpu['build']['target']}}}"
+    assert on_gpu["environment"] == {
+        "PROMPTMUX_DEVICE": "cuda"
+    }  # else it would serve from the CPU, and not say so
     assert {"cpu", read("compose.cuda.yaml")["services"]["server"]["build"]["target"]} <= stages.keys()
 
 
