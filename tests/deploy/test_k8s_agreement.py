@@ -185,6 +185,16 @@ def test_a_gpu_is_asked_for_where_the_device_is_one() -> None:
     assert _settings(objects)["PROMPTMUX_PORT"] == "8000"  # merged with the base's, not in their place
 
 
+def test_two_trainings_never_wait_for_one_volume() -> None:
+    claims = [
+        one["metadata"]["name"]
+        for training in TRAININGS
+        for one in rendered(training)
+        if one["kind"] == "PersistentVolumeClaim"
+    ]
+    assert len(claims) == len(set(claims)) == 2  # `many` keeps nothing
+
+
 def test_an_indexed_training_has_a_file_for_each_of_its_pods() -> None:
     objects = rendered("train/many")
     job = named(objects, "Job", "promptmux-train-many")["spec"]
