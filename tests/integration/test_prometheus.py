@@ -98,7 +98,12 @@ def split(server: ServerProcess, admin: dict[str, str]) -> None:
 
 def chosen(expr: str) -> str:
     """The expression as Grafana sends it, with everything chosen."""
-    for name, value in (("$__rate_interval", WINDOW), ("$instance", ".*"), ("$task", ".*")):
+    for name, value in (
+        ("$__rate_interval", WINDOW),
+        ("$namespace", ".*"),
+        ("$instance", ".*"),
+        ("$task", ".*"),
+    ):
         expr = expr.replace(name, value)
     assert "$" not in expr
     return expr
