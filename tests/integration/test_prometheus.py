@@ -62,7 +62,9 @@ def watched(serve_package: Serve, tmp_path_factory: pytest.TempPathFactory) -> I
     scrape = {
         "job_name": "promptmux",
         "authorization": {"credentials_file": str(secret)},
-        "static_configs": [{"targets": [server.admin_url.removeprefix("http://")]}],
+        "static_configs": [
+            {"targets": [server.admin_url.removeprefix("http://")], "labels": {"namespace": "promptmux"}}
+        ],
     }
     with prometheus.running(folder, scrape, script.ALERTS) as watching:
         watching.wait_for("promptmux_ready == 1")
@@ -196,5 +198,5 @@ def test_grafana_finds_what_there_is_to_choose_from(watched: Watched) -> None:
         selector, _, label = (
             variable["definition"].removeprefix("label_values(").removesuffix(")").rpartition(",")
         )
-        values = watched.prometheus.get(f"label/{label.strip()}/values", **{"match[]": selector})
+        values = watched.prometheus.get(f"label/{label.strip()}/values", **{"match[]": chosen(selector)})
         assert values, variable["name"]
