@@ -16,7 +16,7 @@ key() {  # name, scope: prints the key, and keeps its hash
     "$PROMPTMUX" key "$1" --scope "$2" --file "$made/api-keys"
   else
     docker run --rm --network none --read-only --user "$(id -u):$(id -g)" --volume "$made:/secrets" \
-      "${PROMPTMUX_IMAGE:-promptmux:cpu}" key "$1" --scope "$2" --file /secrets/api-keys
+      "${PROMPTMUX_IMAGE:-promptmux:${PROMPTMUX_TARGET:-cpu}}" key "$1" --scope "$2" --file /secrets/api-keys
   fi
 }
 

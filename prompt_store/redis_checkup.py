@@ -11,7 +11,7 @@ from typing import Final
 
 from prompt_store.errors import StoreUnavailable
 from prompt_store.finding import UNKNOWN, Finding, Verdict
-from prompt_store.redis_durability import disk, log_file, replicas
+from prompt_store.redis_durability import disk, log_file, reader_of_the_log, replicas
 from prompt_store.redis_probe import (
     PINGS,
     RedisFacts,
@@ -64,6 +64,7 @@ def judge(place: RedisPlace, facts: RedisFacts) -> Iterator[Finding]:
     yield _kind(facts)
     yield _clock(facts.clock_ahead)
     yield from log_file(settings)
+    yield from reader_of_the_log(facts, settings)
     yield from disk(facts, settings)
     yield from replicas(place, facts, settings)
     yield from memory(facts, settings)

@@ -41,6 +41,23 @@ def log_file(settings: RedisSettings) -> Iterator[Finding]:
     )
 
 
+def reader_of_the_log(facts: RedisFacts, settings: RedisSettings) -> Iterator[Finding]:
+    """The default user, as whom Redis reads its log; nothing where only an administrator may ask."""
+    may = facts.default_user
+    if may is None or settings.text("appendonly") != "yes":
+        return
+    if may.startswith("+@all"):
+        yield Finding("default user", f"may {may}")
+        return
+    yield Finding(
+        "default user",
+        f"may {may}",
+        "problem",
+        "Redis reads its log as this user, and passes over every transaction at its next start: the store would be"
+        " empty. Then ACL SAVE, or the same in redis.conf: redis-cli ACL SETUSER default off resetpass ~* &* +@all",
+    )
+
+
 def _fsync(settings: RedisSettings) -> Finding:
     policy = settings.text("appendfsync")
     always = config_set("appendfsync", "always")

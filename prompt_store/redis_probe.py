@@ -54,6 +54,7 @@ class RedisFacts:
     user: str
     stand: Stand | None  # None: no store here yet, or this user may not look
     others: int = 0  # clients that are connected besides this one
+    default_user: str | None = None  # what the default user may do; asking this takes an administrator
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ async def ask_redis(place: RedisPlace) -> RedisFacts:
                 user=place.user or "default",
                 stand=await _within(seconds, _stand(redis, place.prefix)),
                 others=max(0, int(info.get("connected_clients", 1)) - 1),
+                default_user=await _within(seconds, _default_user(redis)),
             )
     finally:
         with as_unavailable():
@@ -164,6 +166,14 @@ async def _clock_ahead(redis: Redis) -> float | None:
         return None
     seconds, microseconds = answer
     return float(seconds + microseconds / 1e6 - (before + time.time()) / 2)
+
+
+async def _default_user(redis: Redis) -> str | None:
+    answer = await _allowed(_call(redis, "ACL", "GETUSER", "default"))
+    if answer is None:
+        return None
+    told = answer if isinstance(answer, Mapping) else dict(zip(answer[::2], answer[1::2], strict=True))
+    return bytes(told[b"commands"]).decode(errors="replace")
 
 
 async def _stand(redis: Redis, prefix: str) -> Stand | None:

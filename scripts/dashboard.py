@@ -69,7 +69,18 @@ def dashboard() -> Json:
                     "query": "prometheus",
                     "current": {},
                 },
-                variable("instance", "Replica", "label_values(promptmux_ready, instance)", "All, or some."),
+                variable(
+                    "namespace",
+                    "Namespace",
+                    "label_values(promptmux_ready, namespace)",
+                    "Of a fleet in Kubernetes; elsewhere there is none, and All is everything.",
+                ),
+                variable(
+                    "instance",
+                    "Replica",
+                    'label_values(promptmux_ready{namespace=~"$namespace"}, instance)',
+                    "All, or some.",
+                ),
                 variable(
                     "task",
                     "Task",

@@ -106,11 +106,11 @@ FAST: Final = [
 ]  # fmt: skip
 WHO: Final = [
     Panel(
-        "Requests by task", "Tasks in metrics_tasks, all others as _other.",
+        "Requests by task", "Tasks in metrics_tasks (PROMPTMUX_METRICS_TASKS; none as shipped), all others as _other.",
         [Target(rate("promptmux_task_requests_total", TASK, "task"), "{{task}}")], "reqps", stacked=True,
     ),
     Panel(
-        "Requests by version", "Of listed and split tasks; a canary's share.",
+        "Requests by version", "Of split tasks and those in metrics_tasks; a canary's share.",
         [Target(rate("promptmux_version_requests_total", TASK, "task, version"), "{{task}} {{version}}")],
         "reqps", stacked=True,
     ),

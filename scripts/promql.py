@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-ON: Final = 'instance=~"$instance"'
+ON: Final = 'namespace=~"$namespace",instance=~"$instance"'
 TASK: Final = f'{ON},task=~"$task"'
 CLASSIFY: Final = f'{ON},route="/classify"'
 RATE: Final = "[$__rate_interval]"

@@ -35,7 +35,7 @@ MADE_BY_HAND = {
     ("Secret", "promptmux-trainer-key"): {"key"},
     ("PersistentVolumeClaim", "promptmux-training"): set(),
 }
-METRICS_KEY = ("Secret", "promptmux-metrics-key")  # likewise, for Prometheus
+METRICS_KEY = ("Secret", "promptmux-metrics-key")  # for Prometheus
 # Of the fleet, which a training joins.
 _OF_THE_FLEET = {("ServiceAccount", "promptmux")}
 _MODEL_BYTES = 1.5 * 2**30  # torch, the built-in model, and what a forward needs

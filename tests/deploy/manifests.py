@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = tuple(sorted(f"overlays/{folder.name}" for folder in (K8S / "overlays").iterdir()))
 TRAININGS = ("train/many", "train/nightly", "train/once")
-OPTIONAL = ("gateway-only", "hpa", "keda")  # components that no overlay takes by itself
+OPTIONAL = ("gateway-only", "hpa", "keda", "monitoring")  # components that no overlay takes by itself
 
 Object = dict[str, Any]
 
@@ -51,17 +51,15 @@ def rendered(name: str) -> list[Object]:
 
 
 def render_with(tmp_path: Path, overlay: str, components: Sequence[str]) -> list[Object]:
-    """An overlay and some of the optional components, as an operator would add them."""
-    copy = shutil.copytree(K8S, tmp_path / "fleet")
-    own = copy / "overlays" / "own"
-    own.mkdir()
-    lines = {
-        "resources": [f"../../{overlay}"],
-        "components": [f"../../components/{one}" for one in components],
-    }
-    own.joinpath("kustomization.yaml").write_text(
-        yaml.safe_dump({"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", **lines})
-    )
+    """An overlay and some of the optional components, added as the guide says: to a copy of the overlay itself.
+
+    In an overlay of their own above it they would come after all that it does, and hide what it undoes.
+    """
+    own = shutil.copytree(K8S, tmp_path / "fleet") / overlay
+    file = own / "kustomization.yaml"
+    lines = yaml.safe_load(file.read_text())
+    lines["components"] += [f"../../components/{one}" for one in components]
+    file.write_text(yaml.safe_dump(lines))
     return render(own)
 
 

@@ -12,17 +12,20 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from promptmux.__main__ import build
 from server.auth import SCOPES, parse_keys
 from server.settings import Settings, unknown_variables
 from tests.deploy.dockerfile import read_dockerfile
+from tests.deploy.test_docker_files import image_variables
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 # What only compose.yaml reads: they stand in the shell of whoever calls compose, never in a container.
-OF_COMPOSE = {"PROMPTMUX_IMAGE", "PROMPTMUX_TARGET", "PROMPTMUX_PORTS", "PROMPTMUX_ADMIN_PORTS"}
+OF_COMPOSE = {f"PROMPTMUX_{name}" for name in ("IMAGE", "TARGET", "PORTS", "ADMIN_PORTS", "METRICS_TASKS")}
 
 
 def read(name: str) -> Any:
@@ -83,6 +86,12 @@ def test_the_image_is_one_of_the_dockerfile_s() -> None:
     assert (DOCKER / build["context"] / build["dockerfile"]).samefile(DOCKER / "Dockerfile")
     stages = read_dockerfile(DOCKER / "Dockerfile").stages
     assert build["target"] == "${PROMPTMUX_TARGET:-cpu}"
+    assert SERVICES["server"]["image"] == f"${{PROMPTMUX_IMAGE:-promptmux:{build['target']}}}"
+    on_gpu = read("compose.cuda.yaml")["services"]["server"]
+    assert on_gpu["image"] == f"${{PROMPTMUX_IMAGE:-promptmux:{on_gpu['build']['target']}}}"
+    assert on_gpu["environment"] == {
+        "PROMPTMUX_DEVICE": "cuda"
+    }  # else it would serve from the CPU, and not say so
     assert {"cpu", read("compose.cuda.yaml")["services"]["server"]["build"]["target"]} <= stages.keys()
 
 
@@ -229,3 +238,35 @@ def test_the_secrets_fit_the_server_and_are_its_owner_s_alone(secrets: Path) -> 
     assert host
     assert host[1] in SERVICES
     assert len((secrets / "grafana-password").read_text()) == 48
+
+
+def in_the_container(secrets: Path) -> dict[str, str]:
+    """The server's variables: the image's, then compose's, with the files where they lie here."""
+    variables = image_variables() | SERVICES["server"]["environment"]
+    return {
+        name: value.replace("/run/secrets", str(secrets))
+        for name, value in variables.items()
+        if name.startswith("PROMPTMUX_")
+    }
+
+
+def test_the_store_is_the_redis_beside_it(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in in_the_container(secrets).items():
+        monkeypatch.setenv(name, value)
+    assert re.fullmatch(r"redis://promptmux:\w+@redis:6379/0", Settings.load().store)
+    monkeypatch.setenv("PROMPTMUX_STORE", "file:///store/prompts")  # as the image once had it
+    assert Settings.load().store == "file:///store/prompts"
+
+
+def test_doctor_looks_at_the_server_s_store(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in in_the_container(secrets).items():
+        monkeypatch.setenv(name, value)
+    looked: list[str] = []
+
+    async def examine(url: str, *, deep: bool) -> list[object]:
+        looked.append(url)
+        return []
+
+    monkeypatch.setattr("prompt_store.checkup.examine", examine)
+    CliRunner().invoke(build(), ["doctor"])
+    assert looked == [Settings.load().store]

@@ -142,9 +142,20 @@ def test_what_it_starts_is_a_command_of_ours(target: str) -> None:
     assert command[0] == ("train" if target == "trainer" else "serve")
 
 
-def test_variables_ports_and_health_check_are_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def image_variables() -> dict[str, str]:
+    """The image's environment, with the file that it names where it lies here."""
     runtime = FILE.stages["runtime"]
     variables = {key: value for one in runtime.of("ENV") for key, value in one.pairs({"PATH": ""}).items()}
+    (source,) = [
+        one.value.split()[0]
+        for one in runtime.of("COPY")
+        if one.value.endswith(f" {variables['PROMPTMUX_CONFIG']}")
+    ]
+    return variables | {"PROMPTMUX_CONFIG": str(ROOT / source)}
+
+
+def test_variables_ports_and_health_check_are_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, variables = FILE.stages["runtime"], image_variables()
     assert not unknown_variables(variables)
     for key, value in variables.items():
         if key.startswith("PROMPTMUX_"):

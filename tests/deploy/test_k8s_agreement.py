@@ -137,9 +137,17 @@ def test_a_volumes_root_is_no_cache_folder_and_one_below_it_is(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("component", ["hpa", "keda"])
-def test_who_scales_sets_the_replicas_alone(component: str, tmp_path: Path) -> None:
-    objects = render_with(tmp_path, "overlays/kind", [component])
+@pytest.mark.parametrize("overlay", ["overlays/cpu", "overlays/gpu"])
+def test_who_scales_sets_the_replicas_alone(overlay: str, component: str, tmp_path: Path) -> None:
+    assert named(rendered(overlay), "Deployment", "promptmux")["spec"]["replicas"] >= 2
+    objects = render_with(tmp_path, overlay, [component, "monitoring"])
     assert "replicas" not in named(objects, "Deployment", "promptmux")["spec"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_needs_nothing_that_a_bare_cluster_has_not(name: str) -> None:
+    groups = {one["apiVersion"].rpartition("/")[0] for one in rendered(name)}
+    assert groups <= {"", "apps", "networking.k8s.io", "policy"}
 
 
 def test_the_adapter_serves_the_metric_that_the_autoscaler_asks_for() -> None:
@@ -166,7 +174,7 @@ def test_what_is_restarted_by_a_change_is_named_by_its_contents(name: str) -> No
 
 def test_nothing_is_named_by_hand_that_the_guide_does_not_tell_to_make() -> None:
     guide = (ROOT / "docs/guides/kubernetes.md").read_text()
-    for _, name in (*agreement.MADE_BY_HAND, agreement.METRICS_KEY):
+    for _, name in agreement.MADE_BY_HAND:
         assert name in guide
 
 
@@ -175,6 +183,16 @@ def test_a_gpu_is_asked_for_where_the_device_is_one() -> None:
     assert _settings(objects)["PROMPTMUX_DEVICE"] == "cuda"
     assert _container(objects)["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert _settings(objects)["PROMPTMUX_PORT"] == "8000"  # merged with the base's, not in their place
+
+
+def test_two_trainings_never_wait_for_one_volume() -> None:
+    claims = [
+        one["metadata"]["name"]
+        for training in TRAININGS
+        for one in rendered(training)
+        if one["kind"] == "PersistentVolumeClaim"
+    ]
+    assert len(claims) == len(set(claims)) == 2  # `many` keeps nothing
 
 
 def test_an_indexed_training_has_a_file_for_each_of_its_pods() -> None:
@@ -216,3 +234,11 @@ def test_prometheus_finds_the_admin_port(spoil: Callable[[Any], object], told: s
     ]
     complained = list(agreement.scraped(objects))
     assert any(told in one for one in complained) if told else complained == []
+
+
+def test_prometheus_finds_the_key_that_the_guide_has_made(tmp_path: Path) -> None:
+    objects = render_with(tmp_path, "overlays/cpu", ["monitoring"])
+    (endpoint,) = named(objects, "ServiceMonitor", "promptmux")["spec"]["endpoints"]
+    credentials = endpoint["authorization"]["credentials"]
+    assert credentials["key"] in named(objects, *agreement.METRICS_KEY)["data"]
+    assert [one["metadata"]["name"] for one in objects].count(credentials["name"]) == 1  # no hash in its name

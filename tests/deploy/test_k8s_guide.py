@@ -20,7 +20,7 @@ from promptmux.__main__ import build
 from server.auth import SCOPES, parse_keys
 from tests.deploy import agreement
 from tests.deploy.gateway import CONFIGURATION
-from tests.deploy.manifests import K8S, ROOT, named, rendered
+from tests.deploy.manifests import K8S, ROOT, named, render, rendered
 
 GUIDE = (ROOT / "docs/guides/kubernetes.md").read_text(encoding="utf-8")
 ROUTING = (ROOT / "docs/guides/routing.md").read_text(encoding="utf-8")
@@ -35,13 +35,12 @@ def commands(page: str) -> list[str]:
 
 
 def test_every_kustomization_that_is_applied_is_there() -> None:
-    applied = {path for line in commands(GUIDE) for path in re.findall(r"-k my-fleet/(\S+)", line)}
+    applied = {path for line in commands(GUIDE) for path in re.findall(r"-k \.\./my-fleet/(\S+)", line)}
     assert {"overlays/cpu", "overlays/kind", "train/once"} <= applied
     for path in applied:
         assert rendered(path)
     for folder in re.findall(r"^\| `((?:base|secrets|components|train)[^`]*)`", GUIDE, re.M):
-        # The monitoring component is a part of its own, and may not be in this tree yet.
-        assert (K8S / folder).exists() or folder == "components/monitoring", folder
+        assert (K8S / folder).exists(), folder
 
 
 def test_every_object_that_is_named_is_there() -> None:
@@ -56,9 +55,10 @@ def test_every_object_that_is_named_is_there() -> None:
     for kind, name in mentioned:
         named(objects, kind, name)
     made = {name for line in commands(GUIDE) for name in re.findall(r"create secret generic (\S+)", line)}
-    by_hand = {name for kind, name in (*agreement.MADE_BY_HAND, agreement.METRICS_KEY) if kind == "Secret"}
+    by_hand = {name for kind, name in agreement.MADE_BY_HAND if kind == "Secret"}
     assert made == by_hand
-    assert {line.split()[2] for line in commands(GUIDE) if line.startswith("kubectl -n ")} == {"promptmux"}
+    spaces = {line.split()[2] for line in commands(GUIDE) if line.startswith("kubectl -n ")}
+    assert spaces == {"promptmux", "monitoring"}  # the second is Prometheus's
 
 
 def test_every_promptmux_command_has_these_flags() -> None:
@@ -77,16 +77,29 @@ def test_every_promptmux_command_has_these_flags() -> None:
 
 def test_the_secrets_are_filled_as_the_guide_says(tmp_path: Path) -> None:
     fleet = shutil.copytree(K8S, tmp_path / "my-fleet")
-    typed = [line for line in commands(GUIDE) if line.startswith(("promptmux key", "my-fleet/secrets/"))]
-    assert len(typed) == 3
+    typed = [
+        line
+        for line in commands(GUIDE)
+        if line.startswith(("promptmux key", "printf", "../my-fleet/secrets/"))
+    ]
+    assert len(typed) == 4
     for line in typed:
-        parts = shlex.split(line.replace("my-fleet", str(fleet)))
+        line = line.replace("../my-fleet", str(fleet))
+        if line.startswith("printf"):
+            asked, told = re.fullmatch(r'printf %s "\$\((.*)\)" > (\S+)', line).groups()  # type: ignore[union-attr]
+            key = CliRunner().invoke(build(), shlex.split(asked)[1:]).stdout.strip()
+            assert key.startswith("pmx_")
+            assert told == f"{fleet}/secrets/metrics-key"
+            continue
+        parts = shlex.split(line)
         if parts[0] == "promptmux":
             assert CliRunner().invoke(build(), parts[1:]).exit_code == 0
         else:
             subprocess.run(parts, check=True, capture_output=True, timeout=30)
     keys = parse_keys((fleet / "secrets/api-keys").read_text().splitlines())
-    assert {key.name: key.scopes for key in keys} == {"web": {"infer"}, "ops": {"admin"}}
+    assert {key.name: key.scopes for key in keys} == {
+        "web": {"infer"}, "ops": {"admin"}, "prometheus": {"metrics"}
+    }  # fmt: skip
     assert "NOT-SET" not in (fleet / "secrets/store.env").read_text()
 
 
@@ -97,9 +110,49 @@ def test_every_scope_exists(scope: str) -> None:
     assert scope in SCOPES
 
 
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n((?:components|patches):.*?)```", GUIDE, re.S))
+def test_what_the_guide_adds_to_an_overlay_renders(block: str, tmp_path: Path) -> None:
+    overlay = shutil.copytree(K8S, tmp_path / "my-fleet") / "overlays/cpu"
+    file, shown = overlay / "kustomization.yaml", yaml.safe_load(block)
+    lines = yaml.safe_load(file.read_text())
+    assert set(lines["components"]) <= set(shown.get("components", lines["components"]))  # the whole list
+    if "patches" in shown:
+        lines["components"].append("../../components/monitoring")
+    file.write_text(yaml.safe_dump(lines | shown))
+    objects = render(overlay)
+    ours = [one for one in objects if one["apiVersion"].startswith("monitoring.coreos.com/")]
+    assert {one["kind"] for one in ours} == {"ServiceMonitor", "PrometheusRule"}
+    if "patches" in shown:
+        assert {one["metadata"]["labels"].get("release") for one in ours} == {"kube-prometheus-stack"}
+        assert [one for one in objects if "release" in one["metadata"].get("labels", {})] == ours
+
+
+def test_what_the_guide_publishes_is_there() -> None:
+    (line,) = [line for line in commands(GUIDE) if "promptmux publish" in line]
+    assert (ROOT / line.split()[-1]).is_file()
+
+
+def test_the_copy_with_the_keys_is_outside_of_the_checkout() -> None:
+    assert commands(GUIDE)[0] == "cp -r deploy/k8s ../my-fleet"
+    assert not re.search(r"(?<!\.\./)my-fleet/", GUIDE)
+
+
+def test_every_look_into_many_logs_says_how_far_back() -> None:
+    """By a selector kubectl shows ten lines of each pod, unless it is told."""
+    lines = [
+        line
+        for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if re.search(r"kubectl .*\blogs .*(-l |--selector)", line)
+    ]
+    assert len(lines) >= 4
+    assert [line for line in lines if "--tail" not in line] == []
+
+
 def test_no_key_and_no_password_is_in_the_repository() -> None:
     assert parse_keys((K8S / "secrets/api-keys").read_text().splitlines()) == ()
     assert "NOT-SET" in (K8S / "secrets/store.env").read_text()
+    assert (K8S / "secrets/metrics-key").read_text() == "NOT-SET"
     assert not re.search(r"[>#][0-9a-zA-Z]", (K8S / "secrets/users.acl").read_text())
 
 

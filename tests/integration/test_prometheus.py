@@ -62,7 +62,9 @@ def watched(serve_package: Serve, tmp_path_factory: pytest.TempPathFactory) -> I
     scrape = {
         "job_name": "promptmux",
         "authorization": {"credentials_file": str(secret)},
-        "static_configs": [{"targets": [server.admin_url.removeprefix("http://")]}],
+        "static_configs": [
+            {"targets": [server.admin_url.removeprefix("http://")], "labels": {"namespace": "promptmux"}}
+        ],
     }
     with prometheus.running(folder, scrape, script.ALERTS) as watching:
         watching.wait_for("promptmux_ready == 1")
@@ -98,7 +100,12 @@ def split(server: ServerProcess, admin: dict[str, str]) -> None:
 
 def chosen(expr: str) -> str:
     """The expression as Grafana sends it, with everything chosen."""
-    for name, value in (("$__rate_interval", WINDOW), ("$instance", ".*"), ("$task", ".*")):
+    for name, value in (
+        ("$__rate_interval", WINDOW),
+        ("$namespace", ".*"),
+        ("$instance", ".*"),
+        ("$task", ".*"),
+    ):
         expr = expr.replace(name, value)
     assert "$" not in expr
     return expr
@@ -191,5 +198,5 @@ def test_grafana_finds_what_there_is_to_choose_from(watched: Watched) -> None:
         selector, _, label = (
             variable["definition"].removeprefix("label_values(").removesuffix(")").rpartition(",")
         )
-        values = watched.prometheus.get(f"label/{label.strip()}/values", **{"match[]": selector})
+        values = watched.prometheus.get(f"label/{label.strip()}/values", **{"match[]": chosen(selector)})
         assert values, variable["name"]

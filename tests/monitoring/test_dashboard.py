@@ -87,7 +87,7 @@ def test_variables_that_are_used_are_there_and_the_other_way_round() -> None:
     defined = {variable["name"] for variable in board["templating"]["list"]}
     text = json.dumps([board["panels"], board["annotations"]])
     used = set(re.findall(r"\$\{?([a-z]\w*)\}?", text))
-    assert defined == used == {"datasource", "instance", "task"}
+    assert defined == used == {"datasource", "namespace", "instance", "task"}
 
 
 def test_the_questions_stand_in_their_order() -> None:

@@ -106,6 +106,22 @@ async def test_each_setting_that_is_wrong_is_found(
     assert after.verdict == "ok" or (name, value) == ("maxmemory", "600kb")
 
 
+async def test_a_default_user_without_rights_is_found_by_whoever_may_ask(misset: RedisProcess) -> None:
+    # With `off` alone, as an ACL file takes it, Redis passes over its whole log when it starts.
+    misset.run("ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all")
+    assert (await found(misset.url))["default user"].verdict == "ok"
+    url = misset.url.replace("://", "://ann:secret@")
+    try:
+        misset.run("ACL", "SETUSER", "default", "-@all", "+acl", "+ping")
+        finding = (await found(url))["default user"]
+        misset.run("ACL", "SETUSER", "ann", "-acl")
+        assert "default user" not in await found(url)  # who may not ask is told nothing
+    finally:
+        misset.run("ACL", "SETUSER", "default", "+@all")
+    assert finding.verdict == "problem"
+    assert "ACL SETUSER default off resetpass ~* &* +@all" in finding.advice
+
+
 async def test_snapshots_that_fail_unseen(misset: RedisProcess) -> None:
     misset.run("CONFIG", "SET", "save", "3600 1")
     assert (await found(misset.url))["stop-writes-on-bgsave-error"].verdict == "ok"
