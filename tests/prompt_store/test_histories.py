@@ -44,7 +44,7 @@ async def test_a_history_under_faults_fits(threads: ThreadPoolExecutor, store: s
     history = await make_history(store, 1, threads, fault=fault, seconds=0.8)
     assert not history.wrong, said(history)  # how late the replicas were is the long form's to judge
     assert history.count("ok") > 0
-    assert history.windows > 0
+    assert history.windows > 0 or fault == "none"  # the one that does nothing may do it never
     assert history.sights > 0
 
 

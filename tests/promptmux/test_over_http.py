@@ -73,7 +73,9 @@ def test_moves_are_tried_again_and_never_guessed_about(arguments: list[str]) -> 
 def test_a_publish_is_tried_again() -> None:
     uploaded = answer({"created": True, **ACKNOWLEDGED}, 201)
     unknown = problem(404, "unknown_task")
-    with Misbehaving([reset, uploaded, BUSY, unknown, BUSY, answer(ACKNOWLEDGED)]) as server:
+    # What creates an alias is sent again only after an answer that says that nothing was done.
+    starting = problem(503, "not_ready")
+    with Misbehaving([reset, uploaded, BUSY, unknown, starting, answer(ACKNOWLEDGED)]) as server:
         file = str(PROMPTS / "sentiment.safetensors")
         shown = run("publish", file, "--server", server.url)
     assert shown.returncode == 0, shown.stderr
