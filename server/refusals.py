@@ -66,12 +66,9 @@ class Refusals:
         if work is None:
             work = self._under_way[version] = asyncio.create_task(self._prepare(task_id, version))
             work.add_done_callback(partial(self._ended, version))
-        try:
-            await asyncio.wait([work], timeout=patience)
-        finally:
-            if not work.done():
-                work.add_done_callback(lambda _: self._arrived.add(task_id))
+        await asyncio.wait([work], timeout=patience)
         if not work.done():
+            work.add_done_callback(lambda _: self._arrived.add(task_id))
             raise _StillFetched("the version is still being fetched from the store")
         work.result()
 

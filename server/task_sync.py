@@ -32,9 +32,8 @@ class TaskSync:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._gate = asyncio.Semaphore(_TASKS_AT_ONCE)
         self._tries: Counter[str] = Counter()  # how often in a row, the store answering otherwise
-        self.lost = (
-            False  # history is known to be lost, and not all was taken in anew since: no deletion is believed
-        )
+        # History is known to be lost, and not all was taken in anew since: no deletion is believed.
+        self.lost = False
 
     async def refresh(self, task_id: str) -> None:
         """Bring one task up to date now. Raises StoreUnavailable."""
