@@ -219,6 +219,28 @@ def test_without_a_shape_locusts_own_flags_are_enough() -> None:
     assert f"load test: passed ({counted} requests)" in ended.stdout
 
 
+STOPPED_BETWEEN_TWO = """
+import gevent
+from loadtest.locustfile import Caller
+
+def stopped_while_it_waits(user):
+    if user.environment.stats.total.num_requests == 20:
+        gevent.spawn(user.stop)  # locust ends it at once, but it is woken first, and sends
+    return 0
+
+Caller.wait_time = stopped_while_it_waits
+"""
+
+
+def test_a_request_that_locust_cut_off_as_it_began_is_no_failure(tmp_path: Path) -> None:
+    file = tmp_path / "locustfile.py"
+    file.write_text(STOPPED_BETWEEN_TWO)
+    with serving(fine) as server:
+        locust = ["locust", "-f", str(file), "--headless", "--only-summary", "-u1", "-t3s"]
+        ended = said([*locust, "--host", server.url, "--task-ids=a"], PYTHONPATH=str(ROOT))
+    assert "ok     failures: 0 of 20 " in ended.stdout, ended.stdout + ended.stderr
+
+
 def test_a_shape_that_was_cut_short_does_not_pass() -> None:
     with serving(fine) as server:
         flags = [
