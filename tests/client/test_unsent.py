@@ -35,6 +35,7 @@ from tests.client.misbehaving import (
     Misbehaving,
     answer,
     hang_up,
+    problem,
     silent,
 )
 from tests.client.virtual_time import AsyncBackend, Backend, Clock, Exchange, run_in
@@ -326,3 +327,9 @@ def test_events_and_what_they_say(events: list[tuple[str, dict[str, Any]]], stag
         sure.mark(*event)
         asyncio.run(stranger.mark_async(*event))
     assert (sure.stage, stranger.stage) == (stage, stage if events else Stage.UNKNOWN)
+
+
+def test_a_failure_of_the_server_leaves_a_write_in_doubt(ask: Asker) -> None:
+    with Misbehaving(always=problem(500, "internal_error")) as server, pytest.raises(OutcomeUnknown):
+        ask(server.url, delete, admin=True)
+    assert len(server.requests) == 1
