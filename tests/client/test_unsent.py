@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpcore
 import httpx
 import pytest
 from hypothesis import example, given, settings
@@ -26,7 +25,6 @@ from client import (
     Retries,
     UnreachableError,
 )
-from client.failure import Stage, Trail
 from tests.client.conftest import Asker
 from tests.client.misbehaving import (
     ACKNOWLEDGED,
@@ -35,6 +33,7 @@ from tests.client.misbehaving import (
     Misbehaving,
     answer,
     hang_up,
+    never_accepting,
     problem,
     silent,
 )
@@ -46,23 +45,6 @@ STEPS = ("connect", "write", "head", "part")
 
 def delete(client: Any) -> Any:
     return client.delete_version("t", VERSION)
-
-
-@contextlib.contextmanager
-def never_accepting() -> Iterator[tuple[str, socket.socket]]:
-    """A server that listens and never accepts, its queue so full that nobody else gets a connection; and its URL."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as open_:
-        for _ in range(64):
-            filler = open_.enter_context(socket.socket())
-            filler.settimeout(0.3)
-            try:
-                filler.connect(listener.getsockname())
-            except TimeoutError:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}", listener
-                return
-        pytest.fail(
-            "this system gives a connection to all, however full a server's queue: nothing hangs here"
-        )
 
 
 def arrived(listener: socket.socket) -> bytes:
@@ -243,90 +225,6 @@ def test_doubt_begins_with_the_first_byte(ask: Any, script: list[Exchange], time
     else:
         assert isinstance(told, UnreachableError)
         assert network.written == 0
-
-
-class Silent(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """A stranger that tells nothing of what it does, and then runs out of time."""
-
-    def __init__(self, error: type[httpx.TransportError]) -> None:
-        self._error = error
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        raise self._error("so it is", request=request)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return self.handle_request(request)
-
-
-@pytest.mark.parametrize(
-    "error", [httpx.ReadTimeout, httpx.WriteTimeout, httpx.ReadError, httpx.RemoteProtocolError]
-)
-def test_the_silence_of_a_stranger_says_nothing(ask: Asker, error: type[httpx.TransportError]) -> None:
-    with pytest.raises(OutcomeUnknown):
-        ask("http://server", delete, admin=True, transport=Silent(error))
-
-
-@pytest.mark.parametrize(
-    "error", [httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ConnectError, httpx.ProxyError]
-)
-def test_the_error_of_a_stranger_may_say_it(ask: Asker, error: type[httpx.TransportError]) -> None:
-    with pytest.raises(UnreachableError):
-        ask("http://server", delete, admin=True, transport=Silent(error))
-
-
-class Deaf(httpx.HTTPTransport):
-    """Not quite httpx's own: what it does is not told."""
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        del request.extensions["trace"]
-        return super().handle_request(request)
-
-
-class AsyncDeaf(httpx.AsyncHTTPTransport):
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        del request.extensions["trace"]
-        return await super().handle_async_request(request)
-
-
-@pytest.mark.parametrize("deaf", [True, False])
-def test_only_what_is_told_is_believed(ask: Asker, deaf: bool) -> None:
-    """A time that is over while the answer is awaited, or, of the async client, while nobody accepts."""
-    transports = {"sync": (httpx.HTTPTransport, Deaf), "async": (httpx.AsyncHTTPTransport, AsyncDeaf)}
-    transport = transports[ask.kind][deaf]
-    with Misbehaving([silent]) as server, pytest.raises(OutcomeUnknown):
-        ask(server.url, delete, admin=True, timeout=0.3, transport=transport())
-    doubt = deaf and ask.kind == "async"  # httpx's own error says it to the blocking one
-    with never_accepting() as (url, _), pytest.raises(OutcomeUnknown if doubt else DeadlineExceeded):
-        ask(url, delete, admin=True, timeout=0.3, transport=transport())
-
-
-def _request(method: bytes) -> dict[str, Any]:
-    return {"request": httpcore.Request(method, "http://server/")}
-
-
-@pytest.mark.parametrize(
-    ("events", "stage"),
-    [
-        ([], Stage.WAITING),
-        ([("connection.connect_tcp.started", {})], Stage.CONNECTING),
-        ([("socks.setup_socks5_connection.started", {})], Stage.CONNECTING),
-        ([("http11.send_request_headers.started", _request(b"CONNECT")), ("http11.response_closed.started", {}),
-          ("proxy.start_tls.started", {})], Stage.CONNECTING),
-        ([("http11.send_request_headers.started", _request(b"CONNECT")),
-          ("http11.send_request_headers.started", _request(b"DELETE"))], Stage.SENDING),
-        ([("http2.send_connection_init.started", _request(b"PUT"))], Stage.SENDING),
-        ([("http11.send_request_headers.started", _request(b"PUT")), ("connection.connect_tcp.started", {})],
-         Stage.SENDING),
-        ([("http4.something.new", {})], Stage.SENDING),
-        ([("?", {"request": None})], Stage.SENDING),
-    ],
-)  # fmt: skip
-def test_events_and_what_they_say(events: list[tuple[str, dict[str, Any]]], stage: Stage) -> None:
-    sure, stranger = Trail(told=True), Trail(told=False)
-    for event in events:
-        sure.mark(*event)
-        asyncio.run(stranger.mark_async(*event))
-    assert (sure.stage, stranger.stage) == (stage, stage if events else Stage.UNKNOWN)
 
 
 def test_a_failure_of_the_server_leaves_a_write_in_doubt(ask: Asker) -> None:
