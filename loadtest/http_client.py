@@ -147,51 +147,59 @@ def open_loop(
     *,
     connections: int,
     patience: float = 10.0,
+    groups: Sequence[str] | None = None,
     keep_heads: bool = False,
     keep_trace: bool = False,
 ) -> Load:
     """Send one request at each of `times` (not empty), without waiting for the answers to those before.
+
+    With `groups`, one for each request, every group has `connections` of its own: callers do not share theirs, and
+    those of one whose requests all wait must not keep the others' from being sent.
 
     A request that finds every connection busy is sent when one is free, but its latency counts from when it should
     have been sent: otherwise a server that stalls would hold back the very requests that show it (coordinated
     omission). `patience` seconds after the last intended time what is still open is unanswered.
     """
     tally, source = _Tally(keep_heads, keep_trace), iter(written)
-    idle = deque(Line(url) for _ in range(connections))
+    whose = groups or [""] * len(times)
+    idle = {group: deque(Line(url) for _ in range(connections)) for group in sorted(set(whose))}
+    waiting: dict[str, deque[int]] = {
+        group: deque() for group in idle
+    }  # their time has come, without a connection
     busy: set[Line] = set()
-    waiting: deque[int] = deque()  # requests whose time has come, without a connection
     nth, end = 0, times[-1] + patience
     clock = _Clock()
     try:
         while (now := clock.now()) < end and (busy or nth < len(times)):
             while nth < len(times) and times[nth] <= now:
-                if idle:
+                if idle[whose[nth]]:
                     tally.lags.append(now - times[nth])
-                    line = idle.popleft()
+                    line = idle[whose[nth]].popleft()
                     line.freshen(now)
                     line.send(next(source), times[nth], nth)
                     busy.add(line)
                 else:
-                    waiting.append(nth)
+                    waiting[whose[nth]].append(nth)
                 nth += 1
             until = times[nth] if nth < len(times) else end
             for line in select.select(busy, [], [], max(0.0, until - clock.now()))[0]:
                 if not tally.take(line, clock):
                     continue
-                if waiting:
+                group = whose[line.nth]
+                if waiting[group]:
                     tally.late += 1
-                    late = waiting.popleft()
+                    late = waiting[group].popleft()
                     line.send(next(source), times[late], late)
                 else:
                     busy.remove(line)
                     line.used = clock.now()
-                    idle.append(line)
+                    idle[group].append(line)
+        left = [*(line.nth for line in busy), *itertools.chain(*waiting.values()), *range(nth, len(times))]
         if keep_trace:
-            left = [*(line.nth for line in busy), *waiting, *range(nth, len(times))]
             tally.trace.extend(Sent(one, times[one], math.inf, "failed") for one in left)
-        return tally.load(clock, unanswered=len(busy) + len(waiting) + len(times) - nth)
+        return tally.load(clock, unanswered=len(left))
     finally:
-        for line in [*idle, *busy]:
+        for line in [*itertools.chain(*idle.values()), *busy]:
             line.close()
 
 

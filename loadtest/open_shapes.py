@@ -25,9 +25,10 @@ from loadtest.timeline import GREEDY, OTHERS, Timeline
 _USUAL: Final = 0.7  # of the closed loop's throughput
 _STEPS: Final = (0.3, 0.5, 0.7, 0.9)
 _QUIET, _SPIKE = 0.3, 1.2
+_FLOOD: Final = 1.3
 _LONGEST: Final = 60.0  # of a soak's open loop
 _SETTLE: Final = 1.0
-_CONNECTIONS: Final = 512
+_CONNECTIONS: Final = 400  # of a group; `select` takes 1024 in all
 _WRITTEN: Final = 8192  # requests of a group, then again from the start
 
 
@@ -61,8 +62,13 @@ def segments(options: argparse.Namespace, closed: Record) -> list[Segment]:
     if options.shape == "greedy":
         others = _USUAL * closed.part(1).rate / (1 + options.greedy_times)
         both = {OTHERS: others, GREEDY: options.greedy_times * others}
+        flood = {OTHERS: others, GREEDY: _FLOOD * closed.part(1).rate}
         return _sent(
-            [Segment("others alone", each, {OTHERS: others}), Segment("with a greedy task", each, both)]
+            [
+                Segment("others alone", each, {OTHERS: others}),
+                Segment("with a greedy task", each, both),
+                Segment(f"flooded by it, {_FLOOD:.0%}", each, flood),  # alone more than the server carries
+            ]
         )
     seconds = min(_LONGEST, options.soak_seconds) if options.shape == "soak" else each
     return _sent([Segment(f"{_USUAL:.0%}", seconds, {OTHERS: _USUAL * closed.part(0).rate})])
@@ -85,6 +91,7 @@ def send(aim: Target, asked: list[Segment], options: argparse.Namespace) -> Reco
         _written(aim, groups, options),
         [at for at, _ in due],
         connections=_CONNECTIONS,
+        groups=groups,
         keep_trace=True,
     )
     timeline = Timeline()

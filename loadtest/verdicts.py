@@ -82,7 +82,7 @@ def remarks(record: Record) -> Iterator[str]:
                 break
         else:
             yield "throughput grew to the last step: the knee lies beyond it (--ramp-to)"
-    if record.shape == "greedy" and len(record.stretches) == 2:
+    if record.shape == "greedy" and len(record.stretches) >= 2:
         times = record.part(1, GREEDY).sent / max(1, record.part(1, OTHERS).sent)
         yield f"the greedy task sent {times:.1f} times as much as all others"
         yield f"the others' p99 was {_slowdown(record):.1f} times what it was alone"
@@ -254,6 +254,10 @@ def _judge_greedy(record: Record, bounds: Bounds) -> list[Check]:
         Check("the others' failures", f"{others.failed:,} of {others.sent:,}", "none", not others.failed),
         _refusals(others, bounds, "the others' refusals"),
         _p99(beside, bounds.p99, "the others' p99 beside the greedy task"),
+        *(
+            _p99(record.part(nth, OTHERS), bounds.p99, f"the others' p99, {record.stretches[nth].name}")
+            for nth in range(2, len(record.stretches))
+        ),
     ]
     if record.loop == "closed":  # in an open one it tells how full the server is, before how fair
         slower = _slowdown(record)

@@ -78,6 +78,7 @@ def create_apps(
         Limits(
             settings.max_batch_tokens,
             settings.max_batch_rows,
+            settings.max_batch_seconds,
             settings.max_queue_rows,
             settings.max_queue_tokens,
         ),

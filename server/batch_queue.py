@@ -92,8 +92,8 @@ class BatchQueue(Generic[R]):
     """The jobs that wait. Every method may be called from any thread."""
 
     def __init__(self, batch_tokens: int, batch_rows: int) -> None:
-        """The most of one batch; a row that is larger goes alone rather than never."""
-        self._batch_tokens, self._batch_rows = batch_tokens, batch_rows
+        """The most of one batch; a row that is larger goes alone rather than never. `batch_tokens` may change."""
+        self.batch_tokens, self._batch_rows = batch_tokens, batch_rows
         # Jobs take turns: a long one cannot hold up the others.
         self._turn: Final = max(1, batch_rows // 4)
         self._change = threading.Condition(threading.Lock())
@@ -167,7 +167,7 @@ class BatchQueue(Generic[R]):
             row = job.rows[at]
             cost = len(row) + job.extra
             if batch.rows and (
-                batch.tokens + cost > self._batch_tokens
+                batch.tokens + cost > self.batch_tokens
                 or len(batch.rows) == self._batch_rows
                 or batch.tokens >= share
             ):

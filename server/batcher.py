@@ -25,10 +25,16 @@ R = TypeVar("R", bound=Sized)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one batch and of all that is outstanding (queued or on the device)."""
+    """Bounds of one batch and of all that is outstanding (queued or on the device).
+
+    `batch_seconds` is about how long a batch may take, by what the last ones took. What comes while all lanes are busy
+    waits for the batch that runs and for its own: on a device where a hundred rows take half a second, that is a
+    second for a caller with one row, and rows in batches of thirty cost hardly more.
+    """
 
     batch_tokens: int
     batch_rows: int
+    batch_seconds: float
     queue_rows: int
     queue_tokens: int
 
@@ -114,6 +120,8 @@ class Batcher(Generic[R]):
         if not batch.rows:
             return
         self._drain.saw(len(batch.rows), batch.tokens, seconds / self._queue.lanes)
+        within = self._drain.tokens_in(self._limits.batch_seconds) / self._queue.lanes
+        self._queue.batch_tokens = max(1, round(min(within, self._limits.batch_tokens)))
         metrics.forward_time.observe(seconds)
         metrics.batch_rows.observe(len(batch.rows))
         metrics.batch_tokens.observe(batch.tokens)
@@ -189,6 +197,9 @@ class _DrainRate:
         self._rows = keep * self._rows + rows
         self._tokens = keep * self._tokens + tokens
         self._seconds = keep * self._seconds + seconds
+
+    def tokens_in(self, seconds: float) -> float:
+        return self._tokens / self._seconds * seconds if self._seconds else math.inf
 
     def seconds_for(self, rows: int, tokens: int) -> float:
         if self._seconds == 0.0:

@@ -71,6 +71,9 @@ class Settings(BaseSettings):
 
     max_batch_tokens: int = Field(4096, ge=16, description="tokens of one batch, virtual ones included")
     max_batch_rows: int = Field(128, ge=1, description="rows of one batch")
+    max_batch_seconds: float = Field(
+        0.1, gt=0, description="about how long one batch may take, by what the last ones took"
+    )
     max_queue_rows: int = Field(
         4096,
         ge=1,

@@ -11,7 +11,7 @@ from server.errors import InferenceFailed, NumericalError, Overloaded
 from server.metrics import Metrics
 
 Row = str  # the batcher knows a row's length only
-LIMITS = Limits(batch_tokens=20, batch_rows=4, queue_rows=40, queue_tokens=100)
+LIMITS = Limits(batch_tokens=20, batch_rows=4, batch_seconds=100, queue_rows=40, queue_tokens=100)
 
 
 def new(metrics: Metrics, **changed: int) -> Batcher[Row]:
@@ -206,6 +206,35 @@ async def test_retry_after_follows_the_measured_rate(metrics: Metrics) -> None:
     assert batcher.retry_after() == pytest.approx(20.0)
     await turn(batcher)
     await waiting
+
+
+async def test_a_batch_takes_about_as_long_as_it_may(metrics: Metrics) -> None:
+    batcher = new(
+        metrics, batch_rows=100, batch_tokens=50, batch_seconds=1, queue_rows=1000, queue_tokens=10_000
+    )
+
+    async def batch_of(rows: int, seconds: float) -> int:
+        jobs = [submit(batcher, ["x"] * 2) for _ in range(rows)]
+        await settle()
+        batch = batcher.take()
+        batcher.finish(batch, score(batch), seconds)
+        while not all(job.done() for job in jobs):
+            await settle()
+            rest = batcher.take()
+            batcher.finish(rest, score(rest), len(rest.rows) * seconds / len(batch.rows))
+            await settle()
+        return batch.tokens
+
+    assert await batch_of(40, seconds=5.0) == 50  # nothing is known yet: the bound of tokens
+    assert await batch_of(40, seconds=1.0) == 10  # ten tokens a second, so far
+    assert await batch_of(40, seconds=1.0) == 10
+    assert await batch_of(40, seconds=0.001) == 10
+    for _ in range(3):
+        await batch_of(40, seconds=0.001)
+    assert await batch_of(40, seconds=0.001) == 50  # fast again
+    for _ in range(30):
+        await batch_of(1, seconds=30.0)
+    assert await batch_of(3, seconds=30.0) == 1  # a row at least, however slow
 
 
 async def test_wake_ends_a_wait_without_a_batch(metrics: Metrics) -> None:

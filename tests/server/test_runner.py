@@ -29,7 +29,7 @@ class Device:
 @pytest.fixture
 async def device(metrics: Metrics) -> AsyncIterator[Device]:
     loop = asyncio.get_running_loop()
-    batcher: Batcher[Any] = Batcher(Limits(1000, 100, 1000, 10_000), metrics, loop=loop)
+    batcher: Batcher[Any] = Batcher(Limits(1000, 100, 100.0, 1000, 10_000), metrics, loop=loop)
     runner, backbone = Runner(batcher, loop=loop), FakeBackbone()
     await runner.start(lambda: backbone)  # type: ignore[arg-type, return-value]
     yield Device(batcher, runner, backbone)
@@ -149,7 +149,7 @@ async def test_a_device_that_is_gone_does_not_keep_its_lane_for_long(
 
 async def test_a_backbone_that_cannot_be_loaded_says_so(metrics: Metrics) -> None:
     loop = asyncio.get_running_loop()
-    runner = Runner(Batcher(Limits(10, 10, 10, 10), metrics, loop=loop), loop=loop)
+    runner = Runner(Batcher(Limits(10, 10, 100.0, 10, 10), metrics, loop=loop), loop=loop)
 
     def load() -> Any:
         raise OSError("no such model")
