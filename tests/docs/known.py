@@ -29,11 +29,12 @@ from server.errors import InvalidRequest
 from server.schemas import ClassifyBody, parse_body
 from tests.docs import kubectl
 from tests.docs.pages import ROOT
+from tests.docs.shell import commands
 
 # Of every system, or of the image of the machine that they are for; what they are given is looked at by `paths`.
 PLAIN = {
-    "cat", "cp", "cut", "df", "git", "grep", "haproxy", "head", "id", "kind", "locust", "nvidia-smi", "printf", "sed",
-    "sh", "sleep", "tail", ".",
+    "cat", "cp", "cut", "df", "export", "git", "grep", "haproxy", "head", "id", "kind", "locust", "nvidia-smi",
+    "printf", "sed", "sleep", "tail", ".",
 }  # fmt: skip
 _OURS = ("deploy", "docker", "docs", "examples", "loadtest", "scripts", "tests")
 _READERS = ("docker/secrets", "loadtest/results")  # made on the reader's machine
@@ -169,6 +170,12 @@ def _docker(words: Sequence[str]) -> Complaints:
             yield from complaints(plain[2:])
 
 
+def _sh(words: Sequence[str]) -> Complaints:
+    if words[0] == "-c":
+        for command in commands(words[1]):
+            yield from complaints(command)
+
+
 def _make(words: Sequence[str]) -> Complaints:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     yield from (f"make has no target {word}" for word in words if "=" not in word and word not in targets)
@@ -182,4 +189,5 @@ def _kubectl(words: Sequence[str]) -> Complaints:
 
 _CHECKS: Mapping[str, Callable[[Sequence[str]], Complaints]] = {
     "curl": _curl, "docker": _docker, "kubectl": _kubectl, "make": _make, "promptmux": _promptmux, "python": _python,
+    "sh": _sh,
 }  # fmt: skip

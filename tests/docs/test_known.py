@@ -69,6 +69,7 @@ SLIPS_OF_KUBECTL = [
     ("kubectl -n promptmux create secret generic trainer-key", "trainer-key"),
     ("kubectl label namespace anybody promptmux.dev/gate=true", "gate"),
     ("kubectl -n promptmux exec POD -- promptmux doktor", "doktor"),
+    ('kubectl -n promptmux exec POD -- sh -c "promptmux tasks --stor URL"', "--stor"),
     ("kubectl apply -k", "wants a value"),
 ]
 
