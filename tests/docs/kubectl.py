@@ -12,13 +12,15 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import yaml
+
 from tests.deploy.agreement import MADE_BY_HAND
 from tests.deploy.manifests import K8S, OVERLAYS, ROOT, TRAININGS, Object, kubectl, pod_templates, render
 
-KINDS = {
-    kind.lower(): kind
-    for kind in ("Deployment", "StatefulSet", "Job", "CronJob", "Service", "Pod", "Secret", "Namespace", "Node")
-} | {
+_LONG = (
+    "Deployment", "StatefulSet", "Job", "CronJob", "Service", "Pod", "Secret", "Namespace", "Node", "ScaledObject",
+)  # fmt: skip
+KINDS = {kind.lower(): kind for kind in _LONG} | {
     "deploy": "Deployment", "sts": "StatefulSet", "svc": "Service", "po": "Pod", "pods": "Pod", "nodes": "Node",
     "hpa": "HorizontalPodAutoscaler", "pdb": "PodDisruptionBudget", "events": "Event", "prometheus": "Prometheus",
 }  # fmt: skip
@@ -27,8 +29,8 @@ STAND_INS = {"POD", "NODE"}  # names that a reader fills in
 NAMES_A_POD = {"logs", "exec", "port-forward"}  # a name without a kind is a pod's there
 _VERBS = (
     "apply", "apply set-last-applied", "apply view-last-applied", "cp", "create secret generic", "delete", "describe",
-    "exec", "get", "kustomize", "label", "logs", "port-forward", "rollout restart", "rollout status", "rollout undo",
-    "scale", "taint", "wait",
+    "exec", "get", "kustomize", "label", "logs", "patch", "port-forward", "rollout pause", "rollout restart",
+    "rollout resume", "rollout status", "rollout undo", "scale", "taint", "wait",
 )  # fmt: skip
 FLEET = "../my-fleet/"  # what pages call the reader's copy of deploy/k8s
 
@@ -97,7 +99,15 @@ def _read_as(verb: str, words: Sequence[str], *, lax: bool = False) -> Call:
 def objects() -> tuple[Object, ...]:
     """Every object that any page has a reader apply."""
     folders = [*(K8S / name for name in (*OVERLAYS, *TRAININGS)), ROOT / "loadtest"]
-    return tuple(one for folder in folders for one in render(folder))
+    rendered = [one for folder in folders for one in render(folder)]
+    # A component cannot be rendered by itself; these are what some add.
+    added = [
+        one
+        for file in sorted((K8S / "components").glob("*/*.yaml"))
+        for one in yaml.safe_load_all(file.read_text(encoding="utf-8"))
+        if isinstance(one, dict) and {"kind", "metadata"} <= one.keys()
+    ]
+    return (*rendered, *added)
 
 
 @functools.cache
@@ -119,7 +129,7 @@ def complaints(words: Sequence[str]) -> Iterator[str]:
     for pair in ",".join(call.flags.get("--selector", [])).split(","):
         if pair and not any(pair in _labels(template) for _, template in pod_templates(objects())):
             yield f"no pod has the label {pair}"
-    if call.verb in ("get", "describe", "delete", "scale", "wait") or call.verb.startswith(
+    if call.verb in ("get", "describe", "delete", "patch", "scale", "wait") or call.verb.startswith(
         ("rollout", "apply ")
     ):
         yield from _named(_references(call.words), space)

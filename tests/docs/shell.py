@@ -47,7 +47,7 @@ def _split(words: list[str]) -> Iterator[list[str]]:
     command: list[str] = []
     redirected = False
     for word in [*words, ";"]:
-        if set(word) <= set("();<>|&"):
+        if word and set(word) <= set("();<>|&"):
             redirected = word.strip("&") in ("<", ">", ">>")
             if redirected and command and command[-1].isdigit():
                 command.pop()  # the 2 of `2>`

@@ -50,6 +50,7 @@ RIGHT_OF_KUBECTL = [
     "kubectl -n promptmux port-forward deploy/promptmux 8000 8001",
     "kubectl apply -k ../my-fleet/overlays/gpu",
     "kubectl label namespace anybody promptmux.dev/gateway=true",
+    "kubectl -n promptmux patch scaledobject promptmux --type merge --patch '{}'",
 ]
 SLIPS_OF_KUBECTL = [
     ("kubectl -n promptmux log POD", "log POD"),
@@ -70,6 +71,7 @@ SLIPS_OF_KUBECTL = [
     ("kubectl label namespace anybody promptmux.dev/gate=true", "gate"),
     ("kubectl -n promptmux exec POD -- promptmux doktor", "doktor"),
     ('kubectl -n promptmux exec POD -- sh -c "promptmux tasks --stor URL"', "--stor"),
+    ("kubectl -n promptmux patch hpa prompt --patch '{}'", "HorizontalPodAutoscaler prompt"),
     ("kubectl apply -k", "wants a value"),
 ]
 
@@ -111,7 +113,7 @@ def test_a_block_is_read_as_a_shell_would() -> None:
 # a comment
 A=1 one --flag "two words" | grep 'a|b' >file 2>&1 && two \\
   continued   # why
-until three; do sleep 1; done
+until three ""; do sleep 1; done
 printf %s "$(four --five)" > told
 curl -d '{"a":
   "b"}' http://x &
@@ -124,7 +126,7 @@ END
         ["one", "--flag", "two words"],
         ["grep", "a|b"],
         ["two", "continued"],
-        ["three"],
+        ["three", ""],
         ["sleep", "1"],
         ["printf", "%s", ANSWER],
         ["curl", "-d", '{"a":\n  "b"}', "http://x"],

@@ -41,3 +41,11 @@ def test_names_are_found_in_commands_and_in_sentences() -> None:
         "```sh not-run: needs a cluster\nkubectl logs POD | grep -E 'one_event|other_event'\n```\n"
     )
     assert list(names(page)) == ["one_event", "other_event", "a_setting"]
+
+
+def test_prompts_are_copied_out_of_the_folder_that_servers_keep_them_in() -> None:
+    page = PAGES["docs/runbooks/PromptmuxStoreHistoryLost.md"].read_text(encoding="utf-8")
+    settings = (ROOT / "deploy/k8s/base/settings.env").read_text(encoding="utf-8")
+    (folder,) = re.findall(r"^PROMPTMUX_CACHE_DIR=(.*)$", settings, re.M)
+    (copied,) = re.findall(r"cp POD:(\S+)", page)
+    assert copied == f"{folder}/prompts"  # as server/app.py has it
