@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+# Whole files to each process; most tests wait for servers of their own, few need a core for long.
+TESTS  := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help run test check format bench loadtest knee examples lock clean
 
@@ -14,7 +16,7 @@ run: $(VENV)/.ready  ## Serve the demo tasks on http://127.0.0.1:8000 (ARGS="--p
 	$(BIN)/promptmux serve --store file://var/store --seed-dir examples/prompts $(ARGS)
 
 test: $(VENV)/.ready-dev  ## Run the tests (ARGS="tests/server -k admin" for some of them).
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q $(TESTS) $(ARGS)
 
 check: $(VENV)/.ready-dev  ## Lint, format, types, import contracts.
 	$(BIN)/ruff check .

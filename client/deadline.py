@@ -59,7 +59,9 @@ def hold_deadlines(http: httpx.Client) -> None:
     """Let the client's connections look at the clock before each wait.
 
     httpx has no public way to a connection's streams. Where a later one keeps its pool elsewhere, nothing is held here:
-    a deadline is then a timeout of each read, and the tests say so.
+    a deadline is then a timeout of each read, and the tests say so. In public, httpcore's pools take a
+    `network_backend`; but who makes the pool has to do again what httpx keeps to itself: its errors out of httpcore's,
+    three kinds of proxies, and what HTTP_PROXY and NO_PROXY mean, which the async client would then read otherwise.
     """
     for transport in (http._transport, *http._mounts.values()):
         pool = getattr(transport, "_pool", None)

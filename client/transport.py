@@ -18,7 +18,7 @@ import httpx
 
 from client.deadline import Deadline, Left, hold_deadlines
 from client.errors import InvalidAnswer, InvalidCall
-from client.failure import Failure, of_exception, of_response
+from client.failure import Failure, Trail, of_exception, of_response, tells
 from client.operation import Operation, Reply, header_value
 from client.retry import Budget, Retries, Tries
 
@@ -34,7 +34,12 @@ class _Base:
     """What both kinds of connection are made of."""
 
     def __init__(
-        self, base_url: str, key: str | None, timeout: float | None, retries: Retries | None
+        self,
+        base_url: str,
+        key: str | None,
+        timeout: float | None,
+        retries: Retries | None,
+        transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None,
     ) -> None:
         headers = {} if key is None else {"Authorization": f"Bearer {header_value('key', key)}"}
         try:
@@ -48,6 +53,7 @@ class _Base:
         self._timeout = timeout
         self._retries = Retries() if retries is None else retries
         self._budget = Budget(self._retries)
+        self._told = tells(transport)
 
     def _deadline_of(self, timeout: float | None, clock: Callable[[], float]) -> Deadline:
         return Deadline.after(self._timeout if timeout is None else timeout, clock)
@@ -101,7 +107,7 @@ class Connection(_Base):
 
         `transport`, `clock` and `sleep` replace the network and time in tests.
         """
-        super().__init__(base_url, key, timeout, retries)
+        super().__init__(base_url, key, timeout, retries, transport)
         self._http = httpx.Client(transport=transport, limits=_limits(connections), **self._options)
         hold_deadlines(self._http)
         self._clock, self._sleep = clock, sleep
@@ -134,10 +140,12 @@ class Connection(_Base):
     def _try(self, operation: Operation[Any], tries: Tries, deadline: Deadline) -> Reply | Failure:
         left = None if math.isinf(deadline.at) else Left(deadline)
         timeouts = dict.fromkeys(("connect", "read", "write", "pool"), left)
+        trail = Trail(self._told)
+        watched = {"timeout": timeouts, "trace": trail.mark}
         try:
-            response = self._http.request(**self._request(operation, tries), extensions={"timeout": timeouts})
+            response = self._http.request(**self._request(operation, tries), extensions=watched)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return of_exception(error, self._where, tries.request_id)
+            return of_exception(error, self._where, tries.request_id, trail)
         return self._judge(response, operation, tries)
 
 
@@ -164,7 +172,7 @@ class AsyncConnection(_Base):
 
         `transport` and `sleep` replace the network and waiting in tests; the clock is the event loop's.
         """
-        super().__init__(base_url, key, timeout, retries)
+        super().__init__(base_url, key, timeout, retries, transport)
         # The event loop ends a try that takes too long: httpx's own timeouts would only compete with it.
         self._http = httpx.AsyncClient(
             transport=transport, limits=_limits(connections), timeout=None, **self._options
@@ -197,11 +205,13 @@ class AsyncConnection(_Base):
             await self._sleep(tries.failed(answer))
 
     async def _try(self, operation: Operation[Any], tries: Tries, deadline: Deadline) -> Reply | Failure:
+        trail = Trail(self._told)
+        watched = {"trace": trail.mark_async}
         try:
             async with asyncio.timeout_at(None if math.isinf(deadline.at) else deadline.at):
-                response = await self._http.request(**self._request(operation, tries))
+                response = await self._http.request(**self._request(operation, tries), extensions=watched)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            return of_exception(error, self._where, tries.request_id)
+            return of_exception(error, self._where, tries.request_id, trail)
         return self._judge(response, operation, tries)
 
 

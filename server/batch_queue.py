@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar
+
+from server.fair_order import FairOrder
 
 Scores = tuple[float, ...]
 
@@ -41,21 +42,32 @@ class Scored:
 
 
 class Job(Generic[R]):
-    """One caller's rows. `taken` and `first_taken` are the queue's; everything else is the event loop's."""
+    """One caller's rows, which wait among those of their flow. `taken` and `first_taken` are the queue's; everything
+    else is the event loop's.
+    """
 
-    __slots__ = ("extra", "first_taken", "future", "pending", "rows", "scores", "slot", "submitted", "taken")
+    __slots__ = (
+        "extra", "first_taken", "flow", "future", "pending", "rows", "scores", "slot", "submitted", "taken",
+    )  # fmt: skip
 
-    def __init__(self, rows: Sequence[R], slot: int, extra: int, future: asyncio.Future[Scored]) -> None:
-        self.rows, self.slot, self.extra, self.future = rows, slot, extra, future
+    def __init__(
+        self,
+        rows: Sequence[R],
+        slot: int,
+        extra: int,
+        future: asyncio.Future[Scored],
+        flow: Hashable = None,
+    ) -> None:
+        self.rows, self.slot, self.extra, self.future, self.flow = rows, slot, extra, future, flow
         self.taken = 0
         self.first_taken = 0.0
         self.submitted = time.perf_counter()
         self.scores: list[Scores] = [()] * len(rows)
         self.pending = len(rows)
 
-    def cost(self) -> int:
-        """Tokens of the rows that no batch has yet."""
-        left = self.rows[self.taken :]
+    def cost(self, most: int | None = None) -> int:
+        """Tokens of the rows that no batch has yet, or of the first `most` of them."""
+        left = self.rows[self.taken :][:most]
         return sum(map(len, left)) + self.extra * len(left)
 
 
@@ -85,7 +97,7 @@ class BatchQueue(Generic[R]):
         # Jobs take turns: a long one cannot hold up the others.
         self._turn: Final = max(1, batch_rows // 4)
         self._change = threading.Condition(threading.Lock())
-        self._jobs: deque[Job[R]] = deque()
+        self._jobs: FairOrder[Job[R]] = FairOrder()
         self.waiting_tokens = 0
         self._busy = 0  # lanes that have taken a batch
         self.running_tokens = 0  # of these batches
@@ -94,11 +106,11 @@ class BatchQueue(Generic[R]):
         self.lanes = 1
 
     def put(self, jobs: Iterable[Job[R]]) -> None:
-        """Let these jobs wait behind the others."""
+        """Let these jobs wait, each behind those of its flow."""
         with self._change:
-            before = len(self._jobs)
-            self._jobs.extend(jobs)
-            self.waiting_tokens += sum(self._jobs[at].cost() for at in range(before, len(self._jobs)))
+            for job in jobs:
+                self._jobs.put(job, job.flow, job.cost(self._turn))
+                self.waiting_tokens += job.cost()
             self._change.notify(self.lanes)
 
     def wake(self, times: int = 1) -> None:
@@ -120,15 +132,16 @@ class BatchQueue(Generic[R]):
                 return batch
             share = (self.waiting_tokens + self.running_tokens) / (1 + self._busy + self.free)
             while self._jobs and batch.tokens < share:
-                job = self._jobs.popleft()
+                place = self._jobs.take()
+                job = place.item
                 if job.future.done():  # the caller has gone
                     batch.dropped += len(job.rows) - job.taken
                     self.waiting_tokens -= job.cost()
                 elif not self._fill(batch, job, share):
-                    self._jobs.appendleft(job)  # first in the next batch: it must not lose its place
+                    self._jobs.back(place)  # first in the next batch: it must not lose its place
                     break
                 elif job.taken < len(job.rows):
-                    self._jobs.append(job)  # its next turn
+                    self._jobs.put(job, job.flow, job.cost(self._turn))  # its next turn
             batch.alone = self.free == self.lanes - 1 and not self._jobs
             if batch.rows:
                 self._busy += 1

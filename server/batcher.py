@@ -1,7 +1,8 @@
 """The one way from callers to the device and back: rows in, scores out. Knows no torch, no HTTP and no prompt.
 
-Owns what is outstanding, and for how long that will take to drain. All of it belongs to the event loop; the device's
-lanes take their batches from the `BatchQueue` inside.
+Owns what is outstanding, and for how long that will take to drain. Who calls is of a flow (a task, for the server):
+flows share the device and the room in the queue evenly, however much one of them asks. All of it belongs to the event
+loop; the device's lanes take their batches from the `BatchQueue` inside.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -17,6 +18,7 @@ from typing import Generic, TypeVar
 from server.batch_queue import Batch, BatchQueue, Job, Scored, Scores, Sized
 from server.errors import InferenceFailed, NumericalError, Overloaded, TooManyInputs, Unavailable
 from server.metrics import Metrics
+from server.room import Room
 
 R = TypeVar("R", bound=Sized)
 
@@ -32,14 +34,13 @@ class Limits:
 
 
 class Batcher(Generic[R]):
-    """A bounded queue with a token budget per batch."""
+    """A bounded queue with a token budget per batch, shared evenly by the flows that wait in it."""
 
     def __init__(self, limits: Limits, metrics: Metrics, *, loop: asyncio.AbstractEventLoop) -> None:
         self._limits, self._metrics, self._loop = limits, metrics, loop
         self._queue: BatchQueue[R] = BatchQueue(limits.batch_tokens, limits.batch_rows)
         self._arrived: list[Job[R]] = []  # in this turn of the loop
-        self._rows = 0
-        self._tokens = 0
+        self._rows, self._tokens = Room(limits.queue_rows), Room(limits.queue_tokens)
         self._drain = _DrainRate()
 
     # -- the event loop's side ---------------------------------------------------------------------------
@@ -51,25 +52,26 @@ class Batcher(Generic[R]):
     @property
     def outstanding_rows(self) -> int:
         """Rows admitted and not answered yet."""
-        return self._rows
+        return self._rows.total
 
     @property
     def outstanding_tokens(self) -> int:
         """Tokens submitted and not answered yet."""
-        return self._tokens
+        return self._tokens.total
 
     @contextmanager
-    def admitted(self, rows: int) -> Iterator[None]:
+    def admitted(self, rows: int, flow: Hashable = None) -> Iterator[None]:
         """Count `rows` as outstanding from here to the end of the block. Overloaded when there is no room."""
-        if self._rows + rows > self._limits.queue_rows:
-            self._refuse("rows")
-        self._rows += rows
+        self._check(self._rows, "rows", rows, flow)
+        self._rows.take(flow, rows)
         try:
             yield
         finally:
-            self._rows -= rows
+            self._rows.give(flow, rows)
 
-    async def submit(self, rows: Sequence[R], slot: int, *, extra_tokens: int = 0) -> Scored:
+    async def submit(
+        self, rows: Sequence[R], slot: int, *, extra_tokens: int = 0, flow: Hashable = None
+    ) -> Scored:
         """Scores of `rows` under the prompt in `slot`; a row costs its length and `extra_tokens`.
 
         Raises what ended the job. A cancelled caller's rows leave the queue without reaching the device.
@@ -77,10 +79,9 @@ class Batcher(Generic[R]):
         tokens = sum(map(len, rows)) + extra_tokens * len(rows)
         if tokens > self._limits.queue_tokens:
             raise TooManyInputs("these texts are more tokens than the server ever queues; send fewer at once")
-        if self._tokens + tokens > self._limits.queue_tokens:
-            self._refuse("tokens")
-        job = Job(rows, slot, extra_tokens, self._loop.create_future())
-        self._tokens += tokens
+        self._check(self._tokens, "tokens", tokens, flow)
+        job = Job(rows, slot, extra_tokens, self._loop.create_future(), flow)
+        self._tokens.take(flow, tokens)
         if not self._arrived:
             # What arrives in the same turn of the loop is dealt to the lanes at once, and wakes each of them once.
             self._loop.call_soon(self._hand_over)
@@ -88,19 +89,22 @@ class Batcher(Generic[R]):
         try:
             return await job.future
         finally:
-            self._tokens -= tokens
+            self._tokens.give(flow, tokens)
 
     def retry_after(self) -> float:
         """Seconds until what is outstanding now will have drained, by the measured rate."""
-        return self._drain.seconds_for(self._rows, self._tokens)
+        return self._drain.seconds_for(self._rows.total, self._tokens.total)
 
     def _hand_over(self) -> None:
         self._queue.put(self._arrived)
         self._arrived = []
 
-    def _refuse(self, reason: str) -> None:
-        self._metrics.rejected.labels(reason).inc()
-        raise Overloaded("the queue is full; try again later", retry_after=min(60.0, self.retry_after()))
+    def _check(self, room: Room, unit: str, amount: int, flow: Hashable) -> None:
+        if (full := room.refuses(flow, amount)) == "":
+            return
+        self._metrics.rejected.labels(unit if full == "all" else "task").inc()
+        why = "the queue is full" if full == "all" else "this task's share of the queue is full"
+        raise Overloaded(f"{why}; try again later", retry_after=min(60.0, self.retry_after()))
 
     def _deliver(
         self, batch: Batch[R], scores: Sequence[Scores | None] | None, seconds: float, ended: float

@@ -84,13 +84,13 @@ class Engine:
         """Scores for every text of the call, all under one version."""
         if call.min_revision is not None:
             # Who waits takes up room like who is served: a crowd that waits must not grow without bound.
-            with self._batcher.admitted(len(call.texts)):
+            with self._batcher.admitted(len(call.texts), call.task_id):
                 await self._reach(call, call.min_revision)
         revision = self._view.text
         version = self._catalogue.resolve(call.task_id, call.version, call.draw)
         counts = self._traffic.of(version)
         try:
-            with self._batcher.admitted(len(call.texts)):
+            with self._batcher.admitted(len(call.texts), call.task_id):
                 answer = await self._ask(call, version, revision)
         except BaseException as error:  # a cancelled call, too, is one that the version did not answer
             if counts is not None:
@@ -144,7 +144,9 @@ class Engine:
             rows = await asyncio.to_thread(_encode, slot, call)
         tokenize = time.perf_counter() - began
         self._metrics.tokenize_time.observe(tokenize)
-        scored = await self._batcher.submit(rows, slot.index, extra_tokens=slot.extra_tokens)
+        scored = await self._batcher.submit(
+            rows, slot.index, extra_tokens=slot.extra_tokens, flow=call.task_id
+        )
         return Answer(
             slot,
             scored.scores,

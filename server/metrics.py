@@ -79,7 +79,11 @@ class Metrics:
 
         self.queue_rows = gauge("queue_rows", "Rows accepted and not answered yet")
         self.queue_tokens = gauge("queue_tokens", "Tokens accepted and not answered yet")
-        self.rejected = counter("rejected_requests", "Requests answered 429", "reason")
+        self.rejected = counter(
+            "rejected_requests",
+            "Requests answered 429: the queue's rows, its tokens, or the task's share of them",
+            "reason",
+        )
         self.dropped_rows = counter(
             "dropped_rows", "Rows thrown away in the queue because their caller had gone"
         )
@@ -175,7 +179,7 @@ class Metrics:
 
     def _begin_at_zero(self) -> None:
         """Show what alerts watch from the start: a series that begins with 1 is no increase to Prometheus."""
-        for reason in ("rows", "tokens"):
+        for reason in ("rows", "tokens", "task"):
             self.rejected.labels(reason)
         for result in ("loaded", "failed"):
             self.prompt_loads.labels(result)

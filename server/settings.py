@@ -71,9 +71,13 @@ class Settings(BaseSettings):
 
     max_batch_tokens: int = Field(4096, ge=16, description="tokens of one batch, virtual ones included")
     max_batch_rows: int = Field(128, ge=1, description="rows of one batch")
-    max_queue_rows: int = Field(4096, ge=1, description="rows accepted and not answered; more get 429")
+    max_queue_rows: int = Field(
+        4096,
+        ge=1,
+        description="rows accepted and not answered; more get 429. A task alone gets three quarters of them",
+    )
     max_queue_tokens: int = Field(
-        1_000_000, ge=16, description="tokens accepted and not answered; more get 429"
+        1_000_000, ge=16, description="tokens accepted and not answered; more get 429, shared as the rows are"
     )
     prompt_cache_bytes: int = Field(512 * 2**20, ge=0, description="device memory for prompts")
     host_cache_bytes: int = Field(2**30, ge=0, description="host memory for prompt files")

@@ -2,6 +2,9 @@
 server.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from trainer.config import (
     DataConfig,
     HeadConfig,
@@ -20,11 +23,13 @@ from trainer.errors import (
     TrainingFailedError,
     TrainingInterruptedError,
 )
-from trainer.evaluate import evaluate
 from trainer.publish import Publication, publish
-from trainer.run import RunResult, resume, train
 from trainer.scores import LabelScores, Scores
 from trainer.sources import Columns, Example, read_examples
+
+if TYPE_CHECKING:
+    from trainer.evaluation import evaluate
+    from trainer.run import RunResult, resume, train
 
 __all__ = [
     "Columns",
@@ -54,3 +59,17 @@ __all__ = [
     "to_toml",
     "train",
 ]
+
+# What needs torch, whose import takes seconds: who publishes a file, or reads one of examples, does not wait for it.
+_WITH_TORCH = {
+    "RunResult": "trainer.run",
+    "evaluate": "trainer.evaluation",
+    "resume": "trainer.run",
+    "train": "trainer.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WITH_TORCH[name]), name)

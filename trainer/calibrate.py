@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prompt_store import Calibration
-from trainer.evaluate import loss
+from trainer.evaluation import loss
 from trainer.scores import Targets
 
 

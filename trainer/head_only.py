@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.evaluate import loss, score
+from trainer.evaluation import loss, score
 from trainer.scores import Scores, Targets
 
 # Weights of the squared norm beside the mean loss, from hardly any to strong.

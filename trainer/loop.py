@@ -20,7 +20,7 @@ from backbone import Backbone, Row
 from prompt_store import Manifest
 from trainer.config import OptimiserConfig
 from trainer.errors import TrainingFailedError
-from trainer.evaluate import Encoded, logits, loss, score
+from trainer.evaluation import Encoded, logits, loss, score
 from trainer.methods import Group, group_of
 from trainer.report import Point
 from trainer.rows import TrainingRows

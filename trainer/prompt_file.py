@@ -21,7 +21,7 @@ from trainer.calibrate import calibrate
 from trainer.config import MAX_GOLDEN, GoldenConfig, TrainConfig
 from trainer.data import TaskData
 from trainer.errors import ConfigError
-from trainer.evaluate import Encoded, encode, logits, score
+from trainer.evaluation import Encoded, encode, logits, score
 from trainer.methods import group_of
 from trainer.scores import Scores, decide
 from trainer.sources import Example

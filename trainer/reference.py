@@ -22,7 +22,7 @@ from backbone import Row, load_backbone
 from trainer.config import TrainConfig, load_config
 from trainer.data import TaskData, load_examples
 from trainer.errors import TrainerError
-from trainer.evaluate import Encoded, encode, features, logits, loss, score
+from trainer.evaluation import Encoded, encode, features, logits, loss, score
 from trainer.head_only import fit_probe
 from trainer.loop import deterministic
 from trainer.methods import build_manifest, resolve

@@ -20,7 +20,7 @@ from prompt_store import Manifest, parse_template
 from trainer.config import TrainConfig
 from trainer.data import load_examples
 from trainer.errors import ConfigError, RunFolderError, TrainingInterruptedError
-from trainer.evaluate import Encoded, encode, features, score
+from trainer.evaluation import Encoded, encode, features, score
 from trainer.head_only import fit_probe, random_head
 from trainer.init import Initialiser
 from trainer.interrupt import StopRequest, stop_on_signals

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
@@ -190,3 +191,20 @@ def late(seconds: float) -> Action:
 
 def body(request: Request) -> Any:
     return json.loads(request.body)
+
+
+@contextlib.contextmanager
+def never_accepting() -> Iterator[tuple[str, socket.socket]]:
+    """A server that listens and never accepts, its queue so full that nobody else gets a connection; and its URL."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as open_:
+        for _ in range(64):
+            filler = open_.enter_context(socket.socket())
+            filler.settimeout(0.3)
+            try:
+                filler.connect(listener.getsockname())
+            except TimeoutError:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}", listener
+                return
+        raise AssertionError(
+            "this system gives a connection to all, however full a server's queue: nothing hangs here"
+        )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from client import Answer, ApiError, AsyncClient, Client, ClientError, DeadlineExceeded, Retries
 from client.deadline import Deadline, Left
-from tests.client.virtual_time import AsyncNetwork, Backend, Clock, Exchange, run_in
+from tests.client.virtual_time import AsyncBackend, Backend, Clock, Exchange, run_in
 
 DELAY = st.sampled_from([0.0, 0.01, 0.3, 1.0, 5.0]) | st.floats(0, 50)
 EXCHANGES = st.builds(
@@ -31,7 +31,7 @@ TICK = 1e-3  # an event loop wakes at its next tick
 
 def blocking(clock: Clock, script: list[Exchange], timeout: float | None) -> Answer | ClientError:
     transport = httpx.HTTPTransport(verify=TLS)
-    transport._pool._network_backend = Backend(clock, script)
+    transport._pool._network_backend = Backend(script, clock)
     with Client(
         "http://server",
         transport=transport,
@@ -48,9 +48,10 @@ def blocking(clock: Clock, script: list[Exchange], timeout: float | None) -> Ans
 
 def awaiting(clock: Clock, script: list[Exchange], timeout: float | None) -> Answer | ClientError:
     async def ask() -> Answer | ClientError:
-        network = AsyncNetwork(script)
+        transport = httpx.AsyncHTTPTransport(verify=TLS)
+        transport._pool._network_backend = AsyncBackend(script)
         async with AsyncClient(
-            "http://server", transport=network, timeout=timeout, retries=RETRIES
+            "http://server", transport=transport, timeout=timeout, retries=RETRIES
         ) as client:
             try:
                 return await client.classify("t", "x")
@@ -124,7 +125,7 @@ def test_a_proxy_of_the_environment_keeps_the_deadline(monkeypatch: pytest.Monke
     with Client("http://server", timeout=3.0, clock=clock.time) as client:
         (mounted,) = [one for one in client._http._mounts.values() if one is not None]
         pool = mounted._pool  # type: ignore[attr-defined]
-        pool._network_backend._inner = Backend(clock, [Exchange(part=1.0)])
+        pool._network_backend._inner = Backend([Exchange(part=1.0)], clock)
         with pytest.raises(DeadlineExceeded):
             client.classify("t", "x")
     assert clock.now == pytest.approx(1003, abs=STEP)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import selectors
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpcore
-import httpx
 
-from tests.client.misbehaving import ANSWER
+from tests.client.misbehaving import ACKNOWLEDGED, ANSWER
 
 T = TypeVar("T")
-BODY = json.dumps(ANSWER).encode()
+BODY = json.dumps({**ANSWER, **ACKNOWLEDGED}).encode()  # whatever was asked
 PARTS = [BODY[at : at + 16] for at in range(0, len(BODY), 16)]
 
 
@@ -43,7 +42,10 @@ class Clock:
 
 @dataclass(frozen=True)
 class Exchange:
-    """How one try goes: seconds to connect, to send, until the head comes, before each part of the body; a status."""
+    """How one try goes: seconds to connect, to send, until the head comes, before each part of the body; a status.
+
+    `breaks` is where its connection breaks, after the time that this step takes.
+    """
 
     connect: float = 0.0
     head: float = 0.0
@@ -51,6 +53,7 @@ class Exchange:
     write: float = 0.0
     status: int = 200
     retry_after: int | None = None
+    breaks: Literal["connect", "write", "head", "part"] | None = None
 
     def head_bytes(self) -> bytes:
         more = "" if self.retry_after is None else f"Retry-After: {self.retry_after}\r\n"
@@ -60,36 +63,50 @@ class Exchange:
 
 
 @dataclass
-class Backend(httpcore.NetworkBackend):
+class _Network:
+    """`tries` to connect, and how often bytes were `written`, be it that they never arrived."""
+
+    script: list[Exchange]
+    tries: int = field(default=0, kw_only=True)
+    written: int = field(default=0, kw_only=True)
+
+    def next(self) -> Exchange:
+        self.tries += 1
+        return self.script[min(self.tries, len(self.script)) - 1]
+
+
+@dataclass
+class Backend(_Network, httpcore.NetworkBackend):
     """Connections without a network, for the blocking client: httpx and httpcore are the real ones."""
 
     clock: Clock
-    script: list[Exchange]
-    tries: int = field(default=0)
 
-    def connect_tcp(self, *args: Any, timeout: float | None = None, **more: Any) -> httpcore.NetworkStream:
-        exchange = self.script[min(self.tries, len(self.script) - 1)]
-        self.tries += 1
-        given = args[2] if len(args) > 2 else timeout
-        self.clock.wait(exchange.connect, given, httpcore.ConnectTimeout)
-        return Stream(self.clock, exchange)
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *rest: Any
+    ) -> httpcore.NetworkStream:
+        exchange = self.next()
+        self.clock.wait(exchange.connect, timeout, httpcore.ConnectTimeout)
+        _break(exchange, "connect", httpcore.ConnectError)
+        return Stream(self, exchange)
 
 
 class Stream(httpcore.NetworkStream):
-    def __init__(self, clock: Clock, exchange: Exchange) -> None:
-        self._clock, self._exchange = clock, exchange
-        self._parts = [(exchange.head, exchange.head_bytes())]
-        self._parts += [(exchange.part, part) for part in PARTS]
+    def __init__(self, network: Backend, exchange: Exchange) -> None:
+        self._network, self._exchange = network, exchange
+        self._parts = _parts(exchange)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if not self._parts:
             return b""
-        seconds, data = self._parts.pop(0)
-        self._clock.wait(seconds, timeout, httpcore.ReadTimeout)
+        step, seconds, data = self._parts.pop(0)
+        self._network.clock.wait(seconds, timeout, httpcore.ReadTimeout)
+        _break(self._exchange, step, httpcore.ReadError)
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._clock.wait(self._exchange.write, timeout, httpcore.WriteTimeout)
+        self._network.written += bool(buffer)
+        self._network.clock.wait(self._exchange.write, timeout, httpcore.WriteTimeout)
+        _break(self._exchange, "write", httpcore.WriteError)
 
     def close(self) -> None:
         pass
@@ -98,30 +115,51 @@ class Stream(httpcore.NetworkStream):
         return False if info == "is_readable" else None
 
 
-class AsyncNetwork(httpx.AsyncBaseTransport):
-    """The same for the async client."""
+class AsyncBackend(_Network, httpcore.AsyncNetworkBackend):
+    """The same for the async client, in a loop of `run_in`."""
 
-    def __init__(self, script: list[Exchange]) -> None:
-        self._script = script
-        self.tries = 0
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        exchange = self._script[min(self.tries, len(self._script) - 1)]
-        self.tries += 1
-        for seconds in (exchange.connect, exchange.write, exchange.head):
-            await asyncio.sleep(seconds)
-        headers = {} if exchange.retry_after is None else {"Retry-After": str(exchange.retry_after)}
-        return httpx.Response(exchange.status, headers=headers, stream=AsyncDrip(exchange.part))
+    async def connect_tcp(self, *args: Any, **more: Any) -> httpcore.AsyncNetworkStream:
+        exchange = self.next()
+        await asyncio.sleep(exchange.connect)
+        _break(exchange, "connect", httpcore.ConnectError)
+        return AsyncStream(self, exchange)
 
 
-class AsyncDrip(httpx.AsyncByteStream):
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+class AsyncStream(httpcore.AsyncNetworkStream):
+    def __init__(self, network: AsyncBackend, exchange: Exchange) -> None:
+        self._network, self._exchange = network, exchange
+        self._parts = _parts(exchange)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for part in PARTS:
-            await asyncio.sleep(self._seconds)
-            yield part
+    async def read(self, *_: Any, **more: Any) -> bytes:
+        if not self._parts:
+            return b""
+        step, seconds, data = self._parts.pop(0)
+        await asyncio.sleep(seconds)
+        _break(self._exchange, step, httpcore.ReadError)
+        return data
+
+    async def write(self, buffer: bytes, *_: Any, **more: Any) -> None:
+        self._network.written += bool(buffer)
+        await asyncio.sleep(self._exchange.write)
+        _break(self._exchange, "write", httpcore.WriteError)
+
+    async def aclose(self) -> None:
+        pass
+
+    def get_extra_info(self, info: str) -> Any:
+        return False if info == "is_readable" else None
+
+
+def _parts(exchange: Exchange) -> list[tuple[str, float, bytes]]:
+    return [
+        ("head", exchange.head, exchange.head_bytes()),
+        *(("part", exchange.part, part) for part in PARTS),
+    ]
+
+
+def _break(exchange: Exchange, step: str, error: type[Exception]) -> None:
+    if exchange.breaks == step:
+        raise error("it broke")
 
 
 class _Selector(selectors.SelectSelector):

@@ -239,3 +239,28 @@ async def test_a_row_without_a_prompt_fails_alone(metrics: Metrics) -> None:
     assert (await sound).scores == ((0.5, 0.5),)
     with pytest.raises(InferenceFailed):
         await lost
+
+
+async def test_a_flood_of_one_flow_neither_delays_nor_refuses_the_others(metrics: Metrics) -> None:
+    batcher = new(metrics, queue_rows=40, queue_tokens=100)
+
+    async def ask(flow: str, row: str) -> Scored:
+        with batcher.admitted(1, flow):
+            return await batcher.submit([row], 0, flow=flow)
+
+    flood = [asyncio.create_task(ask("flood", "xxxx")) for _ in range(40)]
+    await settle()
+    refused = [one for one in flood if one.done()]
+    for one in refused:
+        with pytest.raises(Overloaded, match="this task's share"):
+            one.result()
+    assert len(refused) == 40 - 18  # 18 rows of 4 tokens are 72 of 100: the last quarter is left for others
+    assert metrics.registry.get_sample_value("promptmux_rejected_requests_total", {"reason": "task"}) == 22
+    others = [asyncio.create_task(ask(f"task {at}", "yy")) for at in range(3)]
+    await settle()
+    batch = await turn(batcher)
+    assert sorted(batch.rows) == ["xxxx", "yy", "yy", "yy"]
+    assert all(one.done() for one in others)
+    while not all(one.done() for one in flood):
+        await turn(batcher)
+    assert (batcher.outstanding_rows, batcher.outstanding_tokens) == (0, 0)

@@ -38,10 +38,12 @@ async def test_who_waits_for_a_revision_takes_up_room(
     start: Start, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.engine._REACH_SECONDS", 600.0)
-    async with start(max_queue_rows=2, max_inputs=1) as server:
+    async with start(max_queue_rows=4, max_inputs=1) as server:
         wanted = {"min_revision": "0ther:1"}
-        waiting = [asyncio.create_task(server.classify(**wanted)) for _ in range(2)]
-        await eventually(lambda: server.counted("queue_rows") == 2)
+        waiting = [
+            asyncio.create_task(server.classify(**wanted)) for _ in range(3)
+        ]  # one task: three quarters
+        await eventually(lambda: server.counted("queue_rows") == 3)
         async with asyncio.timeout(20):
             assert (await server.classify(**wanted)).status_code == 429
         for one in waiting:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trainer.calibrate import calibrate
-from trainer.evaluate import loss
+from trainer.evaluation import loss
 
 
 def _labelled(multi_label: bool) -> tuple[torch.Tensor, np.ndarray]:
