@@ -61,8 +61,8 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
-def unfenced(text: str) -> str:
-    """The page without its fenced blocks and inline code, in which brackets are no links."""
+def sentences(text: str) -> str:
+    """The page without its fenced blocks."""
     kept, fence = [], ""
     for line in text.splitlines():
         match = _FENCE.match(line)
@@ -71,5 +71,10 @@ def unfenced(text: str) -> str:
         elif fence and match and match[1].startswith(fence) and not match[2]:
             fence = ""
         elif not fence:
-            kept.append(re.sub(r"`[^`]*`", "", line))
+            kept.append(line)
     return "\n".join(kept)
+
+
+def unfenced(text: str) -> str:
+    """The page without its fenced blocks and inline code, in which brackets are no links."""
+    return "\n".join(re.sub(r"`[^`]*`", "", line) for line in sentences(text).splitlines())

@@ -40,14 +40,6 @@ STAGES: Mapping[str, str] = {
     "docs/sizing.md": "fake",
 }
 
-# Pages whose commands need what is not here; the test named runs or checks them in its own way.
-CHECKED_ELSEWHERE: Mapping[str, str] = {
-    "docs/guides/docker.md": "tests/deploy/test_docker_guide.py",
-    "docs/guides/kubernetes.md": "tests/deploy/test_k8s_guide.py",
-    "docs/guides/routing.md": "tests/deploy/test_k8s_guide.py",
-    "docs/guides/load-testing.md": "tests/integration/test_load_guide.py",
-}
-
 OLD, NEW = "3f2a", "9b0e"  # on every page: the first digits of the version that serves, and of the new one
 PORTS = ("8010", "8011", "8020", "8021", "8030", "8031")  # of servers that a page starts
 SHORTER = ("--seeds", "0", "--epochs", "1")  # what is added to `promptmux train --task …`

@@ -1,4 +1,4 @@
-"""Every command in the documentation is run, or says why not."""
+"""Every command in the documentation is run, or says why not: those are read by tests/docs/test_not_run.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import COMMANDS, OTHER_SHELLS, ROOT, Block, blocks, command_pages
-from tests.docs.stage import CHECKED_ELSEWHERE, STAGES, Server, demo_server, run_page
+from tests.docs.stage import STAGES, Server, demo_server, run_page
 
 for program in ("bash", "curl", "make", "sha256sum"):
     if shutil.which(program) is None:
@@ -25,7 +25,7 @@ def _run(page: Path) -> list[Block]:
 
 
 PAGES = {str(page.relative_to(ROOT)): page for page in command_pages()}
-WITH_COMMANDS = [name for name, page in PAGES.items() if _run(page) and name not in CHECKED_ELSEWHERE]
+WITH_COMMANDS = [name for name, page in PAGES.items() if _run(page)]
 
 
 @pytest.fixture(scope="session")
@@ -52,13 +52,6 @@ def test_a_block_that_is_not_run_says_why(name: str) -> None:
 
 def test_the_stages_are_for_pages_that_exist() -> None:
     assert not STAGES.keys() - PAGES.keys()
-
-
-def test_pages_that_are_checked_elsewhere_are() -> None:
-    for name in CHECKED_ELSEWHERE.keys() & PAGES.keys():
-        test = ROOT / CHECKED_ELSEWHERE[name]
-        assert test.is_file(), f"{name}: there is no {test}"
-        assert Path(name).name in test.read_text(encoding="utf-8"), f"{test} does not name {name}"
 
 
 PAGE = """
