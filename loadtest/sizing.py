@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,19 @@ def estimate(
 
 
 def request_ms(figures: Mapping[str, Any], kind: str, tokens: int) -> float:
-    """Processor milliseconds of one request with one text of so many tokens, in batches: the forward's by the straight
-    line between the lengths that were measured, and what HTTP adds.
+    """Processor milliseconds of one request with one text of so many tokens, in batches: tokenising and the forward by
+    the straight line between the lengths that were measured, and all else by a server with a formula in the model's
+    place. Each is measured by itself: a small difference of two large figures is their noise.
+
+    Raises:
+        ValueError: a part that cannot be so: it takes nothing, or less.
+
     """
-    return (
-        _forward_ms(figures, kind, tokens) + figures["request_ms"]["16"] - _forward_ms(figures, "prefix", 27)
-    )
+    parts = {"forward": _forward_ms(figures, kind, tokens), "HTTP": figures["http_ms"]["16"]}
+    for name, ms in parts.items():
+        if not ms > 0:
+            raise ValueError(f"{name} takes {ms:.2f} ms a request by these figures: measure again")
+    return sum(parts.values())
 
 
 def _forward_ms(figures: Mapping[str, Any], kind: str, tokens: float) -> float:
@@ -75,20 +83,43 @@ def shown(figures: Mapping[str, Any]) -> str:
     for one in figures["forward_ms"]:
         costs.setdefault((one["kind"], one["batch"]), []).append(f"{one['ms']:.2f}")
     rows = [(kind, str(batch), *found) for (kind, batch), found in costs.items()]
-    requests = [(connections, f"{ms:.2f}") for connections, ms in figures["request_ms"].items()]
+    requests = [
+        (connections, f"{ms:.2f}", f"{figures['http_ms'][connections]:.2f}")
+        for connections, ms in figures["request_ms"].items()
+    ]
+    one = request_ms(figures, "prefix", 27)
+    cores = estimate(figures, tasks=1, rate=200, kind="prefix", tokens=27)["cores, of all servers"]
     return "\n\n".join(
         (
-            f"`python -m loadtest.sizing measure`, {where['date']}, commit {where['commit']}, {where['cores']} cores of"
-            f" {where['cpu']}, {figures['dtype']}, {figures['tasks']:,} tasks; load average at the start"
-            f" {where['load_average']}.",
+            _prose(
+                f"`python -m loadtest.sizing measure`, {where['date']}, commit {where['commit']}, "
+                f"{where['cores']} cores of {where['cpu']}, {figures['dtype']}, {figures['tasks']:,} tasks; load "
+                f"average at the start {where['load_average']}."
+            ),
             _table(("prompt (two labels)", "file, KiB", "device slot, KiB"), kinds),
             _table(("one more task takes, beside its file", "KiB"), places),
             _table(
-                ("processor ms a row: prompt", "rows in the batch", *(f"{n} tokens" for n in lengths)), rows
+                (
+                    "processor ms a row, tokenised: prompt",
+                    "rows in the batch",
+                    *(f"{n} tokens" for n in lengths),
+                ),
+                rows,
             ),
-            _table(("connections", "processor ms a request, the whole server, 27 tokens"), requests),
+            _table(
+                ("connections", "processor ms a request, 27 tokens: the whole server", "all but the model"),
+                requests,
+            ),
+            _prose(
+                f"So 200 requests a second of 27 tokens under prefixes want 200 × {one:.2f} / 1000 / {BUSY} ="
+                f" {cores:.2f} cores: the row in a batch, and all but the model."
+            ),
         )
     )
+
+
+def _prose(text: str) -> str:
+    return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 def _kib(size: float) -> str:
@@ -133,9 +164,12 @@ def main(arguments: Sequence[str]) -> None:
         if not options.figures.is_file():
             sys.exit(f"sizing: no {options.figures}; run `python -m loadtest.sizing measure --write` first")
         figures = json.loads(options.figures.read_text(encoding="utf-8"))
-        needs = estimate(
-            figures, tasks=options.tasks, rate=options.rate, kind=options.kind, tokens=options.tokens
-        )
+        try:
+            needs = estimate(
+                figures, tasks=options.tasks, rate=options.rate, kind=options.kind, tokens=options.tokens
+            )
+        except (KeyError, ValueError) as error:
+            sys.exit(f"sizing: {options.figures}: {error}")
         for name, value in needs.items():
             print(
                 f"{name:40}{value:8.2f}" if name.startswith("cores") else f"{name:40}{value / 2**30:8.2f} GiB"

@@ -28,6 +28,7 @@ FIGURES: dict[str, Any] = {
         for batch in (1, 16)
     ],
     "request_ms": {"1": 60.0, "16": 30.0},
+    "http_ms": {"1": 5.0, "16": 3.0},
 }
 
 
@@ -38,7 +39,7 @@ def test_an_estimate_is_the_formulas() -> None:
         "server: device memory for all prompts": 100 * 4000,
         "server: disk for cache_dir": 100 * (2000 + 7),
         "redis: memory": 100 * (2000 + 5),
-        # HTTP adds 30 - 27 ms to a forward of 57 ms: 60 ms a request, 70 of them a second, 0.7 of the cores used.
+        # HTTP adds 3 ms to a forward of 57 ms: 60 ms a request, 70 of them a second, 0.7 of the cores used.
         "cores, of all servers": pytest.approx(6.0),
     }
 
@@ -64,7 +65,23 @@ def test_it_estimates_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_every_figure_is_shown() -> None:
     page = sizing.shown(FIGURES)
     assert "| soft | 16 | 8.00 | 128.00 |" in page
-    assert "| 16 | 30.00 |" in page
+    assert "| 16 | 30.00 | 3.00 |" in page
+    assert "200 × 30.00 / 1000 / 0.7 = 8.57 cores" in page  # 27 + 3 ms
+
+
+@pytest.mark.parametrize(("http", "said"), [({"16": 0.0}, "HTTP takes 0.00 ms"), (None, "http_ms")])
+def test_figures_that_cannot_be_are_refused(http: dict[str, float] | None, said: str, tmp_path: Path) -> None:
+    wrong = {name: value for name, value in FIGURES.items() if name != "http_ms"}
+    (tmp_path / "figures.json").write_text(json.dumps({**wrong, "http_ms": http} if http else wrong))
+    with pytest.raises(SystemExit, match=said):
+        sizing.main(["estimate", "--tasks=1", "--rate=70", f"--figures={tmp_path / 'figures.json'}"])
+
+
+def test_the_page_shows_the_kept_figures_and_no_others() -> None:
+    page = sizing.PAGE.read_text(encoding="utf-8")
+    shown = page.split(sizing.BEGIN)[1].split(sizing.END)[0].strip()
+    assert shown == sizing.shown(json.loads(sizing.KEPT.read_text(encoding="utf-8")))
+    assert page.count("So 200 requests") == 1
 
 
 def test_it_measures() -> None:
@@ -73,6 +90,7 @@ def test_it_measures() -> None:
     assert set(found["places"]) >= set(FIGURES["places"])
     assert found["a_task"]["prefix"]["device"] > found["a_task"]["bare"]["device"] > 0
     assert all(one["ms"] > 0 for one in found["forward_ms"])
+    assert all(0 < ms < found["request_ms"][connections] for connections, ms in found["http_ms"].items())
     assert all(
         size > 0 for name, size in found["places"].items() if name != "host memory: a task that is not loaded"
     )
