@@ -163,23 +163,23 @@ def open_loop(
     tally, source = _Tally(keep_heads, keep_trace), iter(written)
     whose = groups or [""] * len(times)
     idle = {group: deque(Line(url) for _ in range(connections)) for group in sorted(set(whose))}
-    waiting: dict[str, deque[int]] = {
-        group: deque() for group in idle
-    }  # their time has come, without a connection
+    # Their time has come, without a connection. Each has its request already: another group's next one is not theirs.
+    waiting: dict[str, deque[tuple[int, bytes]]] = {group: deque() for group in idle}
     busy: set[Line] = set()
     nth, end = 0, times[-1] + patience
     clock = _Clock()
     try:
         while (now := clock.now()) < end and (busy or nth < len(times)):
             while nth < len(times) and times[nth] <= now:
+                request = next(source)
                 if idle[whose[nth]]:
                     tally.lags.append(now - times[nth])
                     line = idle[whose[nth]].popleft()
                     line.freshen(now)
-                    line.send(next(source), times[nth], nth)
+                    line.send(request, times[nth], nth)
                     busy.add(line)
                 else:
-                    waiting[whose[nth]].append(nth)
+                    waiting[whose[nth]].append((nth, request))
                 nth += 1
             until = times[nth] if nth < len(times) else end
             for line in select.select(busy, [], [], max(0.0, until - clock.now()))[0]:
@@ -188,13 +188,14 @@ def open_loop(
                 group = whose[line.nth]
                 if waiting[group]:
                     tally.late += 1
-                    late = waiting[group].popleft()
-                    line.send(next(source), times[late], late)
+                    late, request = waiting[group].popleft()
+                    line.send(request, times[late], late)
                 else:
                     busy.remove(line)
                     line.used = clock.now()
                     idle[group].append(line)
-        left = [*(line.nth for line in busy), *itertools.chain(*waiting.values()), *range(nth, len(times))]
+        unsent = [late for late, _ in itertools.chain(*waiting.values())]
+        left = [*(line.nth for line in busy), *unsent, *range(nth, len(times))]
         if keep_trace:
             tally.trace.extend(Sent(one, times[one], math.inf, "failed") for one in left)
         return tally.load(clock, unanswered=len(left))

@@ -127,6 +127,33 @@ def test_with_connections_at_hand_a_stall_holds_nobody_back() -> None:
     assert len(server.bodies) == 11
 
 
+def test_a_group_whose_requests_all_wait_does_not_hold_the_other_back() -> None:
+    """`stuck` gets no answer on its only connection; `free` has one of its own, and is sent in time."""
+
+    async def answer(nth: int) -> bytes:
+        if server.bodies[nth] == "stuck":
+            await asyncio.sleep(30)
+        return ANSWER
+
+    groups = ["stuck", "stuck", "free", "stuck", "free", "free"]
+    with serving(answer) as server:
+        written = [post(server.url, "/", group) for group in groups]
+        times = [0.02 * nth for nth in range(len(groups))]
+        load = open_loop(
+            server.url, iter(written), times, connections=1, groups=groups, patience=0.5, keep_trace=True
+        )
+    outcomes = {sent.nth: sent.outcome for sent in load.trace}
+    assert {groups[nth] for nth, outcome in outcomes.items() if outcome == "answered"} == {"free"}
+    assert (load.offered, load.answered, load.unanswered) == (6, 3, 3)
+    assert server.connections == 2
+
+
+def test_what_is_not_http_is_refused_before_anything_is_sent() -> None:
+    with serving(at_once) as server, pytest.raises(ValueError, match="only http"):
+        closed_loop(server.url.replace("http", "https"), [post(server.url, "/", 0, key="secret")])
+    assert server.connections == 0
+
+
 def test_what_is_open_when_patience_ends_is_unanswered_and_took_for_ever() -> None:
     async def answer(nth: int) -> bytes:
         if nth >= 2:
