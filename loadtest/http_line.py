@@ -30,6 +30,8 @@ class Line:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
+        if parts.scheme != "http":  # not even a key in plain text to what wants it encrypted
+            raise ValueError(f"{url}: only http:// is spoken")
         self._address = (parts.hostname or "127.0.0.1", parts.port or 80)
         self.intended, self.nth = 0.0, 0
         self.used = 0.0  # by the caller's clock: when the last answer came

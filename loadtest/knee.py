@@ -21,7 +21,6 @@ import argparse
 import itertools
 import json
 import math
-import shlex
 import statistics
 import sys
 import time
@@ -192,7 +191,7 @@ def trial(
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m loadtest.knee", description=(__doc__ or "").split("\n\n")[0]
+        prog="python -m loadtest.knee", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
     )
     target.add_options(made)
     made.add_argument("--mix", choices=workload.MIXES, default="zipf", help="which task a request is for")
@@ -239,8 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     except NotStarted as error:
         console.print(str(error), style="red", highlight=False)
         return 2
-    shown = shlex.join(sys.argv[1:] if arguments is None else arguments)
-    command = f"python -m loadtest.knee {shown}".rstrip()
+    command = target.shown_command("loadtest.knee", sys.argv[1:] if arguments is None else arguments)
     settings = {name: getattr(options, name) for name in ("mix", "seconds", "longest", "connections")}
     plain = knee_report.as_plain(
         knee, rules, aim, command=command, seconds=seconds, settings=settings, facts=facts

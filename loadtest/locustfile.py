@@ -13,49 +13,38 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gevent
 from gevent import GreenletExit
-from locust import FastHttpUser, LoadTestShape, events, task
+from locust import FastHttpUser, events, task
 from locust.env import Environment
-from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
+from locust.runners import LocalRunner, Runner, WorkerRunner
 from locust.user.task import LOCUST_STATE_STOPPING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from loadtest import record, shapes, verdicts, workload
 from loadtest.memory_watch import resident_bytes, watch
-from loadtest.timeline import GREEDY, OTHERS, Outcome, Timeline, is_refusal
+from loadtest.planned import Planned, Run
+from loadtest.timeline import GREEDY, Outcome, is_refusal
 
 _TEXTS = workload.texts(2048)
-_AT_ONCE = 100.0  # users a second: a phase has its users from its beginning, or very nearly
-_TELL = 10.0  # seconds between two lines of progress
 _CONNECT, _PATIENCE = 10.0, 30.0  # seconds for a connection, and for each piece of an answer
 _LAST_ANSWERS = (
     "45"  # seconds that users who are taken away may wait for their answer: until it comes, or failed
 )
-_LAST_REPORTS = (
-    4.0  # seconds without users at a master's end: locust itself does not wait for what workers counted last
-)
 
 
-class _Run:
-    """What this process counts and, at the master, when each phase was."""
-
-    def __init__(self) -> None:
-        self.timeline = Timeline()
-        self.group = OTHERS  # of users that start now
-        self.ended = 0.0  # when the last users were asked to stop; 0: not yet
-        self.stretches: list[record.Stretch] = []
-        self.memory: list[tuple[float, int]] = []
-
-
-_run = _Run()
+_run = Run()
+# Every change of users is to be sudden: locust need not ask whether that is wanted.
+logging.getLogger("locust.runners").addFilter(lambda said: "spawn rate is very high" not in said.getMessage())
 
 
 class Refused(Exception):
@@ -75,6 +64,10 @@ def _arguments(parser: Any) -> None:
     parser.add_argument(
         "--memory-of", default="", help="a process id, or the URL of /metrics: whose memory a soak looks at"
     )
+    parser.add_argument(
+        "--metrics-key", default="", help="an API key of scope metrics, for that URL",
+        env_var="PROMPTMUX_METRICS_KEY", is_secret=True,
+    )  # fmt: skip
     shapes.add_options(parser)
     # Locust's own default cuts requests off at the end, and with them all that a server that hangs was asked.
     parser.set_defaults(stop_timeout=_LAST_ANSWERS)
@@ -162,57 +155,9 @@ def _report(data: dict[str, Any], **_: Any) -> None:
 
 
 @events.worker_report.add_listener
-def _take_in(data: dict[str, Any], **_: Any) -> None:
+def _take_in(client_id: str, data: dict[str, Any], **_: Any) -> None:
+    _run.heard[client_id] = time.time()
     _run.timeline.merge(data.get("timeline", ()))
-
-
-class Planned(LoadTestShape):
-    """Locust's shape for any plan: the users of the phase that runs."""
-
-    abstract = True  # locust would make one of its own otherwise, whatever --shape says
-
-    def __init__(self, phases: list[shapes.Phase], runner: Runner) -> None:
-        super().__init__()
-        self._phases, self._runner = phases, runner
-        self._phase: shapes.Phase | None = None
-        self._settled = self._over = 0.0
-        self._told = time.time()
-
-    def tick(self) -> tuple[int, float] | None:
-        """What locust asks once a second: users, and how fast to come to them; None at the end."""
-        phase, now = shapes.phase_at(self._phases, self.get_run_time()), time.time()
-        if self._over:
-            if self._runner.user_count:  # workers' users, who wait for their last answer
-                self._over = now
-            return None if now > self._over + _LAST_REPORTS else (0, _AT_ONCE)
-        if phase is self._phase:
-            self._settled = self._settled or now  # a second after its users were added, or taken away
-            if now - self._told >= _TELL:
-                self._told = now
-                last = _run.timeline.between(now - _TELL, now)
-                print(
-                    f"load test: {self.get_run_time():,.0f} s, {last.rate:,.0f} answered a second, "
-                    f"{last.refused:,} refused, {last.failed:,} failed",
-                    flush=True,
-                )
-        else:
-            if self._phase is not None:
-                begin = self._settled or now
-                _run.stretches.append(record.Stretch(self._phase.name, begin, now, self._phase.users))
-            self._phase, self._settled = phase, 0.0
-            if phase is not None:
-                print(
-                    f"load test: {phase.name}, {phase.users} users{self._where()}, {phase.seconds:g} s",
-                    flush=True,
-                )
-                self._runner.send_message("group", phase.group)
-        if phase is None and isinstance(self._runner, MasterRunner):
-            self._over = now
-            return 0, _AT_ONCE
-        return None if phase is None else (phase.users, _AT_ONCE)
-
-    def _where(self) -> str:
-        return f" on {self._runner.worker_count} workers" if isinstance(self._runner, MasterRunner) else ""
 
 
 @events.init.add_listener
@@ -236,15 +181,15 @@ def _prepare(environment: Environment, runner: Runner, **_: Any) -> None:
     if not isinstance(runner, WorkerRunner):
         phases = shapes.plan(options, options.num_users or shapes.USERS)
         if phases:
-            environment.shape_class = Planned(phases, runner)
+            environment.shape_class = Planned(phases, runner, _run)
         if options.memory_of:
             try:
-                resident_bytes(options.memory_of)
+                resident_bytes(options.memory_of, options.metrics_key)
             except (OSError, ValueError) as error:
                 print(f"load test: --memory-of: {error}", file=sys.stderr)
                 runner.quit()
                 sys.exit(2)
-            gevent.spawn(watch, options.memory_of, _run.memory)
+            gevent.spawn(watch, options.memory_of, _run.memory, key=options.metrics_key)
 
 
 def _begin_group(msg: Any, **_: Any) -> None:
@@ -262,24 +207,39 @@ def _judge(environment: Environment, **_: Any) -> None:
         all_of_it = _run.timeline.seconds() or range(1)
         end = max(all_of_it.stop, _run.ended or time.time())  # also where nothing came any more
         _run.stretches = [record.Stretch("steady", all_of_it.start, end, options.num_users or 1)]
-    kept = record.Record(options.shape, "closed", _run.stretches, _run.timeline, _run.memory)
-    whole = len(kept.stretches) == (len(shapes.plan(options, 1)) or 1)
-    checks = verdicts.judge(kept, shapes.bounds(options)) if whole else []
+    whole = len(_run.stretches) == (len(shapes.plan(options, 1)) or 1)
+    kept = record.Record(
+        options.shape,
+        "closed",
+        _run.stretches,
+        _run.timeline,
+        _run.memory,
+        "; ".join(_broken(environment.runner, whole)),
+    )
+    checks = verdicts.judge(kept, shapes.bounds(options))
     _write(kept, options)
     for row in verdicts.rows(kept):
         print("load test: " + ", ".join(f"{name} {value}" for name, value in row.items()))
-    for remark in verdicts.remarks(kept):
+    for remark in verdicts.remarks(kept) if whole else ():
         print(f"load test: {remark}")
     for check in checks:
         print(
             f"load test: {'ok    ' if check.passed else 'FAILED'} {check.name}: {check.found} ({check.wanted})"
         )
-    passed = whole and all(check.passed for check in checks)
-    why = "" if whole else ": it was ended before its shape was over"
-    print(
-        f"load test: {'passed' if passed else 'FAILED'}{why} ({environment.stats.total.num_requests} requests)"
-    )
+    passed = all(check.passed for check in checks)
+    print(f"load test: {'passed' if passed else 'FAILED'} ({environment.stats.total.num_requests} requests)")
     environment.process_exit_code = 0 if passed else 1
+
+
+def _broken(runner: Runner | None, whole: bool) -> Iterator[str]:
+    """Why this was not the load that was asked for."""
+    if lost := _run.lost(runner):
+        yield (
+            f"{'the last worker' if len(lost) == len(_run.heard) else 'a worker'} went missing ({len(lost)} of "
+            f"{len(_run.heard)}): its users were not there, and what it counted last is not known"
+        )
+    if not whole:
+        yield "it was ended before its shape was over"
 
 
 def _write(kept: record.Record, options: Namespace) -> None:

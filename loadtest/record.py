@@ -14,13 +14,16 @@ from loadtest.timeline import Part, Timeline
 
 @dataclass(frozen=True)
 class Stretch:
-    """A phase as it was: wall clock, settled, without the second in which users were added or taken away."""
+    """A phase as it was: wall clock, from when its users were all there, and those of the last one gone."""
 
     name: str
     begin: float
     end: float
     users: int | None = None  # closed loop
     offered: float | None = None  # open loop: requests a second
+    there: int | None = (
+        None  # closed loop: its users at its end, where they were never as many as were wanted
+    )
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Record:
     stretches: list[Stretch]
     timeline: Timeline
     memory: list[tuple[float, int]] = field(default_factory=list)  # wall clock, bytes of the server
+    broken: str = ""  # why this is not the load that was asked for, or not all that came of it
 
     def as_plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -41,6 +45,7 @@ class Record:
             "stretches": [asdict(one) for one in self.stretches],
             "timeline": self.timeline.rows(),
             "memory": self.memory,
+            "broken": self.broken,
         }
 
     @classmethod
@@ -52,6 +57,7 @@ class Record:
             [Stretch(**one) for one in plain["stretches"]],
             Timeline(plain["timeline"]),
             [(at, size) for at, size in plain["memory"]],
+            plain["broken"],
         )
 
     def part(self, nth: int, group: str | None = None) -> Part:

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from rich.console import Console
 from loadtest import open_shapes, shape_report, shapes, workload
 from loadtest.record import Record
 from loadtest.server_process import NotStarted, free_port, leave_on_sigterm, process
-from loadtest.target import Target, target
+from loadtest.target import Target, shown_command, target
 from loadtest.target import add_options as add_target_options
 
 ROOT = Path(__file__).parent
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = whole.parse_args(given)
     options.users = options.users or (64 if options.shape == "steady" else shapes.USERS)
     mix = options.mix or ("all" if options.shape == "steady" else "zipf")
-    command = f"python -m loadtest.run {shlex.join(given)}".rstrip()
+    command = shown_command("loadtest.run", given)
     console = Console(width=None if sys.stdout.isatty() else 150)
     worst = 0
     try:
@@ -145,7 +144,9 @@ def _locust(options: argparse.Namespace, passed_on: list[str], aim: Target, pref
     ]
     if aim.memory_of:
         main_flags += ["--memory-of", aim.memory_of]
-    variables = {"PROMPTMUX_KEY": aim.key} if aim.key else {}  # not on a command line, which everybody sees
+    # Not on a command line, which everybody sees.
+    keys = {"PROMPTMUX_KEY": aim.key, "PROMPTMUX_METRICS_KEY": aim.metrics_key}
+    variables = {name: key for name, key in keys.items() if key}
     with contextlib.ExitStack() as stack:
         if options.workers:
             port = str(free_port())

@@ -36,18 +36,29 @@ class Check:
 
 
 def judge(record: Record, bounds: Bounds) -> list[Check]:
-    """Every bound that the shape has."""
+    """Every bound that the shape has, after what the load itself was not."""
+    return [*_load(record), *_bounds(record, bounds)]
+
+
+def _load(record: Record) -> Iterator[Check]:
+    """What was not sent as it was asked for, or not counted."""
+    if record.broken:
+        yield Check("the load", record.broken, "sent and counted to its end", False)
+    for one in record.stretches:
+        if one.there is not None:
+            yield Check(f"users of {one.name}", f"{one.there:,} at its end", f"{one.users:,}", False)
+
+
+def _bounds(record: Record, bounds: Bounds) -> list[Check]:
     if not record.whole().answered:
         return [Check("answered requests", "0", "1 or more", False)]
     if len(record.stretches) < PHASES[record.shape]:
         return [Check("phases", f"{len(record.stretches)}", f"{PHASES[record.shape]}: all of them", False)]
     if cut := [one.name for nth, one in enumerate(record.stretches) if record.part(nth).seconds < 1]:
-        return [
-            Check(
-                "whole seconds of each phase", f"none of {', '.join(cut)}", "1 or more: longer phases", False
-            )
-        ]
-    return [_failures(record, bounds), *_JUDGES[record.shape](record, bounds)]
+        found = f"none of {', '.join(cut)}"
+        return [Check("whole seconds of each phase", found, "1 or more: longer phases", False)]
+    silence = [_silence(record, bounds)] if record.loop == "closed" else []
+    return [_failures(record.whole(), bounds), *_JUDGES[record.shape](record, bounds), *silence]
 
 
 def rows(record: Record) -> list[dict[str, str]]:
@@ -136,23 +147,17 @@ def _soak_trends(record: Record) -> list[tuple[str, Trend, str]]:
     return found + ([("memory", trend(_soak_memory(record)), "MiB")] if record.memory else [])
 
 
-def _failures(record: Record, bounds: Bounds) -> Check:
-    whole = record.whole()
-    return Check(
-        "failures",
-        f"{whole.failed:,} of {whole.sent:,}",
-        "none" if not bounds.max_fail_share else f"{bounds.max_fail_share:.2%} or less",
-        whole.fail_share <= bounds.max_fail_share,
-    )
+def _failures(part: Part, bounds: Bounds) -> Check:
+    return _few("failures", part.failed, part, bounds.max_fail_share)
 
 
 def _refusals(part: Part, bounds: Bounds, name: str = "refusals") -> Check:
-    return Check(
-        name,
-        f"{part.refused:,} of {part.sent:,}",
-        "none" if not bounds.max_refused_share else f"{bounds.max_refused_share:.2%} or less",
-        part.refused_share <= bounds.max_refused_share,
-    )
+    return _few(name, part.refused, part, bounds.max_refused_share)
+
+
+def _few(name: str, count: int, part: Part, most: float) -> Check:
+    wanted = f"{most:.2%} or less" if most else "none"
+    return Check(name, f"{count:,} of {part.sent:,}", wanted, count <= most * part.sent)
 
 
 def _p99(part: Part, most: float, name: str = "p99") -> Check:
@@ -168,18 +173,20 @@ def _rate(rate: float, bounds: Bounds, name: str = "answered a second") -> list[
 
 def _judge_steady(record: Record, bounds: Bounds) -> list[Check]:
     part = record.part(0)
-    checks = [_refusals(record.whole(), bounds), _p99(part, bounds.p99), *_rate(part.rate, bounds)]
-    return [*checks, _silence(record, bounds)] if record.loop == "closed" else checks
+    return [_refusals(record.whole(), bounds), _p99(part, bounds.p99), *_rate(part.rate, bounds)]
 
 
 def _silence(record: Record, bounds: Bounds) -> Check:
     """Of a closed loop: users who are answered within the bound on p99 send again within it, so that a longer time in
-    which nothing was sent that came to an answer is a server that hung, however few requests hung with it.
+    which nothing was sent that came to an answer is a server that hung, however few requests hung with it. A refusal is
+    an answer, too; beside a greedy task it is the others who must have one.
     """
-    first, last = math.ceil(record.stretches[0].begin), math.floor(record.stretches[0].end)
+    group = OTHERS if record.shape == "greedy" else None
+    first, last = math.ceil(record.stretches[0].begin), math.floor(record.stretches[-1].end)
     longest = now = 0
     for second in range(first, last):
-        now = 0 if record.timeline.between(second, second + 1).answered else now + 1
+        part = record.timeline.between(second, second + 1, group)
+        now = 0 if part.answered or part.refused else now + 1
         longest = max(longest, now)
     most = min(last - first - 1, _WINDOW + math.ceil(bounds.p99 / 1000))
     return Check("longest time without an answer", f"{longest} s", f"{most} s or less", longest <= most)

@@ -17,7 +17,7 @@ REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nlate"
 class SlowServer:
     """`answer(nth)` gives the bytes of the nth answer (b"" hangs up) when it is ready to.
 
-    With `hang_up` each connection is closed after an answer, `healthy` answers GET as well; `die` ends it for good.
+    With `hang_up` each connection is closed after an answer; `get` answers GET, by its head; `die` ends it for good.
     """
 
     answer: Callable[[int], Awaitable[bytes]]
@@ -26,7 +26,7 @@ class SlowServer:
     bodies: list[object] = field(default_factory=list)
     heads: list[bytes] = field(default_factory=list)
     connections: int = 0
-    healthy: bool = False
+    get: Callable[[bytes], bytes] | None = None
     die: Callable[[], None] = lambda: None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -34,8 +34,8 @@ class SlowServer:
         with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                if self.healthy and head.startswith(b"GET "):
-                    writer.write(ANSWER)
+                if self.get and head.startswith(b"GET "):
+                    writer.write(self.get(head))
                     break
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
                 self.heads.append(head)
@@ -54,10 +54,15 @@ class SlowServer:
 
 @contextlib.contextmanager
 def serving(
-    answer: Callable[[int], Awaitable[bytes]], *, hang_up: bool = False, healthy: bool = False
+    answer: Callable[[int], Awaitable[bytes]],
+    *,
+    hang_up: bool = False,
+    healthy: bool = False,
+    get: Callable[[bytes], bytes] | None = None,
 ) -> Iterator[SlowServer]:
-    """Serve on a free loopback port until the block ends."""
-    server, started, stop = SlowServer(answer, hang_up, healthy=healthy), threading.Event(), threading.Event()
+    """Serve on a free loopback port until the block ends; `healthy` answers GET with 200."""
+    server = SlowServer(answer, hang_up, get=get or ((lambda head: ANSWER) if healthy else None))
+    started, stop = threading.Event(), threading.Event()
 
     async def run() -> None:
         listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)

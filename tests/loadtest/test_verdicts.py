@@ -157,6 +157,55 @@ def test_a_server_that_hangs_at_the_end_does_not_pass(name: str, left: range) ->
     assert failed(record) == []
 
 
+@pytest.mark.parametrize("name", ["ramp", "spike", "greedy"])
+@pytest.mark.parametrize("phase", [0, 1])
+def test_a_server_that_hangs_within_a_phase_does_not_pass(name: str, phase: int) -> None:
+    record = MADE[name]()
+    hung = range(101 + 10 * phase, 109 + 10 * phase)
+    record.timeline = Timeline(row for row in record.timeline.rows() if row[0] not in hung)
+    assert failed(record) == ["longest time without an answer"]
+    record.loop = "open"
+    assert failed(record) == []
+
+
+def test_refusals_are_answers_and_the_greedy_tasks_answers_are_not_the_others() -> None:
+    refused = spike()
+    refused.timeline = Timeline(row for row in refused.timeline.rows() if row[0] not in range(111, 119))
+    fill(refused.timeline, 111, 119, outcome="refused")
+    assert failed(refused) == []
+    starved = greedy()
+    starved.timeline = Timeline(
+        row for row in starved.timeline.rows() if row[1] == GREEDY or row[0] not in range(111, 119)
+    )
+    assert failed(starved) == ["longest time without an answer"]
+
+
+def test_a_load_that_was_not_what_was_asked_for_does_not_pass() -> None:
+    lost = steady()
+    lost.broken = "a worker went missing"
+    assert failed(lost) == ["the load"]
+    assert not shape_report.result("x", [lost], BOUNDS, 1).passed
+    few = spike()
+    few.stretches[1] = dataclasses.replace(few.stretches[1], users=80, there=53)
+    (check,) = (one for one in judge(few, BOUNDS) if not one.passed)
+    assert (check.name, check.found, check.wanted) == ("users of spike", "53 at its end", "80")
+
+
+def test_the_others_are_judged_while_a_task_floods() -> None:
+    def flooded(ms: float, outcome: Outcome = "answered") -> Record:
+        record = greedy()
+        record.loop = "open"
+        fill(record.timeline, 120, 130, rate=20, ms=ms, outcome=outcome)
+        fill(record.timeline, 120, 130, rate=300, outcome="refused", group=GREEDY)
+        record.stretches.append(Stretch("flooded by it, 130%", 120.0, 130.0, offered=320.0))
+        return record
+
+    assert failed(flooded(20.0)) == []  # the greedy one may be refused as much as it likes
+    assert failed(flooded(150.0)) == ["the others' p99, flooded by it, 130%"]
+    assert "the others' refusals" in failed(flooded(20.0, "refused"))
+    assert [row["who"] for row in rows(flooded(20.0))] == [OTHERS, OTHERS, GREEDY, OTHERS, GREEDY]
+
+
 @pytest.mark.parametrize("name", ["spike", "greedy"])
 def test_a_run_that_was_cut_short_is_told_so(name: str) -> None:
     record = MADE[name]()
@@ -179,7 +228,7 @@ def test_latency_and_rate_have_bounds(name: str) -> None:
 
 
 def test_a_ramp_is_judged_by_its_best_step() -> None:
-    (_, best) = judge(ramp(), BOUNDS)
+    (_, best, _) = judge(ramp(), BOUNDS)
     assert best.found.startswith("42")  # not the 41 of the last step, which is too slow
     assert failed(ramp(), Bounds(p99=2.0)) == ["best step, answered a second"]
     assert failed(ramp(), Bounds(p99=100.0, min_rate=43.0)) == ["best step, answered a second"]
@@ -257,6 +306,8 @@ def test_the_open_loop_sends_parts_of_what_the_closed_one_reached() -> None:
     both = open_shapes.segments(parsed("--shape=greedy"), greedy())
     assert both[0].rates[OTHERS] == both[1].rates[OTHERS] == pytest.approx(0.7 * 220 / 11)
     assert both[1].rates[GREEDY] == pytest.approx(10 * both[1].rates[OTHERS])
+    assert both[2].rates[OTHERS] == both[0].rates[OTHERS]
+    assert both[2].rates[GREEDY] == pytest.approx(1.3 * 220)  # alone more than all that the server answered
     assert [round(segment.rates[OTHERS]) for segment in open_shapes.segments(parsed("--shape=ramp"), ramp())] == [
         13, 21, 29, 38,
     ]  # fmt: skip
