@@ -7,6 +7,7 @@ that the fault breaks them on any machine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -22,14 +23,22 @@ from typing import Any
 import pytest
 
 from loadtest import knee
+from loadtest.server_process import free_port, process
 from tests.integration.conftest import ServerProcess
 from tests.loadtest.slow_server import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
     "ramp": ["--ramp-to=4", "--phase-seconds=3", "--no-open-loop"],
-    "spike": ["--phase-seconds=5", "--recover-within=3", "--spike-times=3", "--workers=2", "--no-open-loop"],
-    "soak": ["--soak-seconds=12", "--max-memory-growth=500", "--max-latency-growth=50", "--no-open-loop"],
+    # So many that it is one only if they come at once.
+    "spike": [
+        "--phase-seconds=4",
+        "--recover-within=3",
+        "--spike-times=200",
+        "--workers=2",
+        "--no-open-loop",
+    ],
+    "soak": ["--soak-seconds=9", "--max-memory-growth=500", "--max-latency-growth=50", "--no-open-loop"],
     "greedy": ["--phase-seconds=3", "--greedy-times=4", "--max-slowdown=1000"],
 }
 FAR_OFF = ["--p99=30000", "--recover-p99=30000"]
@@ -90,7 +99,7 @@ def test_workers_share_a_spike(runs: dict[str, Any]) -> None:
     ended, prefix = runs["spike"]
     assert "on 2 workers" in ended.stdout
     plain = json.loads(Path(f"{prefix}.json").read_text())
-    assert [phase["users"] for phase in plain["runs"][0]["phases"]] == ["2", "6", "2"]
+    assert [phase["users"] for phase in plain["runs"][0]["phases"]] == ["2", "400", "2"]
 
 
 def test_a_soak_looks_at_the_servers_memory(runs: dict[str, Any]) -> None:
@@ -149,6 +158,12 @@ async def another_tasks(nth: int) -> bytes:
     return an_answer("b")
 
 
+# A request that is never answered fails sooner.
+IMPATIENT = """
+from loadtest.locustfile import Caller
+
+Caller.network_timeout = 4.0
+"""
 FAULTS: dict[str, tuple[Callable[[int], Awaitable[bytes]], list[str], int, str]] = {
     "fine": (fine, ["--p99=10000"], 0, "ok     failures"),
     "slow": (slow, ["--p99=200"], 1, "FAILED p99"),
@@ -179,15 +194,20 @@ FAULTS: dict[str, tuple[Callable[[int], Awaitable[bytes]], list[str], int, str]]
 
 
 @pytest.fixture(scope="module")
-def faulty() -> dict[str, subprocess.CompletedProcess[str]]:
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+    file = tmp_path_factory.mktemp("faults") / "locustfile.py"
+    file.write_text(IMPATIENT)
+
     def one(name: str) -> subprocess.CompletedProcess[str]:
         answer, flags, _, _ = FAULTS[name]
         with serving(answer) as server:
-            locust = ["locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary", "-u2"]
+            locust = ["locust", "-f", str(file), "--headless", "--only-summary", "-u2"]
             length = [] if "-t8s" in flags else ["--steady-seconds=3"]
-            return said([*locust, *length, "--host", server.url, "--task-ids=a", *flags])
+            return said(
+                [*locust, *length, "--host", server.url, "--task-ids=a", *flags], PYTHONPATH=str(ROOT)
+            )
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(len(FAULTS)) as pool:
         return dict(zip(FAULTS, pool.map(one, FAULTS), strict=True))
 
 
@@ -262,6 +282,49 @@ def test_a_shape_that_was_cut_short_does_not_pass() -> None:
             last = ended.stdout.read()
     assert ended.returncode == 1
     assert "ended before its shape was over" in last
+
+
+@pytest.fixture(scope="module")
+def bereft() -> dict[int, tuple[int, str]]:
+    """A spike with two workers of which one, or both, are killed when it begins: exit code and output."""
+
+    def one(killed: int) -> tuple[int, str]:
+        locust = [sys.executable, "-u", "-m", "locust", "-f", "loadtest/locustfile.py"]
+        port = str(free_port())
+        flags = ["--headless", "--only-summary", "--loglevel=WARNING", "--master", "--master-bind-port", port]
+        flags += ["--expect-workers=2", "--shape=spike", "-u2", "--phase-seconds=4", "--recover-within=3"]
+        with serving(fine) as server, contextlib.ExitStack() as stack:
+            flags += ["--host", server.url, "--task-ids=a", *FAR_OFF]
+            workers = [
+                stack.enter_context(process([*locust, "--worker", "--master-port", port])) for _ in range(2)
+            ]
+            with subprocess.Popen([*locust, *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True) as master:
+                assert master.stdout
+                lines = []
+                for line in master.stdout:
+                    lines.append(line)
+                    if "load test: spike" in line:
+                        for worker in workers[:killed]:
+                            worker.popen.kill()
+            return master.returncode, "".join(lines)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip((1, 2), pool.map(one, (1, 2)), strict=True))
+
+
+def test_a_lost_worker_fails_the_load(bereft: dict[int, tuple[int, str]]) -> None:
+    code, output = bereft[1]
+    assert code == 1
+    assert "FAILED the load: a worker went missing (1 of 2)" in output
+    assert "FAILED users of spike: 8 at its end (16)" in output  # nobody took the place of the others
+    assert "load test: FAILED (" in output
+
+
+def test_without_workers_it_ends_and_says_why(bereft: dict[int, tuple[int, str]]) -> None:
+    code, output = bereft[2]
+    assert code == 1
+    assert "the last worker went missing (2 of 2)" in output
+    assert "ended before its shape was over" in output
 
 
 def test_a_server_that_dies_before_the_open_loop_leaves_what_locust_measured(tmp_path: Path) -> None:
