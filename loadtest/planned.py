@@ -38,8 +38,11 @@ class Run:
 
     def lost(self, runner: Runner | None) -> set[str]:
         """Those, and the workers that are not heard of any more."""
-        gone = {one.id for one in runner.clients.missing} if isinstance(runner, MasterRunner) else set()
-        return gone | self.silent()
+        return _missing(runner) | self.silent()
+
+
+def _missing(runner: Runner | None) -> set[str]:
+    return {one.id for one in runner.clients.missing} if isinstance(runner, MasterRunner) else set()
 
 
 def _at_once(phases: list[shapes.Phase]) -> float:
@@ -66,7 +69,7 @@ class Planned(LoadTestShape):
         if self._run.over:
             if self._runner.user_count:  # workers' users, who wait for their last answer
                 self._run.over = now
-            done = not self._run.silent() or now > self._run.over + _LAST_REPORTS
+            done = self._run.silent() <= _missing(self._runner) or now > self._run.over + _LAST_REPORTS
             return None if done and not self._runner.user_count else (0, _at_once(self._phases))
         if phase is self._phase and phase is not None:
             if not self._there and self._runner.user_count == phase.users:

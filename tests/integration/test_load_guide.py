@@ -10,10 +10,25 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import pytest
 import yaml
 
 from loadtest import knee, run
+from tests.deploy.manifests import (
+    containers,
+    named,
+    of_kind,
+    pod_templates,
+    render,
+    render_with,
+    rendered,
+    server,
+)
+from tests.deploy.reachable import Pod, may_reach
+from tests.deploy.restricted import loose_ends
+from tests.deploy.schemas import faults, versions
 from tests.integration.test_load_shapes import ROOT, fine, said
 from tests.loadtest.slow_server import serving
 
@@ -38,13 +53,57 @@ def test_a_cluster_gets_every_file_that_locust_needs(tmp_path: Path) -> None:
         if flag.partition("=")[0] not in _OF_THE_CLUSTER
     ]
     short = ["--shape=ramp", "--ramp-to=1", "--phase-seconds=3", "--p99=30000", "--task-ids=a"]
-    with serving(fine) as server:
+    with serving(fine) as here:
         ended = subprocess.run(
-            [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", *flags, *short, "--host", server.url],
+            [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", *flags, *short, "--host", here.url],
             cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "load test: passed" in ended.stdout
+
+
+def test_in_a_cluster_the_server_is_reached_by_name_and_by_its_policies(tmp_path: Path) -> None:
+    """Its workers reach the master, too: no policy is in their own namespace."""
+    ours = render(ROOT / "loadtest")
+    for version in versions():
+        assert [fault for one in ours for fault in faults(one, version)] == []
+    # Locust's image has a user of its own, 1000.
+    loose = {fault for _, template in pod_templates(ours) for fault in loose_ends(template)}
+    assert loose <= {"user, group and volumes' group are not all 10001"}
+    space = named(ours, "Namespace", "promptmux-loadtest")["metadata"]
+    assert {one["metadata"].get("namespace") for one in ours if one["kind"] != "Namespace"} == {space["name"]}
+    assert of_kind(ours, "NetworkPolicy") == []
+    (master,) = containers(named(ours, "Job", "promptmux-locust-master")["spec"]["template"])
+    (host,) = (flag.partition("=")[2] for flag in master["args"] if flag.startswith("--host="))
+    service, there = (urlsplit(host).hostname or "").split(".")
+    for fleet in (rendered("overlays/cpu"), render_with(tmp_path, "overlays/cpu", ["gateway-only"])):
+        found = named(fleet, "Service", service)
+        assert found["metadata"]["namespace"] == there != space["name"]
+        assert urlsplit(host).port in [one["port"] for one in found["spec"]["ports"]]
+        source = Pod(namespace=space["name"], namespace_labels=space["labels"])
+        assert may_reach(fleet, source, server(fleet)["metadata"]["labels"], 8000)
+
+
+@pytest.mark.parametrize(("ended", "code"), [("Complete", 0), ("FailureTarget Failed", 1)])
+def test_the_guides_wait_for_the_job_ends_however_that_ended(ended: str, code: int, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "guides" / "load-testing.md").read_text()
+    (block,) = (one for one in re.findall(r"```sh[^\n]*\n(.*?)```", page, re.S) if "apply -k loadtest" in one)
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f"""#!/bin/sh
+case "$*" in
+  *" get job "*) test -e {tmp_path}/asked && echo {ended}; touch {tmp_path}/asked ;;
+  *" wait "*--timeout=1s*) exit {code} ;;
+  *" wait "*) sleep 900 ;;
+  *" logs "*) echo "load test: FAILED x" ;;
+esac
+""")
+    kubectl.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", block], env={"PATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code
+    assert "load test: FAILED x" in done.stdout
 
 
 _OF_THE_CLUSTER = ("--locustfile", "--host", "--master", "--expect-workers", "--expect-workers-max-wait")
