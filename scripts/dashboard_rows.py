@@ -254,7 +254,7 @@ STORE: Final = [
 ]  # fmt: skip
 MACHINE: Final = [
     Panel(
-        "Device memory", "GPUs only; prompts are a part of what is allocated.",
+        "Device memory", "GPUs only; prompts are a part of what is allocated, free is what no process has.",
         [
             Target(f"promptmux_device_memory_bytes{{{ON}}}", f"{{{{kind}}}} {ONE}"),
             Target(f'promptmux_tier_bytes{{{ON},tier="device"}}', f"prompts {ONE}"),

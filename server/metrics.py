@@ -101,8 +101,8 @@ class Metrics:
 
         self.device_memory = gauge(
             "device_memory_bytes",
-            "A GPU's memory: allocated to tensors, reserved by torch, total. None on a CPU: there prompts hold "
-            'promptmux_tier_bytes{tier="device"} of process_resident_memory_bytes',
+            "A GPU's memory: allocated to tensors, reserved by torch, free for any process, total. None on a CPU: "
+            'there prompts hold promptmux_tier_bytes{tier="device"} of process_resident_memory_bytes',
             "kind",
         )
         self.prompt_loads = counter("prompt_loads", "Prompts copied to the device, by result", "result")

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -176,7 +177,10 @@ class Service:
             from backbone.device_memory import device_memory  # imports torch: by now it is there
 
             def read(kind: str) -> float:
-                return device_memory(backbone.device)[kind]
+                try:
+                    return device_memory(backbone.device)[kind]
+                except RuntimeError:  # CUDA's: a GPU that has failed does not take all other metrics along
+                    return math.nan
 
             for kind in device_memory(backbone.device):
                 metrics.watch(metrics.device_memory.labels(kind), functools.partial(read, kind))

@@ -29,7 +29,7 @@ class Gateway(ProxyProcess):
         super().__init__(folder, port, ports)
         moved = {
             "bind :8080": f"bind 127.0.0.1:{port}",
-            "/run/haproxy/admin.sock mode 660": f"{folder.absolute()}/haproxy.sock mode 600",
+            "tune.bufsize 65536\n": f"tune.bufsize 65536\n    stats socket {folder.absolute()}/haproxy.sock mode 600\n",
             **{f"server {name} {name}:8000": f"server {name} 127.0.0.1:{at}" for name, at in ports.items()},
             **(changed or {}),
         }

@@ -3,18 +3,22 @@ their commands name is looked at by tests/docs/test_not_run.py."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from loadtest.faults.fetched_program import NoProgram
 from loadtest.faults.proxy_process import find_haproxy
+from loadtest.server_process import free_port, process
 from promptmux.__main__ import build
 from server.auth import parse_keys
 from tests.deploy import agreement
@@ -118,16 +122,38 @@ def test_no_key_and_no_password_is_in_the_repository() -> None:
     assert not re.search(r"[>#][0-9a-zA-Z]", (K8S / "secrets/users.acl").read_text())
 
 
-def test_haproxy_takes_the_file_as_it_is() -> None:
-    assert f"haproxy -c -f {CONFIGURATION.relative_to(ROOT)}" in commands(ROUTING)
+def haproxy() -> Path:
     try:
-        program = find_haproxy()
+        return find_haproxy()
     except NoProgram as error:
         pytest.skip(f"NO HAPROXY, ITS CONFIGURATION IS NOT CHECKED: {error}")
+
+
+def test_haproxy_takes_the_file_as_it_is() -> None:
+    assert f"haproxy -c -f {CONFIGURATION.relative_to(ROOT)}" in commands(ROUTING)
     checked = subprocess.run(
-        [program, "-c", "-f", CONFIGURATION], capture_output=True, text=True, timeout=60, check=False
+        [haproxy(), "-c", "-f", CONFIGURATION], capture_output=True, text=True, timeout=60, check=False
     )
     assert checked.returncode == 0, checked.stderr
+
+
+def test_haproxy_starts_with_it_wherever_it_is(tmp_path: Path) -> None:
+    """`haproxy -c` does not see that a folder is missing: it makes no socket."""
+    text = CONFIGURATION.read_text()
+    assert re.findall(r"^[^#\n]*\s(/(?:run|var|etc|tmp|home)/\S*)", text, re.M) == []
+    port = free_port()
+    assert text.count("bind :8080\n") == 1
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(text.replace("bind :8080\n", f"bind 127.0.0.1:{port}\n"))
+    with process([str(haproxy()), "-db", "-f", str(file)]) as started:
+        end, status = time.monotonic() + 60, 0
+        while status == 0:
+            assert started.popen.poll() is None, started.said()
+            assert time.monotonic() < end, started.said()
+            with contextlib.suppress(httpx.TransportError):
+                status = httpx.get(f"http://127.0.0.1:{port}/classify", timeout=60).status_code
+            time.sleep(0.02)
+        assert status == 503  # its own: of its servers' names this machine knows none
 
 
 def test_the_ingress_routes_as_the_file_does() -> None:

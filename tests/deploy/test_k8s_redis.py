@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,9 +16,10 @@ from loadtest.faults.fetched_program import NoProgram
 from loadtest.faults.redis_server import find_redis_server
 from prompt_store import open_store
 from prompt_store.checkup import examine
+from prompt_store.codec import MAX_BYTES
 from tests.deploy.in_cluster_redis import ClusterRedis
 from tests.deploy.manifests import ROOT, Object, named, quantity, rendered
-from tests.server.fakes import prompt_bytes
+from tests.server.fakes import REF, prompt_bytes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -203,7 +206,7 @@ async def test_a_log_that_is_damaged_in_its_middle_is_left_as_it_is(cluster: Clu
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     for damaged, why in (
         (flipped, "whole transactions follow"),
-        (whole + bytes(9 * 2**20), "more than one write is"),
+        (whole + bytes(cut_at_most() + 1), "more than one write is"),
     ):
         log.write_bytes(damaged)
         told = mend(cluster)
@@ -212,6 +215,36 @@ async def test_a_log_that_is_damaged_in_its_middle_is_left_as_it_is(cluster: Clu
         assert "NOTHING WAS CHANGED" in told.stderr
         assert log.read_bytes() == damaged
         assert copies(cluster) == []
+
+
+def cut_at_most() -> int:
+    """The bound of mend-log.sh."""
+    (most,) = re.findall(r"MEND_AT_MOST:-([0-9]+)", (ROOT / "docker/redis/mend-log.sh").read_text())
+    return int(most)
+
+
+async def test_the_largest_prompt_may_be_torn(cluster: ClusterRedis) -> None:
+    """A publish is one transaction: a power cut in it leaves nearly the whole file behind the last whole one."""
+    tool("redis-check-aof")
+    largest = prompt_bytes("largest", ref=REF.model_copy(update={"hidden_size": MAX_BYTES // 8 - 1024}))
+    assert MAX_BYTES - 16384 < len(largest) <= MAX_BYTES
+    log = await _three_published(cluster)
+    whole = log.stat().st_size
+    cluster.start()
+    store = open_store(cluster.url)
+    try:
+        await store.publish(largest, actor="test")
+    finally:
+        await store.aclose()
+    assert cluster.stop() == 0
+    written = log.stat().st_size
+    assert len(largest) < written - whole <= MAX_BYTES * 1.25 <= cut_at_most()
+    os.truncate(log, written - 5)  # the end of EXEC
+    told = mend(cluster)
+    assert told.returncode == 0, told.stderr
+    assert whole <= log.stat().st_size <= whole + len(b"*2\r\n$6\r\nSELECT\r\n$1\r\n0\r\n")
+    (copy,) = copies(cluster)
+    assert (copy / log.name).stat().st_size == written - 5
 
 
 def test_compose_mends_by_the_same_script() -> None:

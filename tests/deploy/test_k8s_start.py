@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -95,6 +96,47 @@ def test_the_pods_settings_serve(
     assert one.exit_code() == 0
 
 
+def train_script(folder: Path, run: Path, **variables: str) -> str:
+    """What train.sh of the nightly training says, with a promptmux that says how it was called."""
+    (folder / "promptmux").write_text('#!/bin/sh\necho "$@"\n')
+    (folder / "promptmux").chmod(0o755)
+    script = named(rendered("train/nightly"), "ConfigMap", "promptmux-train-script")["data"]["train.sh"]
+    (folder / "train.sh").write_text(script)
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "PROMPTMUX_ADMIN_URL": "http://admin:1"}
+    return subprocess.run(
+        ["sh", folder / "train.sh", "CONFIG", run, "candidate"],
+        env=environment | variables, capture_output=True, text=True, timeout=30, check=True,
+    ).stdout.strip()  # fmt: skip
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_nightly_training_keeps_its_last_runs(begun: bool, tmp_path: Path) -> None:
+    job = named(rendered("train/nightly"), "CronJob", "promptmux-train-nightly")["spec"]["jobTemplate"][
+        "spec"
+    ]
+    (container,) = job["template"]["spec"]["containers"]
+    (keep,) = (int(one["value"]) for one in container["env"] if one["name"] == "KEEP_RUNS")
+    assert container["args"][1].startswith("/runs/$(")
+    runs = tmp_path / "runs"
+    others = [runs / f"{night:02}" for night in range(keep + 5)]
+    for night, run in enumerate(others):
+        run.mkdir(parents=True)
+        for name in ("config.toml", "metrics.json"):
+            (run / name).touch()
+            os.utime(run / name, (night, night))
+    (runs / "lost+found").mkdir()  # of the volume, no run
+    tonight = runs / "tonight"
+    if begun:  # its pod was lost, and the clock of the next one's node is behind
+        tonight.mkdir()
+        (tonight / "config.toml").touch()
+        os.utime(tonight / "config.toml", (0, 0))
+    said = train_script(tmp_path, tonight, KEEP_RUNS=str(keep)).splitlines()
+    kept = {runs / "lost+found", *others[-(keep - 1) :], *([tonight] if begun else [])}
+    assert set(runs.iterdir()) == kept
+    assert len(said) == len(others) - (keep - 1) + 1  # each that is removed is named
+    assert said[-1].startswith("train ")
+
+
 @pytest.mark.parametrize(
     ("there", "called"),
     [
@@ -111,17 +153,9 @@ def test_a_training_goes_on_where_it_was(there: tuple[str, ...], called: str, tm
     run.mkdir()
     for name in there:
         (run / name).touch()
-    (tmp_path / "promptmux").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "promptmux").chmod(0o755)
-    script = named(rendered("train/nightly"), "ConfigMap", "promptmux-train-script")["data"]["train.sh"]
-    (tmp_path / "train.sh").write_text(script)
-    done = subprocess.run(
-        ["sh", tmp_path / "train.sh", "CONFIG", run, "candidate"],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PROMPTMUX_ADMIN_URL": "http://admin:1"},
-        capture_output=True, text=True, timeout=30, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip() == called.replace("RUN", str(run))
-    command, *given = done.stdout.split()
+    done = train_script(tmp_path, run)
+    assert done == called.replace("RUN", str(run))
+    command, *given = done.split()
     helped = CliRunner(env={"COLUMNS": "200"}).invoke(build(), [command, "--help"]).stdout
     for flag in (one for one in given if one.startswith("--")):
         assert flag in helped

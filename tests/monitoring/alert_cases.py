@@ -51,10 +51,19 @@ def tier(what: str, name: str, values: str) -> dict[str, str]:
     return {of(f"promptmux_tier_{what}_total", tier=name): values}
 
 
-def device(allocated: str, total: str = "100x60") -> dict[str, str]:
-    """A GPU."""
+def device(free: str) -> dict[str, str]:
+    """A GPU of 100, of which our tensors have 20: what else is taken another process has, or torch keeps."""
     name = "promptmux_device_memory_bytes"
-    return {of(name, kind="allocated"): allocated, of(name, kind="total"): total, READY: "1x60"}
+    return {
+        of(name, kind="allocated"): "20x60",
+        of(name, kind="free"): free,
+        of(name, kind="total"): "100x60",
+    }
+
+
+def fleets(**ready: str) -> dict[str, str]:
+    """Fleets of one replica, each in a namespace of its own."""
+    return {of("promptmux_ready", f"of-{name}", namespace=name): values for name, values in ready.items()}
 
 
 def build(replica: str, fingerprint: str, values: str) -> dict[str, str]:
@@ -74,8 +83,25 @@ CASES: Final = [
     Case("PromptmuxNoReplicaReady", {UP: "0x60"}, 10, 1),  # none can be scraped
     Case("PromptmuxNoReplicaReady", {READY: "0x60", of("promptmux_ready", "b"): "1x60"}, 10, 0),
     Case("PromptmuxNoReplicaReady", {READY: "1x9 0 1x50"}, 11, 0),  # for a moment
+    Case("PromptmuxNoReplicaReady", fleets(staging="1x500", production="1x20 stale"), 30, 1),
+    Case("PromptmuxNoReplicaReady", fleets(staging="1x500", production="1x20 stale"), 300, 1),  # it stays
+    Case("PromptmuxNoReplicaReady", fleets(staging="1x500", production="0x500"), 30, 1),
+    Case("PromptmuxNoReplicaReady", fleets(staging="1x20 stale", production="1x20 stale"), 30, 2),
+    Case("PromptmuxNoReplicaReady", {READY: "1x20 stale"}, 500, 1),  # by then nobody knows its name
+    Case(  # a rollout: b takes a's place
+        "PromptmuxNoReplicaReady", {READY: "1x20 stale", of("promptmux_ready", "b"): "_x19 1x480"}, 30, 0
+    ),
     Case("PromptmuxReplicaDown", {UP: "0x60", of("up", "b"): "1x60"}, 10, 1),
     Case("PromptmuxReplicaDown", {UP: "1x60", 'up{job="other",instance="c"}': "0x60"}, 10, 0),
+    Case("PromptmuxReplicaDown", {UP: "1x60", of("up", "b"): "1x30 stale"}, 45, 1),  # it has left the DNS
+    Case(  # made anew: for two minutes both addresses are known
+        "PromptmuxReplicaDown", {UP: "1x60", of("up", "b"): "1x30 stale", of("up", "c"): "_x29 1x60"}, 45, 0
+    ),
+    Case("PromptmuxReplicaDown", {UP: "1x60", of("up", "b"): "_x30 1x30"}, 45, 0),  # one more
+    Case(  # in Kubernetes an autoscaler takes pods away
+        "PromptmuxReplicaDown",
+        {of("up", namespace="n"): "1x60", of("up", "b", namespace="n"): "1x30 stale"}, 45, 0,
+    ),
     Case("PromptmuxReplicaNotReady", {READY: "0x60", of("promptmux_ready", "b"): "1x60"}, 20, 1),
     Case("PromptmuxReplicaNotReady", {READY: "0x60"}, 10, 0),  # it may still be starting
     Case(
@@ -132,8 +158,8 @@ CASES: Final = [
     Case("PromptmuxLocalDiskFails", tier("errors", "disk", "0x5 0+1x50"), 20, 1),
     Case("PromptmuxLocalDiskFails", {of("promptmux_snapshot_failures_total"): "0x5 0+1x50"}, 20, 1),
     Case("PromptmuxLocalDiskFails", tier("errors", "disk", "0x5 1x55"), 40, 0),
-    Case("PromptmuxDeviceMemoryFull", device("97x60"), 20, 1),
-    Case("PromptmuxDeviceMemoryFull", device("80x60"), 20, 0),
+    Case("PromptmuxDeviceMemoryFull", device("3x60"), 20, 1),
+    Case("PromptmuxDeviceMemoryFull", device("20x60"), 20, 0),
     Case("PromptmuxStoreStale", {STALE: "0x5 60+60x50", READY: "1x60"}, 20, 1),
     Case("PromptmuxStoreStale", {STALE: "0+60x60", READY: "0x60"}, 20, 0),  # it starts
     Case("PromptmuxStoreStale", {STALE: "1x60", READY: "1x60"}, 20, 0),

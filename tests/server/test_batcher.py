@@ -218,8 +218,8 @@ async def test_a_batch_takes_about_as_long_as_it_may(metrics: Metrics) -> None:
         await settle()
         batch = batcher.take()
         batcher.finish(batch, score(batch), seconds)
+        await settle()
         while not all(job.done() for job in jobs):
-            await settle()
             rest = batcher.take()
             batcher.finish(rest, score(rest), len(rest.rows) * seconds / len(batch.rows))
             await settle()

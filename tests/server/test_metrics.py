@@ -1,5 +1,6 @@
 """What a scrape shows of a running server: errors by code, what serves here, live versions, the process."""
 
+import math
 import sys
 from dataclasses import replace
 
@@ -80,14 +81,23 @@ async def test_what_serves_is_shown_with_the_process_around_it(start: Start) -> 
 
 
 async def test_a_gpu_shows_its_memory_as_it_is_now(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, held = FakeBackbone(), {"allocated": 1, "reserved": 2, "total": 3}
+    backbone, held = FakeBackbone(), {"allocated": 1, "reserved": 2, "free": 4, "total": 7}
     backbone.device = "cuda:0"
-    monkeypatch.setattr("backbone.device_memory.device_memory", lambda device: held if device else {})
+    failed = False
+
+    def device_memory(device: str) -> dict[str, int]:
+        if failed:
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+        return held if device else {}
+
+    monkeypatch.setattr("backbone.device_memory.device_memory", device_memory)
     async with start(backbone=backbone) as server:
         for kind in held:
             assert server.counted("device_memory_bytes", kind=kind) == held[kind]
         held["allocated"] = 5
         assert server.counted("device_memory_bytes", kind="allocated") == 5
+        failed = True
+        assert math.isnan(server.counted("device_memory_bytes", kind="free"))
 
 
 async def test_what_alerts_watch_begins_with_zero(start: Start) -> None:

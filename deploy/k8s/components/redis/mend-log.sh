@@ -4,7 +4,7 @@
 # end. MEND_AT_MOST is how many bytes may be cut off. docker/redis and deploy/k8s/components/redis have the same file.
 set -eu
 cd "$1"
-most=${MEND_AT_MOST:-8388608}  # more than one write to the store takes
+most=${MEND_AT_MOST:-83886080}  # 80 MiB: the largest prompt file (64 MiB), and what is written beside it
 log=appendonlydir
 
 refuse() {
