@@ -234,9 +234,10 @@ def _judge(environment: Environment, **_: Any) -> None:
 def _broken(runner: Runner | None, whole: bool) -> Iterator[str]:
     """Why this was not the load that was asked for."""
     if lost := _run.lost(runner):
+        last = ", the last one too" if len(lost) == len(_run.heard) else ""
         yield (
-            f"{'the last worker' if len(lost) == len(_run.heard) else 'a worker'} went missing ({len(lost)} of "
-            f"{len(_run.heard)}): its users were not there, and what it counted last is not known"
+            f"{len(lost)} of {len(_run.heard)} workers went missing{last}: their users were not there, and what they "
+            "counted last is not known"
         )
     if not whole:
         yield "it was ended before its shape was over"

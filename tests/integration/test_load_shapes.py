@@ -319,14 +319,14 @@ def test_a_shape_that_was_cut_short_does_not_pass() -> None:
 def test_a_lost_worker_fails_the_load(bereft: dict[int, tuple[int, str]]) -> None:
     code, output = bereft[1]
     assert code == 1
-    assert "FAILED the load: a worker went missing (1 of 2)" in output
+    assert "FAILED the load: 1 of 2 workers went missing:" in output
     assert "load test: FAILED (" in output
 
 
 def test_without_workers_it_ends_and_says_why(bereft: dict[int, tuple[int, str]]) -> None:
     code, output = bereft[2]
     assert code == 1
-    assert "the last worker went missing (2 of 2)" in output
+    assert "FAILED the load: 2 of 2 workers went missing, the last one too:" in output
     assert "ended before its shape was over" in output
 
 
@@ -357,7 +357,8 @@ def test_a_server_that_dies_before_the_open_loop_leaves_what_locust_measured(tmp
 
 
 def test_what_cannot_be_run_is_said() -> None:
-    with serving(fine) as server:
+    no_key = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
+    with serving(fine, get=lambda head: no_key) as server:
         locust = [
             "locust",
             "-f",
@@ -370,6 +371,10 @@ def test_what_cannot_be_run_is_said() -> None:
         alone = said([*locust, "--shape=greedy"])
         nobody = said([*locust, "--shape=soak", "--memory-of=999999999"])
         blind = said([*locust, "--shape=soak"])
+        asked = [*locust, "--shape=soak", f"--memory-of={server.url}/metrics"]
+        locked_out = said(asked, PROMPTMUX_METRICS_KEY="wrong")
+    assert locked_out.returncode == 2
+    assert "a key of scope metrics, not the one in PROMPTMUX_METRICS_KEY" in locked_out.stderr
     assert blind.returncode == 2
     assert "--no-memory" in blind.stderr
     assert alone.returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,24 @@ def test_https_is_refused_before_a_key_is_sent(main: object, capsys: pytest.Capt
     assert "speaks http:// only" in capsys.readouterr().err
 
 
+def test_locust_gets_keys_that_no_list_of_processes_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[list[str], dict[str, str]]] = []
+
+    def locust(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        found.append((command, env))
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(run.subprocess, "run", locust)
+    with serving(at_once, get=metrics_with_a_key) as server:
+        flags = ["--shape=soak", f"--host={server.url}", "--task-ids=a", f"--metrics={server.url}/metrics"]
+        assert run.main([*flags, "--key", "s3cret", "--metrics-key=right", f"--out={tmp_path}"]) == 2
+    ((command, env),) = found
+    assert not [word for word in command if "s3cret" in word or "right" in word]
+    assert (env["PROMPTMUX_KEY"], env["PROMPTMUX_METRICS_KEY"]) == ("s3cret", "right")
+
+
 METRICS = b"process_resident_memory_bytes 4.2e+07\n"
 
 
@@ -62,6 +81,10 @@ def with_a_key(head: bytes) -> bytes:
     if b"Authorization: Bearer right" not in head:
         return b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(METRICS), METRICS)
+
+
+def metrics_with_a_key(head: bytes) -> bytes:
+    return with_a_key(head) if head.startswith(b"GET /metrics") else ANSWER
 
 
 def test_metrics_are_asked_with_their_key() -> None:
@@ -74,10 +97,7 @@ def test_metrics_are_asked_with_their_key() -> None:
 
 
 def test_a_wrong_key_for_metrics_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def get(head: bytes) -> bytes:
-        return with_a_key(head) if head.startswith(b"GET /metrics") else ANSWER
-
-    with serving(at_once, get=get) as server:
+    with serving(at_once, get=metrics_with_a_key) as server:
         flags = ["--shape=soak", "--host", server.url, "--task-ids=a", "--metrics", f"{server.url}/metrics"]
         assert run.main([*flags, "--metrics-key=wrong"]) == 2
     (line,) = capsys.readouterr().out.strip().splitlines()
