@@ -19,6 +19,8 @@ from typing import Final, Generic, Protocol, TypeVar
 from server.fair_order import FairOrder
 
 Scores = tuple[float, ...]
+# A flow may have this part of a full batch waiting before it waits longer than others.
+_ALLOWED: Final = 8
 
 
 class Sized(Protocol):
@@ -97,7 +99,7 @@ class BatchQueue(Generic[R]):
         # Jobs take turns: a long one cannot hold up the others.
         self._turn: Final = max(1, batch_rows // 4)
         self._change = threading.Condition(threading.Lock())
-        self._jobs: FairOrder[Job[R]] = FairOrder()
+        self._jobs: FairOrder[Job[R]] = FairOrder(allowance=batch_tokens // _ALLOWED)
         self.waiting_tokens = 0
         self._busy = 0  # lanes that have taken a batch
         self.running_tokens = 0  # of these batches

@@ -3,7 +3,8 @@
 Owns the order in which what waits is taken, and nothing else. Each item is of a flow (a task, here). In first come,
 first served, a flow that asks a hundred times as much makes all others wait behind its hundred; here each flow that
 waits gets the same share of tokens, and what one leaves the others share. Items of one flow keep their order, and
-flows that wait with one item each are served as they came.
+flows that have only a little waiting, by an allowance, are served as they came: between those who do not flood the
+longest wait is shortest that way.
 
 Fair queueing by start tags (Goyal, Vin and Cheng, "Start-time Fair Queuing", 1996, section 2): an item's start tag is
 the larger of the virtual time at which it came and its flow's last finish tag; its finish tag is that and its cost; the
@@ -39,7 +40,9 @@ class Place(Generic[T]):
 class FairOrder(Generic[T]):
     """What waits, in the order in which it is to be taken. Not safe among threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowance: int = 0) -> None:
+        """`allowance` is the cost that a flow may have waiting before its items wait longer than others'."""
+        self._allowance = allowance
         self._heap: list[Place[T]] = []
         self._waiting: Counter[Hashable] = Counter()  # items of each flow
         self._finish: dict[Hashable, float] = {}  # each flow's last finish tag, where it lies ahead
@@ -51,8 +54,9 @@ class FairOrder(Generic[T]):
 
     def put(self, item: T, flow: Hashable, cost: int) -> None:
         """Let an item wait behind what its flow has waiting; `cost` is what its turn will take."""
-        start = max(self._now, self._finish.get(flow, 0.0))
-        self._finish[flow] = start + cost
+        finish = max(self._now, self._finish.get(flow, 0.0))
+        start = max(self._now, finish - self._allowance)
+        self._finish[flow] = finish + cost
         self._insert(Place(start, self._arrived, item, flow, cost))
         self._arrived += 1
         if len(self._finish) > 2 * len(self._heap) + _FORGET_ABOVE:
@@ -74,7 +78,7 @@ class FairOrder(Generic[T]):
     def back(self, place: Place[T]) -> None:
         """Put back what was taken last: its turn is not over, and it keeps its place."""
         self._now = self._before
-        self._finish.setdefault(place.flow, place.start + place.cost)
+        self._finish.setdefault(place.flow, max(self._now, place.start) + place.cost)
         self._insert(place)
 
     def _insert(self, place: Place[T]) -> None:

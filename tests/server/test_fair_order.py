@@ -81,6 +81,25 @@ def test_who_has_two_waiting_is_not_starved_by_those_who_come_with_one() -> None
     assert came.index("a1") < 6
 
 
+def test_within_its_allowance_a_flow_is_served_as_it_came() -> None:
+    order: FairOrder[str] = FairOrder(allowance=10)
+    for at in range(5):
+        order.put(f"a{at}", "a", cost=5)
+        order.put(f"b{at}", f"b{at}", cost=5)
+    # Two of five tokens each are allowed to wait beside the one whose turn begins now.
+    assert taken(order) == ["a0", "b0", "a1", "b1", "a2", "b2", "b3", "b4", "a3", "a4"]
+
+
+def test_an_allowance_is_given_once_not_again_and_again() -> None:
+    order: FairOrder[str] = FairOrder(allowance=10)
+    for at in range(40):
+        order.put(f"a{at}", "a", cost=5)
+    for at in range(40):
+        order.put(f"b{at}", "b", cost=5)
+    first = [name[0] for name in taken(order, 40)]
+    assert abs(first.count("a") - 20) <= 2
+
+
 def test_flows_that_are_gone_are_forgotten() -> None:
     order: FairOrder[str] = FairOrder()
     order.put("stays", "one", cost=10**9)
@@ -117,10 +136,12 @@ def test_every_item_comes_once_in_its_flows_order(
         assert own == [at for at, (name, _) in enumerate(first + then) if name == flow]
 
 
-@given(FLOWS)
-def test_two_flows_that_wait_differ_by_two_items_at_most(items: list[tuple[str, int]]) -> None:
+@given(FLOWS, st.integers(0, 40))
+def test_two_flows_that_wait_differ_by_two_items_and_the_allowance_at_most(
+    items: list[tuple[str, int]], allowance: int
+) -> None:
     """The paper's theorem 1: |W_f / r_f - W_m / r_m| ≤ l_f / r_f + l_m / r_m, with equal weights."""
-    order: FairOrder[tuple[str, int]] = FairOrder()
+    order: FairOrder[tuple[str, int]] = FairOrder(allowance)
     for flow, cost in items:
         order.put((flow, cost), flow, cost)
     left = Counter(flow for flow, _ in items)
@@ -133,4 +154,4 @@ def test_two_flows_that_wait_differ_by_two_items_at_most(items: list[tuple[str, 
         waiting = [name for name in "abc" if left[name]]
         for one in waiting:
             for other in waiting:
-                assert abs(work[one] - work[other]) <= longest[one] + longest[other]
+                assert abs(work[one] - work[other]) <= longest[one] + longest[other] + allowance

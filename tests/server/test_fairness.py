@@ -11,7 +11,9 @@ Eventually = Callable[[Callable[[], bool | Awaitable[bool]]], Awaitable[None]]
 
 async def test_a_tasks_backlog_is_its_own(start: Start, eventually: Eventually) -> None:
     backbone = FakeBackbone(delay=0.02)
-    async with start(backbone=backbone, max_batch_rows=4, max_queue_rows=100, max_inputs=50) as server:
+    async with start(
+        backbone=backbone, max_batch_rows=4, max_batch_tokens=64, max_queue_rows=100, max_inputs=50
+    ) as server:
         for task_id in ("greedy", "modest", "other"):
             await server.publish(prompt_bytes(task_id=task_id, favours=1), task_id=task_id)
             await server.apps.service.sync.refresh(task_id)
