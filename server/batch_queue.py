@@ -19,7 +19,9 @@ from typing import Final, Generic, Protocol, TypeVar
 from server.fair_order import FairOrder
 
 Scores = tuple[float, ...]
-# A flow may have this part of a full batch waiting before it waits longer than others.
+# A turn is at most this part of a batch, in rows and in tokens.
+_TURNS: Final = 4
+# A flow may be ahead of the others by this part of the largest batch.
 _ALLOWED: Final = 8
 
 
@@ -67,9 +69,9 @@ class Job(Generic[R]):
         self.scores: list[Scores] = [()] * len(rows)
         self.pending = len(rows)
 
-    def cost(self, most: int | None = None) -> int:
-        """Tokens of the rows that no batch has yet, or of the first `most` of them."""
-        left = self.rows[self.taken :][:most]
+    def cost(self) -> int:
+        """Tokens of the rows that no batch has yet."""
+        left = self.rows[self.taken :]
         return sum(map(len, left)) + self.extra * len(left)
 
 
@@ -97,7 +99,7 @@ class BatchQueue(Generic[R]):
         """The most of one batch; a row that is larger goes alone rather than never. `batch_tokens` may change."""
         self.batch_tokens, self._batch_rows = batch_tokens, batch_rows
         # Jobs take turns: a long one cannot hold up the others.
-        self._turn: Final = max(1, batch_rows // 4)
+        self._turn: Final = max(1, batch_rows // _TURNS)
         self._change = threading.Condition(threading.Lock())
         self._jobs: FairOrder[Job[R]] = FairOrder(allowance=batch_tokens // _ALLOWED)
         self.waiting_tokens = 0
@@ -111,7 +113,7 @@ class BatchQueue(Generic[R]):
         """Let these jobs wait, each behind those of its flow."""
         with self._change:
             for job in jobs:
-                self._jobs.put(job, job.flow, job.cost(self._turn))
+                self._jobs.put(job, job.flow)
                 self.waiting_tokens += job.cost()
             self._change.notify(self.lanes)
 
@@ -134,16 +136,18 @@ class BatchQueue(Generic[R]):
                 return batch
             share = (self.waiting_tokens + self.running_tokens) / (1 + self._busy + self.free)
             while self._jobs and batch.tokens < share:
-                place = self._jobs.take()
-                job = place.item
+                job = self._jobs.first()
                 if job.future.done():  # the caller has gone
                     batch.dropped += len(job.rows) - job.taken
                     self.waiting_tokens -= job.cost()
-                elif not self._fill(batch, job, share):
-                    self._jobs.back(place)  # first in the next batch: it must not lose its place
+                    self._jobs.drop()
+                    continue
+                before = batch.tokens
+                full = self._fill(batch, job, share)
+                if job.taken == len(job.rows) or batch.tokens > before:
+                    self._jobs.served(batch.tokens - before, again=job.taken < len(job.rows))
+                if full:
                     break
-                elif job.taken < len(job.rows):
-                    self._jobs.put(job, job.flow, job.cost(self._turn))  # its next turn
             batch.alone = self.free == self.lanes - 1 and not self._jobs
             if batch.rows:
                 self._busy += 1
@@ -158,14 +162,13 @@ class BatchQueue(Generic[R]):
                 self.running_tokens -= batch.tokens
 
     def _fill(self, batch: Batch[R], job: Job[R], share: float) -> bool:
-        """Move one turn of the job's rows into the batch; False when the batch is full."""
+        """Move one turn of the job's rows into the batch; True when the batch is full."""
         first = at = job.taken
-        before = batch.tokens
+        before, full = batch.tokens, False
         if first == 0:
             job.first_taken = time.perf_counter()
-        # A turn that the last batch cut short is finished, not begun again.
-        end = min(first - first % self._turn + self._turn, len(job.rows))
-        while at < end:
+        end = min(first + self._turn, len(job.rows))
+        while at < end and batch.tokens - before < self.batch_tokens // _TURNS + 1:
             row = job.rows[at]
             cost = len(row) + job.extra
             if batch.rows and (
@@ -173,6 +176,7 @@ class BatchQueue(Generic[R]):
                 or len(batch.rows) == self._batch_rows
                 or batch.tokens >= share
             ):
+                full = True
                 break
             batch.rows.append(row)
             batch.slots.append(job.slot)
@@ -182,4 +186,4 @@ class BatchQueue(Generic[R]):
         if at > first:
             batch.parts.append((job, first, at - first))
             self.waiting_tokens -= batch.tokens - before
-        return at == end
+        return full

@@ -13,7 +13,7 @@ import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from server.batch_queue import Batch, BatchQueue, Job, Scored, Scores, Sized
 from server.errors import InferenceFailed, NumericalError, Overloaded, TooManyInputs, Unavailable
@@ -21,6 +21,7 @@ from server.metrics import Metrics
 from server.room import Room
 
 R = TypeVar("R", bound=Sized)
+_LEAST: Final = 8  # a batch may always have this part of `batch_tokens`, however long it takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,14 @@ class Batcher(Generic[R]):
         metrics.dropped_rows.inc(batch.dropped)
         if not batch.rows:
             return
-        self._drain.saw(len(batch.rows), batch.tokens, seconds / self._queue.lanes)
-        within = self._drain.tokens_in(self._limits.batch_seconds) / self._queue.lanes
-        self._queue.batch_tokens = max(1, round(min(within, self._limits.batch_tokens)))
+        if (
+            scores is not None and not batch.raised
+        ):  # what is run again in halves says nothing of the next batch
+            self._drain.saw(len(batch.rows), batch.tokens, seconds / self._queue.lanes)
+            within = self._drain.tokens_in(self._limits.batch_seconds) / self._queue.lanes
+            # Where a forward takes long however little is in it, ever smaller batches would never be faster.
+            least = max(1, self._limits.batch_tokens // _LEAST)
+            self._queue.batch_tokens = max(least, round(min(within, self._limits.batch_tokens)))
         metrics.forward_time.observe(seconds)
         metrics.batch_rows.observe(len(batch.rows))
         metrics.batch_tokens.observe(batch.tokens)

@@ -25,8 +25,7 @@ class Room:
     def refuses(self, flow: Hashable, amount: int) -> Literal["", "all", "flow"]:
         """Whether so much more has no room: in all of it, or in what is this flow's. Empty when it has.
 
-        A flow that has nothing outstanding is bound by the whole alone: what it may send at once does not depend on
-        who else is there.
+        A flow that has nothing outstanding may have all that is free.
         """
         free = self._limit - self.total - amount
         if free < 0:
@@ -36,11 +35,15 @@ class Room:
 
     def take(self, flow: Hashable, amount: int) -> None:
         """Count it as outstanding."""
+        if not amount:
+            return
         self.total += amount
         self._own[flow] = self._own.get(flow, 0) + amount
 
     def give(self, flow: Hashable, amount: int) -> None:
         """Count it as outstanding no more."""
+        if not amount:
+            return
         self.total -= amount
         self._own[flow] -= amount
         if not self._own[flow]:

@@ -72,12 +72,14 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(4096, ge=16, description="tokens of one batch, virtual ones included")
     max_batch_rows: int = Field(128, ge=1, description="rows of one batch")
     max_batch_seconds: float = Field(
-        0.1, gt=0, description="about how long one batch may take, by what the last ones took"
+        0.1,
+        gt=0,
+        description="about how long one batch may take; an eighth of max_batch_tokens always may",
     )
     max_queue_rows: int = Field(
         4096,
         ge=1,
-        description="rows accepted and not answered; more get 429. A task alone gets three quarters of them",
+        description="rows accepted and not answered; more get 429. One task gets three quarters at most",
     )
     max_queue_tokens: int = Field(
         1_000_000, ge=16, description="tokens accepted and not answered; more get 429, shared as the rows are"

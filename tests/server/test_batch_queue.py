@@ -87,10 +87,13 @@ def test_a_lane_that_is_free_takes_its_even_part_of_what_waits_and_runs(
     assert len(queue.take().rows) == 3
 
 
-def test_a_turn_that_a_full_batch_cuts_short_is_not_begun_again(loop: asyncio.AbstractEventLoop) -> None:
-    queue = with_lanes(1, tokens=9, rows=64)  # a turn is 16 rows
-    queue.put([job(loop, ["x"] * 64, slot=1), job(loop, ["x"], slot=2)])
-    assert [sorted(set(queue.take().slots)) for _ in range(2)] == [[1], [1, 2]]
+def test_a_turn_is_a_part_of_a_batch_in_rows_and_in_tokens(loop: asyncio.AbstractEventLoop) -> None:
+    by_rows = with_lanes(1, tokens=1000, rows=8)  # a turn is 2 rows
+    by_rows.put([job(loop, ["x"] * 16, slot=1), job(loop, ["x"], slot=2)])
+    assert by_rows.take().slots == [1, 1, 2, 1, 1, 1, 1, 1]
+    by_tokens = with_lanes(1, tokens=40, rows=64)  # about 10 tokens
+    by_tokens.put([job(loop, ["xxxxx"] * 16, slot=1), job(loop, ["x"], slot=2)])
+    assert by_tokens.take().slots == [1, 1, 1, 2, 1, 1, 1, 1]
 
 
 def test_a_lone_batch_knows_that_it_is_alone(loop: asyncio.AbstractEventLoop) -> None:
