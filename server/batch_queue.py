@@ -142,9 +142,9 @@ class BatchQueue(Generic[R]):
                     self.waiting_tokens -= job.cost()
                     self._jobs.drop()
                     continue
-                before = batch.tokens
+                taken, before = job.taken, batch.tokens
                 full = self._fill(batch, job, share)
-                if job.taken == len(job.rows) or batch.tokens > before:
+                if job.taken > taken:
                     self._jobs.served(batch.tokens - before, again=job.taken < len(job.rows))
                 if full:
                     break
