@@ -30,11 +30,11 @@ from tests.loadtest.slow_server import serving
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
     "ramp": ["--ramp-to=4", "--phase-seconds=3", "--no-open-loop"],
-    # So many that it is one only if they come at once.
+    # That they come at once is held by tests/loadtest/test_planned.py.
     "spike": [
         "--phase-seconds=4",
         "--recover-within=3",
-        "--spike-times=200",
+        "--spike-times=50",
         "--workers=2",
         "--no-open-loop",
     ],
@@ -131,7 +131,7 @@ def test_workers_share_a_spike(runs: dict[str, Any]) -> None:
     ended, prefix = runs["spike"]
     assert "on 2 workers" in ended.stdout
     plain = json.loads(Path(f"{prefix}.json").read_text())
-    assert [phase["users"] for phase in plain["runs"][0]["phases"]] == ["2", "400", "2"]
+    assert [phase["users"] for phase in plain["runs"][0]["phases"]] == ["2", "100", "2"]
 
 
 def test_a_soak_looks_at_the_servers_memory(runs: dict[str, Any]) -> None:
