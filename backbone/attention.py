@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,8 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from backbone.errors import UnsupportedBackbone
 from backbone.native import NativeAttention, NativeRows, Reach
-from backbone.packing import PackedRows
+from backbone.packing import CrossRows, Group, PackedRows
+from backbone.relative import PER_ROW, RowBias
 
 _jit: Any = torch.jit  # untyped
 NAME = "packed"
@@ -41,15 +42,18 @@ class PackedBatch:
 
     `prefix_keys[layer]` and `prefix_values[layer]` hold the prefixes of the batch's prompts, each
     [num_virtual_tokens, kv_heads, head_dim], in the order in which `PackedRows` numbers their tokens. `native` attends
-    where it is there. To `record`, each layer adds the tokens' own keys and values, [T, kv_heads, head_dim].
+    where it is there. To `record`, each layer adds the tokens' own keys and values, [T, kv_heads, head_dim]. `cross`
+    is what a decoder's cross attention must know instead, and `bias` what T5 adds to its scores.
     """
 
-    rows: PackedRows
+    rows: PackedRows | CrossRows
     prefix_keys: Sequence[Sequence[Tensor]]
     prefix_values: Sequence[Sequence[Tensor]]
     native: tuple[NativeAttention, NativeRows] | None = None
     record: list[tuple[Tensor, Tensor]] | None = None
     calls: int = 0
+    cross: PackedBatch | None = None
+    bias: RowBias | None = None
 
     def next_layer(self, module: nn.Module) -> int:
         """The index of the layer that attends now; counted where a model does not number its layers (ALBERT)."""
@@ -95,6 +99,10 @@ def packed_attention(
 
     """
     batch: PackedBatch | None = kwargs.pop(KEYWORD, None)
+    if batch is not None and batch.cross is not None and not getattr(module, "is_causal", False):
+        batch = batch.cross  # of a decoder's two attentions the one that looks at the encoder
+    if kwargs.get("position_bias") is PER_ROW:
+        del kwargs["position_bias"]
     unknown = sorted(name for name, v in kwargs.items() if name not in _HARMLESS and v is not None)
     if batch is None or unknown or attention_mask is not None:
         what = ", ".join(unknown) or ("a mask" if batch is not None else "no packed batch")
@@ -135,17 +143,21 @@ def _attend_batch(
     attend = _attend if learning and q.device.type == "cpu" else _fused
     outputs = []
     for group in batch.rows.groups:
-        mask = group.mask(causal=reach.causal, window=reach.window, dtype=q.dtype)
-        attended = attend(
-            _gather(q, group.queries),
-            _gather(k, group.keys, repeat),
-            _gather(v, group.keys, repeat),
-            mask,
-            reach.scaling,
-        )
-        outputs.append(attended.transpose(1, 2).reshape(-1, *q.shape[1:]))
+        for queries, keys, mask in _parts(batch, group, reach, q.dtype):
+            attended = attend(
+                _gather(q, queries), _gather(k, keys, repeat), _gather(v, keys, repeat), mask, reach.scaling
+            )
+            outputs.append(attended.transpose(1, 2).reshape(-1, *q.shape[1:]))
     padded = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return padded.index_select(0, batch.rows.unpad).unsqueeze(0)
+
+
+def _parts(
+    batch: PackedBatch, group: Group, reach: Reach, dtype: torch.dtype
+) -> Iterable[tuple[Tensor, Tensor, Tensor | None]]:
+    """Queries, keys and mask of a group; with a bias, of some of its rows at a time."""
+    mask = group.mask(causal=reach.causal, window=reach.window, dtype=dtype)
+    return ((group.queries, group.keys, mask),) if batch.bias is None else batch.bias.parts(group, mask)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

@@ -92,9 +92,10 @@ class PackedEncoder:
                 f"{batch.calls} of {self._layers} layers attend by the registered function; "
                 "this family does not let its attention be replaced, which packed rows need"
             )
+        assert isinstance(batch.rows, PackedRows), "made by _inputs"
         return hidden, batch.rows
 
-    def key_values(self, row: Row, prompt: DevicePrompt) -> tuple[Tensor, Tensor]:
+    def key_values(self, row: Row, prompt: DevicePrompt, _: str = "") -> tuple[Tensor, Tensor]:
         """Keys and values of a row's tokens in every layer, [layers, tokens, kv_heads, head_dim] each."""
         recorded: list[tuple[Tensor, Tensor]] = []
         self([row], [prompt], record=recorded)

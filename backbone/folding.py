@@ -7,8 +7,10 @@ A prompt that is served keeps those, and its rows leave the virtual tokens out. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+from torch import Tensor
 
 from backbone.prompts import DevicePrompt
 from backbone.rows import Row
@@ -32,6 +34,16 @@ def pays(shape: BackboneRef) -> bool:
 def soft_row(tokens: int) -> Row:
     """A row of nothing but the first virtual tokens."""
     return Row(tuple(~k for k in range(tokens)), tokens, tokens, ((0, tokens),), 0)
+
+
+def keep_folded(
+    prompt: DevicePrompt, lead: int, key_values: Callable[[Row, DevicePrompt], tuple[Tensor, Tensor]]
+) -> DevicePrompt:
+    """The prompt with its `lead` leading virtual tokens as keys and values besides, which `key_values` gives."""
+    folded = prompt.with_prefix(*key_values(soft_row(lead), prompt))
+    if lead == prompt.num_soft_tokens:  # no row needs the vectors any more
+        folded = replace(folded, soft_prompt=None)
+    return replace(prompt, folded=folded, folded_tokens=lead, nbytes=folded.nbytes)
 
 
 def fold(

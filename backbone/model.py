@@ -7,7 +7,6 @@ of stores, or of how prompts are learned.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -16,29 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone import attention, family
-from backbone.encoder import PackedEncoder
+from backbone.encoder_decoder import STACKS, decoder_start, packed_model
+from backbone.ensemble import expand, join_logits, join_scores, together
 from backbone.errors import UnsupportedBackbone
-from backbone.folding import fold, has_window, pays, soft_row
+from backbone.folding import fold, has_window, keep_folded, pays
 from backbone.heads import probabilities, score_rows, split_lm_head
+from backbone.label_words import label_word_id
 from backbone.native import NativeAttention
 from backbone.pooling import pool, split_pooler
-from backbone.prompts import DevicePrompt, bind, label_word_id, refuse_misfit
+from backbone.prompts import DevicePrompt, bind, refuse_misfit
 from backbone.rows import Row, RowEncoder, text_row
 from backbone.tokenizer import TextTokenizer
 from backbone.workers import Workers, is_wide, use_one_core
-from prompt_store import (
-    BackboneRef,
-    Manifest,
-    Prompt,
-    check_backbone,
-    check_finite_in,
-    parse_template,
-)
+from prompt_store import Manifest, Prompt, check_backbone, check_finite_in, parse_template, split_members
 
 T = TypeVar("T")
-DtypeName = Literal["float32", "bfloat16", "float16"]
+DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 _DTYPE_NAMES: dict[torch.dtype, DtypeName] = {
-    torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16",
+    torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64",
 }  # fmt: skip
 
 
@@ -68,7 +62,10 @@ class Backbone:
         model.eval().requires_grad_(False)
         config = model.config
         family.refuse_unfit(model)
-        model.set_attn_implementation(attention.NAME)
+        # Models that attend in their own way run padded (`backbone.padded`), and have no place for keys and values.
+        self.takes_prefixes = family.attends_by_interface(model)
+        if self.takes_prefixes:
+            model.set_attn_implementation(attention.NAME)
         self._base: Any = model.base_model
         self._lm_head = split_lm_head(model, self._base)
         self._pooler = split_pooler(self._base, trained=has_pooler)
@@ -78,29 +75,15 @@ class Backbone:
         self.is_causal = family.is_causal(self._base)
         cores = torch.get_num_threads()
         self._workers = Workers(cores) if device.type == "cpu" and cores > 1 else None
+        self.shape = family.shape_of(model, name, fingerprint)
         self.prefix_stack: Literal["encoder", "decoder"] = "decoder" if self.is_causal else "encoder"
-        heads = config.num_attention_heads
-        self.shape = BackboneRef(
-            name=name,
-            fingerprint=fingerprint,
-            embedding_width=self._embedding.embedding_dim,
-            # OPT may project its last states back to the embedding's width: heads see that width.
-            hidden_size=getattr(config, "word_embed_proj_dim", None) or config.hidden_size,
-            layers=config.num_hidden_layers,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=family.head_dim(config),
-        )
         self._folds = self.is_causal and not has_window(config) and pays(self.shape)
-        fits = native is not None and native.takes(self.dtype, self.shape.head_dim)
-        self._encoder = PackedEncoder(
-            self._base,
-            self._embedding,
-            layers=self.shape.layers,
-            second_segment=self.tokenizer.layout.second_segment,
-            device=device,
-            native=native if fits and device.type == "cpu" else None,
-        )
-        self.max_positions: int = config.max_position_embeddings - self._encoder.position_base
+        self._start = decoder_start(config)
+        second = self.tokenizer.layout.second_segment
+        self._encoder = packed_model(self._base, self.shape, second, device=device, native=native)
+        self.max_positions: int = family.most_positions(config) - self._encoder.position_base
+        # A row of a prompt that asks for it: more where positions are relative alone.
+        self.longest_row: int = family.longest_row(config, self.max_positions)
 
     @property
     def dtype_name(self) -> DtypeName:
@@ -122,13 +105,26 @@ class Backbone:
 
     @property
     def has_lm_head(self) -> bool:
-        """Whether the checkpoint came with a language-model head, which verbalizers need."""
+        """Whether there is a language-model head that scores as the stock model's, which verbalizers need."""
         return self._lm_head is not None
+
+    def do_without_lm_head(self) -> None:
+        """Refuse verbalizers from here on: the head is not one that scores as the stock model's (`selfcheck`)."""
+        self._lm_head = None
 
     @property
     def has_pooler(self) -> bool:
         """Whether the checkpoint came with a pooler, which `pooling = "pooler"` needs."""
         return self._pooler is not None
+
+    @property
+    def cloze_reading(self) -> Literal["mask", "copy"] | None:
+        """What an encoder-decoder's decoder reads to fill a mask, as it was pretrained; None of all others."""
+        return None if self._start is None else self._start.cloze
+
+    def prefix_stacks(self, *, decoder: bool) -> tuple[str, ...]:
+        """For which stacks a prompt may have a prefix, whose manifest has a `decoder` or not; the first reads rows."""
+        return STACKS if decoder else (self.prefix_stack,)
 
     def row_encoder(self, manifest: Manifest) -> RowEncoder:
         """Return the encoder that turns texts into rows for this prompt.
@@ -137,8 +133,9 @@ class Backbone:
             IncompatiblePrompt: the template does not fit this backbone (no room for text, no mask token).
 
         """
+        places, causal = self.longest_row, self.is_causal
         return RowEncoder(
-            manifest, self.tokenizer, max_positions=self.max_positions, is_causal=self.is_causal
+            manifest, self.tokenizer, max_positions=places, is_causal=causal, decoder=self._start
         )
 
     def load_prompt(self, prompt: Prompt) -> DevicePrompt:
@@ -154,15 +151,10 @@ class Backbone:
         self.row_encoder(prompt.manifest)
         # A copy, not a view: a prompt in a slot must not keep its file's bytes alive.
         tensors = {name: torch.tensor(array) for name, array in prompt.tensors.items()}
+        lead = parse_template(prompt.manifest.template).num_leading_soft if self._folds else 0
         with torch.no_grad():
-            loaded = self.bind(prompt.manifest, tensors)
-            lead = parse_template(prompt.manifest.template).num_leading_soft
-            if not lead or not self._folds:
-                return loaded
-            folded = loaded.with_prefix(*self._encoder.key_values(soft_row(lead), loaded))
-            if lead == loaded.num_soft_tokens:  # no row needs the vectors any more
-                folded = replace(folded, soft_prompt=None)
-            return replace(loaded, folded=folded, folded_tokens=lead, nbytes=folded.nbytes)
+            members = [self._bind(*own) for own in split_members(prompt.manifest, tensors)]
+            return together([keep_folded(m, lead, self._encoder.key_values) if lead else m for m in members])
 
     def bind(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> DevicePrompt:
         """Build a `DevicePrompt` from tensors named as in the file, keeping the autograd graph.
@@ -171,11 +163,16 @@ class Backbone:
             IncompatiblePrompt: a part of the prompt has no place in this backbone.
 
         """
-        refuse_misfit(manifest, name=self.name, lm_head=self.has_lm_head, pooler=self.has_pooler)
+        return together([self._bind(*own) for own in split_members(manifest, tensors)])
+
+    def _bind(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> DevicePrompt:
+        refuse_misfit(manifest, self.has_lm_head, self.has_pooler, self._start is not None, name=self.name)
+        if not self.takes_prefixes:
+            family.refuse_prefixes(tensors, self.name, self._base.config.model_type)
         return bind(
             manifest,
             tensors,
-            prefix_stack=self.prefix_stack,
+            prefix_stacks=self.prefix_stacks(decoder=manifest.decoder is not None),
             dtype=self.dtype,
             device=self.device,
             word_id=lambda word: label_word_id(self.tokenizer, word, manifest.template, self.name),
@@ -185,12 +182,14 @@ class Backbone:
         """Score rows[i] under prompts[i]: logits [labels_i], float32, calibrated.
 
         All rows share one forward through the stock model, packed in one line. Differentiable with respect to the
-        prompts' tensors.
+        prompts' tensors. An ensemble's are the logits of the mean of its members' probabilities.
         """
         if not rows:
             return []
-        hidden, packed = self._encoder(rows, prompts)
-        pooled = pool(hidden, packed, [prompt.pooler for prompt in prompts], self._pooler)
+        return join_logits(self._logits(*expand(rows, prompts)), prompts)
+
+    def _logits(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> list[Tensor]:
+        pooled = self.features(rows, prompts)
         logits = score_rows(pooled, [p.head for p in prompts], lm_head=self._lm_head, dtype=self.dtype)
         return [prompt.calibrated(value) for value, prompt in zip(logits, prompts, strict=True)]
 
@@ -207,13 +206,13 @@ class Backbone:
         """
         if not rows:
             return []
-        rows, prompts = fold(rows, prompts)
-        scored = self.share(lambda own: self._score([rows[r] for r in own], [prompts[r] for r in own]), rows)
-        results: list[tuple[float, ...]] = [()] * len(rows)
+        each, owners = fold(*expand(rows, prompts))
+        scored = self.share(lambda own: self._score([each[r] for r in own], [owners[r] for r in own]), each)
+        results: list[tuple[float, ...]] = [()] * len(each)
         for own, values in scored:
             for row, value in zip(own, values, strict=True):
                 results[row] = value
-        return results
+        return join_scores(results, prompts)
 
     @property
     def lanes(self) -> int:
@@ -229,13 +228,13 @@ class Backbone:
         """
         if not rows:
             return []
-        rows, prompts = fold(rows, prompts)
-        if self._workers is None:
-            return self._score(rows, prompts)
-        if alone and is_wide([len(row) for row in rows]):
-            return self._workers.wide(lambda: self._score(rows, prompts))
-        use_one_core()
-        return self._score(rows, prompts)
+        each, owners = fold(*expand(rows, prompts))
+        if self._workers is not None:
+            # One row is wide or not, however many members of an ensemble read it: all of them have its length.
+            if alone and len(rows) == 1 and is_wide([len(each[0])]):
+                return join_scores(self._workers.wide(lambda: self._score(each, owners)), prompts)
+            use_one_core()
+        return join_scores(self._score(each, owners), prompts)
 
     def share(self, function: Callable[[list[int]], T], rows: Sequence[Row]) -> list[tuple[list[int], T]]:
         """Divide rows among the CPU's cores: `function` gets the numbers of some rows, once on each core.
@@ -249,7 +248,7 @@ class Backbone:
 
     @torch.inference_mode()
     def _score(self, rows: Sequence[Row], prompts: Sequence[DevicePrompt]) -> list[tuple[float, ...]]:
-        logits = self.forward(rows, prompts)
+        logits = self._logits(rows, prompts)
         flat = torch.cat(logits).cpu().numpy().astype(np.float64)  # the batch's one synchronisation
         results, begin = [], 0
         for prompt in prompts:
@@ -268,28 +267,35 @@ class Backbone:
 
     def token_embedding(self, ids: Sequence[int]) -> Tensor:
         """Input embeddings [n, embedding_width] of vocabulary ids, float32: what soft prompts start from."""
-        return F.embedding(torch.tensor(list(ids), device=self.device), self._embedding.weight).float()
+        return torch.as_tensor(self._embedding(torch.tensor(list(ids), device=self.device))).float()
 
     @torch.no_grad()
-    def key_values(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def key_values(self, token_ids: Sequence[int], stack: str | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values of a text of these tokens in every layer: each [layers, tokens, kv_heads, head_dim].
 
         float32, on the host. Keys are as attention sees them, after any rotation by position: as a prefix stores them.
+        `stack` is one of `prefix_stacks`; None: the one that reads rows.
         """
-        keys, values = self._encoder.key_values(text_row(token_ids), self._bare(len(token_ids)))
+        bare, stack = self._bare(len(token_ids)), stack or self.prefix_stack
+        keys, values = self._encoder.key_values(text_row(token_ids), bare, stack)
         return keys.float().cpu(), values.float().cpu()
 
-    def weights(self) -> list[nn.Parameter]:
+    def weights(self, *, lm_head: bool = False) -> list[nn.Parameter]:
         """The frozen model's own weights, without its heads: for the comparison with full fine-tuning.
 
+        With `lm_head`, those of its language-model head as well, each once: the head often shares the embedding.
+
         Training them changes every prompt's model, so do that with a backbone of one's own, loaded with kernels="off":
-        packed layers would go on with the old weights.
+        packed layers would go on with the old weights. The embedding's gradient is sparse from here on: a batch names
+        few of the words.
         """
         if "linear" in self.kernels:
             raise UnsupportedBackbone(
                 f'{self.name} has packed weights: load it with kernels="off" to train them'
             )
-        return list(self._base.parameters())
+        self._embedding.sparse = True
+        head = self._lm_head.parameters if lm_head and self._lm_head is not None else ()
+        return list({id(weight): weight for weight in (*self._base.parameters(), *head)}.values())
 
     def _bare(self, max_tokens: int) -> DevicePrompt:
         labels = torch.zeros(2, self.shape.hidden_size)

@@ -42,9 +42,14 @@ class Group:
 
     queries: Tensor
     keys: Tensor
-    lengths: np.ndarray  # [R] text tokens per row
+    lengths: np.ndarray  # [R] tokens of the line that each row sees: its own
     prefixes: np.ndarray  # [R] prefix tokens per row
     _masks: dict[tuple[bool, int | None], Tensor | None] = field(default_factory=dict)
+
+    def real(self) -> Tensor:
+        """1 where a query is a token, 0 where it repeats one: [R, Lq], int64."""
+        places = np.arange(self.queries.shape[1])[None, :] < self.lengths[:, None]
+        return to_device([places.astype(np.int64)], self.queries.device)[0]
 
     def mask(self, *, causal: bool, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Additive mask [R, 1, 1 or Lq, Lk], or None where every key is visible to every query."""
@@ -111,6 +116,14 @@ class PackedRows:
         return self._groups
 
 
+@dataclass(frozen=True, slots=True)
+class CrossRows:
+    """The rows of a decoder's line in groups, each with the keys of its own row in the encoder's line."""
+
+    groups: tuple[Group, ...]
+    unpad: Tensor  # [T] as `PackedRows.unpad`, of the decoder's line
+
+
 def pack(
     rows: Sequence[Row],
     soft_starts: Sequence[int],
@@ -156,21 +169,39 @@ def pack(
         "pool_row": pool_row,
         "pool_count": pool_count,
     }
-    moved = dict(zip(names, _to_device(list(names.values()), device), strict=True))
-    return PackedRows(**moved, num_rows=len(rows), _grouped=lambda: _group(lengths, starts, prefixes, device))
+    moved = dict(zip(names, to_device(list(names.values()), device), strict=True))
+    own = (lengths, starts)
+    return PackedRows(**moved, num_rows=len(rows), _grouped=lambda: _group(own, own, prefixes, device))
+
+
+def pack_cross(
+    rows: Sequence[int],
+    encoded: Sequence[int],
+    members: Sequence[int],
+    prefixes: Sequence[PrefixSpan],
+    *,
+    device: torch.device,
+) -> CrossRows:
+    """Let decoder row i, of `rows[i]` tokens, look at row `members[i]` of the `encoded` lengths, and at its prefix."""
+    lengths, whole = np.array(rows, dtype=np.int64), np.array(encoded, dtype=np.int64)
+    starts, chosen = np.cumsum(whole) - whole, np.array(members, dtype=np.int64)
+    keys = (whole[chosen], starts[chosen])
+    return CrossRows(*_group((lengths, np.cumsum(lengths) - lengths), keys, prefixes, device))
 
 
 def _group(
-    lengths: np.ndarray,
-    starts: np.ndarray,
+    asking: tuple[np.ndarray, np.ndarray],
+    seen: tuple[np.ndarray, np.ndarray],
     prefixes: Sequence[PrefixSpan],
     device: torch.device,
 ) -> tuple[tuple[Group, ...], Tensor]:
+    """`asking` has each row's length and start among the queries, `seen` among the keys: often the same."""
+    (lengths, starts), (seen_lengths, seen_starts) = asking, seen
     num_prefix = max((span.start + span.length for span in prefixes), default=0)
     prefix_start = np.array([span.start for span in prefixes], dtype=np.int64)
     prefix_length = np.array([span.length for span in prefixes], dtype=np.int64)
-    order = np.argsort(lengths, kind="stable")
-    ordered = lengths[order]
+    order = np.argsort(seen_lengths, kind="stable")
+    ordered = seen_lengths[order]
     unpad = np.empty(int(lengths.sum()), dtype=np.int64)
     groups: list[Group] = []
     begin = padded = 0
@@ -179,25 +210,26 @@ def _group(
         end = int(np.searchsorted(ordered, limit, side="right"))
         members = order[begin:end]
         length, prefix = lengths[members][:, None], prefix_length[members][:, None]
+        visible = seen_lengths[members][:, None]
         longest = int(length.max())
         columns = np.arange(longest)[None, :]
         queries = starts[members][:, None] + np.minimum(columns, length - 1)
-        columns = np.arange(int((length + prefix).max()))[None, :]
+        columns = np.arange(int((visible + prefix).max()))[None, :]
         keys = np.where(
             columns < prefix,
             prefix_start[members][:, None] + columns,
-            num_prefix + starts[members][:, None] + np.clip(columns - prefix, 0, length - 1),
+            num_prefix + seen_starts[members][:, None] + np.clip(columns - prefix, 0, visible - 1),
         )
         real = np.arange(longest)[None, :] < length
         unpad[queries[real]] = padded + np.flatnonzero(real)
         padded += queries.size
-        q, k = _to_device([queries, keys], device)
-        groups.append(Group(q, k, lengths[members], prefix_length[members]))
+        q, k = to_device([queries, keys], device)
+        groups.append(Group(q, k, seen_lengths[members], prefix_length[members]))
         begin = end
-    return tuple(groups), _to_device([unpad], device)[0]
+    return tuple(groups), to_device([unpad], device)[0]
 
 
-def _to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Copy index arrays to the device in one transfer: one synchronisation, not one for each map."""
     if device.type == "cpu":
         return [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]

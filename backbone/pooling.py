@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backbone.heads import at_least_float32
 from backbone.packing import PackedRows
 
 Pooler = Callable[[Tensor], Tensor]
 
 
 def pool(hidden: Tensor, rows: PackedRows, asking: Sequence[bool], pooler: Pooler | None) -> Tensor:
-    """Average the pooled places of each row: [T, hidden] → [R, hidden] float32; rows that are `asking` go through
-    the `pooler` as well, which must be there for them.
+    """Average the pooled places of each row: [T, hidden] → [R, hidden], float32 at least; rows that are `asking` go
+    through the `pooler` as well, which must be there for them.
     """
-    picked = hidden.index_select(0, rows.pool_at).float()
+    picked = at_least_float32(hidden.index_select(0, rows.pool_at))
     total = picked.new_zeros(rows.num_rows, hidden.shape[1]).index_add(0, rows.pool_row, picked)
     pooled = total / rows.pool_count.unsqueeze(1)
     wanted = [row for row, asks in enumerate(asking) if asks]
@@ -29,7 +30,7 @@ def pool(hidden: Tensor, rows: PackedRows, asking: Sequence[bool], pooler: Poole
     assert pooler is not None, "bind() refuses pooler prompts on a backbone without one"
     index = torch.tensor(wanted, device=hidden.device)
     states = pooler(pooled.index_select(0, index).to(hidden.dtype))
-    return pooled.index_copy(0, index, states.float())
+    return pooled.index_copy(0, index, states.to(pooled.dtype))
 
 
 def split_pooler(base: Any, *, trained: bool) -> Pooler | None:

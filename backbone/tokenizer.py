@@ -11,11 +11,16 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
 from backbone.errors import BackboneError
+
+# Words that a piece is tokenised beside, to see what it is next to one. Several, for one may melt into the piece.
+ANCHORS = ("a", "b", "x", "0", "(")
+Join = Literal["plain", "spaced", "glued"]
+_SENTINELS = ("<extra_id_0>", "▁<extra_id_0>")  # mT5 writes it the second way
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class TextTokenizer:
         if not getattr(pretrained, "is_fast", False):
             raise BackboneError("the backbone needs a fast tokenizer (tokenizer.json)")
         self._core = Tokenizer.from_str(_text_only(pretrained))
-        self.mask_id: int | None = pretrained.mask_token_id
+        self.mask_id: int | None = _mask_of(pretrained)
         self.filler_id: int = next(
             (
                 i
@@ -51,6 +56,9 @@ class TextTokenizer:
         self.vocab_size: int = len(pretrained)
         self.layout = _probe_layout(pretrained)
         self._lead = self._probe_lead()
+        self._anchors = [(anchor, tuple(self.encode([anchor])[0])) for anchor in ANCHORS]
+        # SentencePiece marks where words begin, and a text alone begins with one.
+        self.marks_words = self.encode(["a."])[0] != self.encode(["a"])[0] + self.encode(["."])[0]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens, uncut."""
@@ -62,6 +70,23 @@ class TextTokenizer:
         """Token ids of one piece; `continues` says that a space stands between it and what comes before."""
         return self.encode([self.lead(text) if continues else text])[0]
 
+    def encode_joined(self, texts: Sequence[str], join: Join) -> list[list[int]]:
+        """Token ids of texts as they are behind something: "spaced" by one space, "glued" to it without any.
+
+        "plain" is what the tokenizer makes of a text alone. Only tokenizers that mark the beginning of a word make
+        something else of it when it is glued.
+        """
+        if join == "glued" and self.marks_words:
+            return [self._glued(text) for text in texts]
+        return self.encode([self.lead(text) for text in texts] if join == "spaced" else texts)
+
+    def _glued(self, text: str) -> list[int]:
+        for anchor, front in self._anchors:
+            ids = self.encode([anchor + text])[0]
+            if ids[: len(front)] == list(front):
+                return ids[len(front) :]
+        return self.encode([text])[0]  # it melts into whatever stands before it
+
     def lead(self, text: str) -> str:
         """The text as it must be written when a space stands before it (byte-level BPE keeps that space)."""
         return self._lead + text
@@ -70,6 +95,14 @@ class TextTokenizer:
         # Metaspace and WordPiece start a word by themselves; byte-level BPE wants the space in the piece.
         joined, first = self.encode(["a b"])[0], self.encode(["a"])[0]
         return "" if joined == first + self.encode(["b"])[0] else " "
+
+
+def _mask_of(pretrained: Any) -> int | None:
+    """The mask token, or the first of T5's sentinels, which stands for a left-out stretch of text."""
+    if pretrained.mask_token_id is not None:
+        return int(pretrained.mask_token_id)
+    vocabulary = pretrained.get_vocab()
+    return next((vocabulary[name] for name in _SENTINELS if name in vocabulary), None)
 
 
 def _text_only(pretrained: Any) -> str:

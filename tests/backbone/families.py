@@ -36,6 +36,7 @@ class Family:
     model: str  # class name of the headed model in transformers
     config: dict[str, Any] = field(default_factory=dict)
     tokens: str = "wordpiece"  # or "bytes"
+    biases: bool = False  # random ones, where a model starts them as zeros
 
 
 _BASE = {
@@ -55,6 +56,53 @@ FAMILIES: dict[str, Family] = {
             "bytes",
         ),
         Family("electra", "ElectraForMaskedLM", {**_BASE, "embedding_size": 16}),
+        Family(
+            "distilbert",
+            "DistilBertForMaskedLM",
+            {
+                "dim": HIDDEN,
+                "n_heads": HEADS,
+                "n_layers": LAYERS,
+                "hidden_dim": 40,
+                "max_position_embeddings": POSITIONS,
+                "initializer_range": 0.25,
+            },
+            biases=True,
+        ),
+        # As microsoft/deberta-v3: relative positions in buckets, and no absolute ones.
+        Family(
+            "deberta-v2",
+            "DebertaV2ForMaskedLM",
+            {
+                **_BASE,
+                "relative_attention": True,
+                "position_buckets": 8,
+                "norm_rel_ebd": "layer_norm",
+                "share_att_key": True,
+                "pos_att_type": "p2c|c2p",
+                "position_biased_input": False,
+            },
+            biases=True,
+        ),
+        # As microsoft/deberta-v2-xlarge, and whatever else may differ: a convolution, absolute positions, segments, a
+        # language-model head of its own kind.
+        Family(
+            "deberta-v2-conv",
+            "DebertaV2ForMaskedLM",
+            {
+                **_BASE,
+                "relative_attention": True,
+                "pos_att_type": ["c2p"],
+                "conv_kernel_size": 3,
+                "conv_act": "gelu",
+                "type_vocab_size": 2,
+                "legacy": False,
+            },
+            biases=True,
+        ),
+        Family(
+            "mpnet", "MPNetForMaskedLM", {**_BASE, "max_position_embeddings": POSITIONS + 2}, "bytes", True
+        ),
         Family("albert", "AlbertForMaskedLM", {**_BASE, "embedding_size": 16, "num_hidden_groups": 1}),
         Family(
             "modernbert",
@@ -79,6 +127,13 @@ FAMILIES: dict[str, Family] = {
             "bytes",
         ),
         Family("llama", "LlamaForCausalLM", _GQA, "bytes"),
+        # Its queries, keys and values have biases.
+        Family(
+            "qwen2",
+            "Qwen2ForCausalLM",
+            {**_BASE, "num_key_value_heads": 2, "initializer_range": 0.2},
+            "bytes",
+        ),
         Family(
             "qwen3",
             "Qwen3ForCausalLM",
@@ -101,7 +156,9 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
-CAUSAL = ("gpt2", "llama", "qwen3", "opt")
+CAUSAL = ("gpt2", "llama", "qwen2", "qwen3", "opt")
+PADDED = ("deberta-v2", "deberta-v2-conv", "mpnet")  # attend in their own way, and take no prefixes
+PREFIXED = tuple(name for name in FAMILIES if name not in PADDED)
 
 
 def wordpiece() -> hf.PreTrainedTokenizerFast:
@@ -186,6 +243,10 @@ def checkpoint(name: str) -> Path:
     torch.manual_seed(sum(map(ord, name)))
     config = model_class.config_class(vocab_size=len(tokenizer), **family.config, **special)
     model = model_class(config)
+    if family.biases:
+        for weight in model.parameters():
+            if not weight.any():
+                torch.nn.init.normal_(weight, std=0.1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -205,3 +266,7 @@ needs_compiler = pytest.mark.skipif(
 )
 # Both attentions as parameters of a test.
 BOTH = [pytest.param("compiled", marks=needs_compiler), "eager"]
+# Every family with every attention that it can have: the padded ones have their own alone.
+WAYS = [pytest.param(family, "compiled", marks=needs_compiler) for family in PREFIXED] + [
+    pytest.param(family, "eager") for family in FAMILIES
+]

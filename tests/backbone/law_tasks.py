@@ -20,7 +20,9 @@ TEXTS = (
 MAXIMAL = " ".join(WORDS[i % len(WORDS)] for i in range(200))  # cut to the model's last place
 KINDS = ((0, 0), (3, 0), (7, 0), (0, 2), (0, 6), (4, 5))  # (soft tokens, prefix tokens)
 # What else a prompt may ask of a row: each is one more task beside two of every kind.
-SHAPES = ("cls", "pooler", "mask", "pair", "soft in the middle of a pair", "verbalizer", "labels", "deep")
+SHAPES = (
+    "cls", "pooler", "mask", "pair", "soft in the middle of a pair", "verbalizer", "labels", "deep", "ensemble"
+)  # fmt: skip
 TASKS = 2 * len(KINDS) + len(SHAPES)
 
 
@@ -37,12 +39,17 @@ class Task:
         return bone.row_encoder(self.manifest).encode([text], pair)[0]
 
 
+def kinds(bone: Backbone) -> tuple[tuple[int, int], ...]:
+    """The kinds as a backbone can have them: one that takes no prefixes has soft prompts as long in their place."""
+    return KINDS if bone.takes_prefixes else tuple((soft + prefix, 0) for soft, prefix in KINDS)
+
+
 @functools.cache
 def tasks(family: str, dtype: str = "float32", attention: str = "auto") -> list[Task]:
     """Prompts of all kinds, two of each, with different numbers of labels and depths of head."""
     bone = tiny(family, dtype, attention)
     made = []
-    for at, (soft, prefix) in enumerate(KINDS + KINDS):
+    for at, (soft, prefix) in enumerate(kinds(bone) * 2):
         labels = 2 + at % 4
         # The second of each kind pools a single place: the row's last, or counted from one of its ends.
         pooling = {} if at < len(KINDS) else {"pooling": ("last", -1, 1)[at % 3]}
@@ -82,6 +89,15 @@ def _shaped(bone: Backbone, shape: str, seed: int) -> Task:
     elif shape == "labels":
         changes = {"head": {"type": "label_embeddings", "descriptions": ("bad", "good"), "scale": 20.0}}
         weights = {"verbalizer.label_embeddings": torch.from_numpy(bone.encode_labels(("bad", "good")))}
+    elif shape == "ensemble":
+        soft, prefix = 2, 3 if bone.takes_prefixes else 0
+        members = tuple({"calibration": {"temperature": 1.0 + at}} for at in range(3))
+        changes = {"template": "{text}{soft:2}", "position_offset": 0, "members": members}
+        weights = {
+            f"member.{at}.{name}": tensor
+            for at in range(len(members))
+            for name, tensor in tensors(bone, soft=soft, prefix=prefix, seed=seed + at).items()
+        }
     else:
         generator = torch.Generator().manual_seed(seed)
         layers = (
@@ -102,7 +118,7 @@ def _shaped(bone: Backbone, shape: str, seed: int) -> Task:
         }
     own = manifest(bone, soft=soft, **changes)
     if weights is None:
-        weights = tensors(bone, soft=soft, prefix=prefix, seed=seed)
+        weights = tensors(bone, soft=soft, prefix=prefix if bone.takes_prefixes else 0, seed=seed)
     if own.head.type == "verbalizer":
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
     return Task(own, bone.bind(own, weights))
@@ -114,6 +130,8 @@ def poisoned(family: str, dtype: str = "float32", attention: str = "auto") -> li
     bone = tiny(family, dtype, attention)
     made = []
     for soft, prefix, value in ((3, 0, float("nan")), (0, 4, float("nan")), (2, 2, float("inf"))):
+        if not bone.takes_prefixes:
+            soft, prefix = soft + prefix, 0
         own = manifest(bone, soft=soft)
         broken = {
             name: torch.full_like(t, value) for name, t in tensors(bone, soft=soft, prefix=prefix).items()

@@ -11,7 +11,7 @@ import torch
 from backbone import Backbone, DevicePrompt, Row, load_backbone
 from backbone.device_memory import device_memory
 from tests.backbone.families import FAMILIES, checkpoint, tiny
-from tests.backbone.law_tasks import KINDS, TEXTS, Task, tasks
+from tests.backbone.law_tasks import KINDS, TEXTS, Task, kinds, tasks
 from tests.backbone.prompts import manifest, tensors
 
 pytestmark = [
@@ -30,7 +30,7 @@ def on_gpu(family: str) -> Backbone:
 def moved(family: str) -> list[Task]:
     """The law's soft prompts and prefixes, made again on the device."""
     bone, made = on_gpu(family), []
-    for at, (soft, prefix) in enumerate(KINDS):
+    for at, (soft, prefix) in enumerate(kinds(bone)):
         own = manifest(bone, soft=soft, labels=2 + at % 4)
         values = tensors(bone, soft=soft, prefix=prefix, labels=2 + at % 4, seed=at)
         made.append(Task(own, bone.bind(own, values)))
@@ -85,7 +85,7 @@ def test_a_gpu_has_one_lane() -> None:
 
 
 def test_a_gpu_says_what_it_holds() -> None:
-    bone = on_gpu(FAMILIES[0])
+    bone = on_gpu("bert")
     before = device_memory(bone.device)
     assert 0 < before["allocated"] <= before["reserved"] <= before["total"] - before["free"] < before["total"]
     kept = torch.zeros(32 * 2**20, dtype=torch.uint8, device=bone.device)

@@ -14,7 +14,7 @@ from backbone import Backbone, UnsupportedBackbone
 from backbone.family import refuse_unfit
 from backbone.graph import NotRecordable, RecordedModel
 from backbone.selfcheck import samples
-from tests.backbone.families import FAMILIES, tiny
+from tests.backbone.families import PREFIXED, tiny
 from tests.backbone.law_tasks import MAXIMAL, TEXTS, tasks
 
 
@@ -26,7 +26,7 @@ def features(bone: Backbone, family: str, dtype: str, attention: str, texts: lis
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PREFIXED)
 def test_the_recorded_model_gives_what_the_model_gives(family: str, dtype: str) -> None:
     bone = tiny(family, dtype)
     assert "graph" in bone.kernels

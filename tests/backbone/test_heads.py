@@ -24,13 +24,16 @@ def test_many_heads_of_many_shapes_in_one_batch() -> None:
     rows, prompts, expected = [], [], []
     for at in range(60):
         labels = (2, 2, 5, 2)[at % 4]
-        deep = at % 3 == 0
+        deep, normed = at % 3 == 0, at % 2 == 0
         width = bone.shape.hidden_size
         weights = {k: torch.randn(*s) for k, s in {"head.0.weight": (7, width), "head.0.bias": (7,)}.items()}
-        layers = [{"in_features": width, "out_features": 7, "activation": "tanh"}]
+        layers: list[dict[str, object]] = [{"in_features": width, "out_features": 7, "activation": "tanh"}]
         if deep:
             weights |= {"head.1.weight": torch.randn(labels, 7)}
             layers.append({"in_features": 7, "out_features": labels, "bias": False})
+            if normed:
+                layers[0]["norm_eps"] = 1e-3
+                weights |= {"head.0.norm.weight": torch.randn(7), "head.0.norm.bias": torch.randn(7)}
         else:
             weights = {"head.0.weight": torch.randn(labels, width), "head.0.bias": torch.randn(labels)}
             layers = [{"in_features": width, "out_features": labels}]
@@ -44,7 +47,14 @@ def test_many_heads_of_many_shapes_in_one_batch() -> None:
             prompts.append(prompt)
             x = bone.features([row], [prompt])[0]
             x = F.linear(x, weights["head.0.weight"], weights["head.0.bias"])
-            expected.append(F.linear(torch.tanh(x), weights["head.1.weight"]) if deep else x)
+            if deep:
+                x = torch.tanh(x)
+                if normed:
+                    x = F.layer_norm(
+                        x, (7,), weights["head.0.norm.weight"], weights["head.0.norm.bias"], 1e-3
+                    )
+                x = F.linear(x, weights["head.1.weight"])
+            expected.append(x)
     for got, want in zip(bone.forward(rows, prompts), expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 

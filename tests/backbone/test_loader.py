@@ -74,29 +74,23 @@ def _save(model: hf.PreTrainedModel, tokenizer: hf.PreTrainedTokenizerFast, fold
 
 
 def test_families_that_cannot_run_packed_are_refused(tmp_path: Path) -> None:
-    words, size = wordpiece(), {"hidden_size": HIDDEN, "num_attention_heads": 4, "num_hidden_layers": 2}
-    deberta = hf.DebertaV2Model(hf.DebertaV2Config(vocab_size=len(words), intermediate_size=32, **size))
-    with pytest.raises(UnsupportedBackbone):
-        load_backbone(_save(deberta, words, tmp_path / "deberta"), device="cpu", dtype="float32")
-    bart = hf.BartModel(hf.BartConfig(
+    words = wordpiece()
+    pegasus = hf.PegasusModel(hf.PegasusConfig(
         vocab_size=len(words), d_model=HIDDEN, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
     ))  # fmt: skip
-    with pytest.raises(UnsupportedBackbone, match="encoder-decoder"):
-        load_backbone(_save(bart, words, tmp_path / "bart"), device="cpu", dtype="float32")
-    mpnet = hf.MPNetModel(hf.MPNetConfig(vocab_size=len(words), intermediate_size=32, **size))
-    with pytest.raises(UnsupportedBackbone):
-        load_backbone(_save(mpnet, words, tmp_path / "mpnet"), device="cpu", dtype="float32")
+    with pytest.raises(UnsupportedBackbone, match="encoder-decoder that is not known"):
+        load_backbone(_save(pegasus, words, tmp_path / "pegasus"), device="cpu", dtype="float32")
 
 
 def test_an_untested_family_that_works_is_served(tmp_path: Path) -> None:
-    """Qwen2 is on no list of ours: the check at load finds that its rows keep apart."""
+    """Mistral is on no list of ours: the check at load finds that its rows keep apart."""
     letters = byte_level(around=False)
-    config = hf.Qwen2Config(
+    config = hf.MistralConfig(
         vocab_size=len(letters), hidden_size=HIDDEN, num_attention_heads=4, num_key_value_heads=2,
         num_hidden_layers=LAYERS, intermediate_size=32, max_position_embeddings=64, initializer_range=0.25,
     )  # fmt: skip
-    folder = _save(hf.Qwen2ForCausalLM(config), letters, tmp_path / "qwen2")
+    folder = _save(hf.MistralForCausalLM(config), letters, tmp_path / "mistral")
     bone = load_backbone(folder, device="cpu", dtype="float32")
     own = manifest(bone)
     assert bone.forward(bone.row_encoder(own).encode(["good"]), [bone.bind(own, tensors(bone))])[0].shape == (

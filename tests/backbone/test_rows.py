@@ -46,6 +46,11 @@ def test_soft_tokens_between_words() -> None:
     assert row.spans == ((7, 8),)
 
 
+def test_the_whole_row_is_every_place_of_it() -> None:
+    row = encode("bert", "{soft:2} {text} it {mask}", "film", pooling="row", position_offset=2)
+    assert row.spans == ((0, len(row)),)
+
+
 def test_pairs_take_the_tokenizers_own_layout() -> None:
     row = encode("bert", "{text} {text_pair}", "who", "the film", pooling="mean")
     assert tokens(tiny("bert"), row) == ["[CLS]", "who", "[SEP]", "the", "film", "[SEP]"]
@@ -139,6 +144,21 @@ def test_the_longer_of_a_pair_is_cut_first() -> None:
         "bert", "{text} {text_pair}", "one two three one two three", "good", max_length={"tokens": 7}
     )
     assert tokens(tiny("bert"), row) == ["[CLS]", "one", "two", "three", "[SEP]", "good", "[SEP]"]
+
+
+@pytest.mark.parametrize("cut", ["right", "left"])
+def test_pairs_are_cut_as_transformers_cuts_them(cut: str) -> None:
+    bone = tiny("bert")
+    theirs = hf.AutoTokenizer.from_pretrained(checkpoint("bert"), truncation_side=cut)
+    lengths = [(text, pair) for text in range(1, 8) for pair in range(1, 8)]
+    texts, pairs = (
+        [" ".join(words[: both[at]]) for both in lengths] for at, words in enumerate((WORDS, WORDS[9:]))
+    )
+    for tokens in range(5, 13):
+        own = manifest(bone, template="{text}{text_pair}", max_length={"tokens": tokens, "cut": cut})
+        rows = bone.row_encoder(own).encode(texts, pairs)
+        want = theirs(texts, pairs, truncation=True, max_length=tokens)["input_ids"]
+        assert [list(row.token_ids) for row in rows] == want
 
 
 def test_max_tokens_cuts_further_and_counts_real_tokens() -> None:
