@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from prompt_store.codec import check_backbone, check_finite_in, decode_prompt, encode_prompt, version_of
+from prompt_store.ensemble import join_prompts
 from prompt_store.errors import (
     CorruptVersion,
     DigestMismatch,
@@ -27,7 +28,7 @@ from prompt_store.errors import (
 )
 from prompt_store.file_store import FileStore
 from prompt_store.manifest import (
-    BackboneRef,
+    MAX_MEMBERS,
     Calibration,
     Golden,
     Head,
@@ -35,10 +36,12 @@ from prompt_store.manifest import (
     LinearHead,
     LinearLayer,
     Manifest,
-    MaxLength,
+    Member,
     VerbalizerHead,
     parse_manifest,
 )
+from prompt_store.members import split_members
+from prompt_store.model_ref import BackboneRef, DecoderInput, MaxLength, StackRef
 from prompt_store.names import check_alias, check_task_id, is_version
 from prompt_store.prompt import Prompt
 from prompt_store.redis_url import SCHEMES, parse_redis_url, slipped_scheme
@@ -71,12 +74,14 @@ from prompt_store.template import (
 )
 
 __all__ = [
+    "MAX_MEMBERS",
     "AliasRecord",
     "BackboneRef",
     "Calibration",
     "Changes",
     "Collected",
     "CorruptVersion",
+    "DecoderInput",
     "DigestMismatch",
     "Durability",
     "Event",
@@ -95,6 +100,7 @@ __all__ = [
     "Manifest",
     "MaskSlot",
     "MaxLength",
+    "Member",
     "Moved",
     "NotFound",
     "NotSafetensors",
@@ -108,6 +114,7 @@ __all__ = [
     "Revision",
     "RevisionConflict",
     "SoftSlot",
+    "StackRef",
     "StartSlot",
     "StoreUnavailable",
     "Target",
@@ -128,9 +135,11 @@ __all__ = [
     "decode_prompt",
     "encode_prompt",
     "is_version",
+    "join_prompts",
     "open_store",
     "parse_manifest",
     "parse_template",
+    "split_members",
     "version_of",
 ]
 

@@ -5,10 +5,14 @@ Owns: the file format and its checks. Must not know: where bytes come from or go
 The metadata has one key, `promptmux`: the manifest's JSON. Tensors, all F32 or F16:
 
     soft_prompt                              [num_soft, embedding_width]       iff the template has soft slots
-    prefix.{encoder,decoder,cross}.key       [layers, P, kv_heads, head_dim]   optional; one P for all
+    prefix.{encoder,decoder,cross}.key       [layers, P, kv_heads, head_dim]   optional; one P for all; the
+                                                                               stack's own layers and heads
     prefix.{encoder,decoder,cross}.value     the same                          iff its key is there
     head.{i}.weight, head.{i}.bias           [out, in], [out]                  a linear head's layers
+    head.{i}.norm.weight, head.{i}.norm.bias [out], [out]                      iff the layer has norm_eps
     verbalizer.label_embeddings              [labels, hidden_size]             a label-embedding head
+
+An ensemble (a manifest with members) has all of these once for each member, as `member.{k}.NAME`.
 
 Nothing is allocated on a file's word: the header's length is capped before it is read, and a tensor's shape
 must account for exactly the bytes that are there before an array is made, which is a view of them.
@@ -24,7 +28,9 @@ import numpy as np
 
 from prompt_store.errors import IncompatiblePrompt, InvalidPrompt
 from prompt_store.header import TensorEntry, read_header
-from prompt_store.manifest import BackboneRef, LabelEmbeddingHead, LinearHead, Manifest, parse_manifest
+from prompt_store.manifest import LabelEmbeddingHead, LinearHead, Manifest, parse_manifest
+from prompt_store.members import bare_names, member_tensor
+from prompt_store.model_ref import BackboneRef
 from prompt_store.prompt import Array, Prompt
 from prompt_store.template import parse_template
 
@@ -88,7 +94,7 @@ def decode_prompt(data: bytes, *, max_bytes: int = MAX_BYTES) -> Prompt:
     return Prompt(manifest, MappingProxyType(tensors))
 
 
-def check_finite_in(prompt: Prompt, dtype: Literal["float32", "bfloat16", "float16"]) -> None:
+def check_finite_in(prompt: Prompt, dtype: Literal["float32", "bfloat16", "float16", "float64"]) -> None:
     """InvalidPrompt when a value is finite in the file but would not be in the serving `dtype`."""
     for name, tensor in prompt.tensors.items():
         if dtype == "bfloat16":
@@ -108,26 +114,44 @@ def check_backbone(manifest: Manifest, ref: BackboneRef) -> None:
             raise IncompatiblePrompt(
                 f"backbone {field}: the prompt expects {wanted[field]}, this backbone has {got}"
             )
+    if manifest.decoder is not None and ref.decoder is None:
+        raise IncompatiblePrompt(
+            "the prompt gives a decoder something to read, and this is no encoder-decoder"
+        )
 
 
 def _expected_shapes(manifest: Manifest, present: Mapping[str, TensorEntry]) -> dict[str, Shape]:
     """What the manifest asks for, by name; prefixes, which it leaves open, once half a pair is there."""
     template, backbone, head = parse_template(manifest.template), manifest.backbone, manifest.head
+    names = bare_names(present) if manifest.members else present.keys()
     shapes: dict[str, Shape] = {}
     if num_soft := template.num_soft:
         shapes["soft_prompt"] = (num_soft, backbone.embedding_width)
     for stack in _PREFIX_STACKS:
         pair = (f"prefix.{stack}.key", f"prefix.{stack}.value")
-        if any(name in present for name in pair):
-            shapes |= dict.fromkeys(pair, (backbone.layers, None, backbone.kv_heads, backbone.head_dim))
+        if any(name in names for name in pair):
+            own = backbone.stack(stack)
+            shapes |= dict.fromkeys(pair, (own.layers, None, own.kv_heads, own.head_dim))
     if isinstance(head, LinearHead):
         for i, layer in enumerate(head.layers):
             shapes[f"head.{i}.weight"] = (layer.out_features, layer.in_features)
             if layer.bias:
                 shapes[f"head.{i}.bias"] = (layer.out_features,)
+            if layer.norm_eps is not None:
+                shapes |= dict.fromkeys(
+                    (f"head.{i}.norm.weight", f"head.{i}.norm.bias"), (layer.out_features,)
+                )
     elif isinstance(head, LabelEmbeddingHead):
         shapes["verbalizer.label_embeddings"] = (len(manifest.labels), backbone.hidden_size)
-    return shapes
+    if not manifest.members:
+        return shapes
+    if not shapes:
+        raise InvalidPrompt("members: expected tensors in which they differ, got a prompt that has none")
+    return {
+        member_tensor(at, name): shape
+        for at in range(len(manifest.members))
+        for name, shape in shapes.items()
+    }
 
 
 def _check_names(expected: Mapping[str, Shape], got: Mapping[str, TensorEntry]) -> None:
@@ -173,7 +197,7 @@ def _view(data: bytes, start: int, name: str, entry: TensorEntry, expected: Shap
 
 
 def _check_prefix_lengths(tensors: Mapping[str, Array]) -> None:
-    lengths = {tensor.shape[1] for name, tensor in tensors.items() if name.startswith("prefix.")}
+    lengths = {tensor.shape[1] for name, tensor in tensors.items() if "prefix." in name}
     if len(lengths) > 1:
         raise InvalidPrompt(f"prefix tensors: expected one length, got {sorted(lengths)}")
 

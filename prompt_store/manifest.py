@@ -10,75 +10,60 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from prompt_store.errors import IncompatiblePrompt, InvalidPrompt
+from prompt_store.model_ref import BackboneRef, DecoderInput, Dim, MaxLength, Strict
 from prompt_store.names import NAME_PATTERN
 from prompt_store.strict_json import strict_json
 from prompt_store.template import Template, parse_template
 
 FORMAT: Final = 1
+MAX_MEMBERS: Final = 16  # each of them reads every text: a request costs this many
 _THRESHOLD: Final = 0.5
 RESERVED_KINDS: Final = ("tag", "generate")
 
-_Dim = Annotated[int, Field(ge=1, le=10_000_000)]
 _Label = Annotated[str, Field(min_length=1, max_length=200)]
 _Bounded = Annotated[float, Field(ge=-1e6, le=1e6)]  # stays finite in the serving dtype's arithmetic
 _Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+class LinearLayer(Strict):
+    """y = norm(activation(x @ weight.T + bias)); weight [out_features, in_features], bias [out_features].
 
-
-class BackboneRef(_Strict):
-    """The backbone a prompt was made for. `name` is for people; the fingerprint and the shapes decide."""
-
-    name: Annotated[str, Field(min_length=1, max_length=200)]
-    fingerprint: Annotated[str, Field(pattern=r"^[A-Za-z0-9:._-]{1,128}\z")]
-    embedding_width: _Dim
-    hidden_size: _Dim
-    layers: _Dim
-    kv_heads: _Dim
-    head_dim: _Dim
-
-
-class MaxLength(_Strict):
-    """How much is read, and which side is cut.
-
-    "row" counts every token that takes a place in the row: special and soft tokens too, prefix keys not.
-    "text" counts the tokens of text and text_pair only.
+    With `norm_eps` there is a layer norm behind the activation: norm.weight and norm.bias [out_features].
     """
 
-    tokens: _Dim
-    counts: Literal["row", "text"] = "row"
-    cut: Literal["right", "left"] = "right"
-
-
-class LinearLayer(_Strict):
-    """y = activation(x @ weight.T + bias); weight [out_features, in_features], bias [out_features]."""
-
-    in_features: _Dim
-    out_features: _Dim
+    in_features: Dim
+    out_features: Dim
     bias: bool = True
     activation: Literal["tanh", "relu", "gelu"] | None = None
+    norm_eps: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Prompts from before there was a norm keep their bytes, and servers from then read those without one.
+        fields: dict[str, Any] = handler(self)
+        if self.norm_eps is None:
+            fields.pop("norm_eps", None)
+        return fields
 
 
-class LinearHead(_Strict):
+class LinearHead(Strict):
     """Layers from the pooled hidden state to one logit per label; tensors `head.{i}.{weight,bias}`."""
 
     type: Literal["linear"] = "linear"
     layers: Annotated[tuple[LinearLayer, ...], Field(min_length=1, max_length=16)]
 
 
-class VerbalizerHead(_Strict):
+class VerbalizerHead(Strict):
     """Label words read from the language-model head at the masks; one tuple of words per label."""
 
     type: Literal["verbalizer"] = "verbalizer"
@@ -86,7 +71,7 @@ class VerbalizerHead(_Strict):
     aggregate: Literal["mean", "max"] = "mean"
 
 
-class LabelEmbeddingHead(_Strict):
+class LabelEmbeddingHead(Strict):
     """Scaled cosine to one vector per label; tensor `verbalizer.label_embeddings` [labels, hidden_size]."""
 
     type: Literal["label_embeddings"] = "label_embeddings"
@@ -97,14 +82,25 @@ class LabelEmbeddingHead(_Strict):
 Head = Annotated[LinearHead | VerbalizerHead | LabelEmbeddingHead, Field(discriminator="type")]
 
 
-class Calibration(_Strict):
+class Calibration(Strict):
     """scores = (logits + bias) / temperature; one bias per label, or none."""
 
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     bias: tuple[_Bounded, ...] | None = None
 
 
-class Golden(_Strict):
+class Member(Strict):
+    """What one prompt of an ensemble has of its own beside its tensors `member.{k}.*`.
+
+    `version` is that of the file with this prompt alone, and `training` how it was made: they decide nothing.
+    """
+
+    calibration: Calibration | None = None
+    version: Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")] | None = None
+    training: dict[str, JsonValue] = {}  # noqa: RUF012  # pydantic copies it
+
+
+class Golden(Strict):
     """An example and the label that must come out."""
 
     text: str
@@ -112,7 +108,7 @@ class Golden(_Strict):
     label: str
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """A prompt's description.
 
     Building one by hand raises pydantic's ValidationError, InvalidTemplate, or IncompatiblePrompt for a
@@ -129,14 +125,18 @@ class Manifest(_Strict):
     backbone: BackboneRef
     template: Annotated[str, Field(max_length=4096)]
     pooling: (
-        Literal["cls", "mean", "mask", "last", "pooler"] | Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
+        Literal["cls", "mean", "row", "mask", "last", "pooler"]
+        | Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
     )
     position_offset: Annotated[int, Field(ge=0, le=1_000_000)]
+    decoder: DecoderInput | None = None  # of an encoder-decoder; None: its encoder alone is run
     max_length: MaxLength
     head: Head
     calibration: Calibration | None = None
     golden: Annotated[tuple[Golden, ...], Field(max_length=1000)] = ()
-    training: dict[str, JsonValue] = {}
+    training: dict[str, JsonValue] = {}  # noqa: RUF012  # pydantic copies it
+    # Empty for every prompt but an ensemble, whose answer is the mean of its members' probabilities.
+    members: Annotated[tuple[Member, ...], Field(max_length=MAX_MEMBERS)] = ()
 
     @field_validator("format", mode="before")
     @classmethod
@@ -159,13 +159,28 @@ class Manifest(_Strict):
         template = parse_template(self.template)
         self._check_labels()
         self._check_head(template)
+        self._check_members()
         if self.pooling == "mask" and not template.has_mask:
             raise ValueError('pooling "mask": expected a {mask} in the template, got none')
+        self._check_decoder(template)
         try:
             self.canonical_json()
         except ValueError:
             raise ValueError("training: expected JSON, got NaN, infinity or a lone surrogate") from None
         return self
+
+    def _check_decoder(self, template: Template) -> None:
+        if self.decoder is None:
+            return
+        reads = self.decoder.reads
+        if reads != "copy" and self.pooling not in ("mask", "last"):
+            raise ValueError(f'decoder.reads "{reads}": expected pooling "mask" or "last", got another')
+        if self.pooling == "pooler":
+            raise ValueError('decoder: expected a pooling of its states, got "pooler"')
+        if reads == "mask" and template.num_masks != 1:
+            raise ValueError(
+                f'decoder.reads "mask": expected one {{mask}} in the template, got {template.num_masks}'
+            )
 
     def _check_labels(self) -> None:
         count = len(self.labels)
@@ -177,8 +192,7 @@ class Manifest(_Strict):
             if not self.multi_label:
                 raise ValueError("thresholds: expected none, as multi_label is false")
             _expect("thresholds", count, len(self.thresholds))
-        if self.calibration is not None and self.calibration.bias is not None:
-            _expect("calibration.bias", count, len(self.calibration.bias))
+        _check_bias("calibration.bias", self.calibration, count)
         known = set(self.labels)
         for i, golden in enumerate(self.golden):
             if golden.label not in known:
@@ -201,6 +215,14 @@ class Manifest(_Strict):
                 width = layer.out_features
             _expect("the last head layer's out_features", count, width)
 
+    def _check_members(self) -> None:
+        if len(self.members) == 1:
+            raise ValueError("members: expected none or at least 2, got 1")
+        if self.members and self.calibration is not None:
+            raise ValueError("calibration: expected in the members, each its own, got one for all")
+        for i, member in enumerate(self.members):
+            _check_bias(f"members[{i}].calibration.bias", member.calibration, len(self.labels))
+
     def chosen_labels(self, scores: Sequence[float]) -> list[str]:
         """The label of a row's scores, or for a multi-label prompt every label at its threshold or above."""
         if not self.multi_label:
@@ -213,10 +235,22 @@ class Manifest(_Strict):
         ]
 
     def canonical_json(self) -> bytes:
-        """The one spelling of this manifest: sorted keys, no spaces, UTF-8."""
-        fields = self.model_dump(mode="json")
+        """The one spelling of this manifest: sorted keys, no spaces, UTF-8.
+
+        `members`, `decoder` and `backbone.decoder` came later: left out where there are none, so that older files keep
+        their digests.
+        """
+        fields = self.model_dump(mode="json", exclude=None if self.members else {"members"})
+        for part in (fields, fields["backbone"]):
+            if part["decoder"] is None:
+                del part["decoder"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return text.encode()
+
+
+def _check_bias(what: str, calibration: Calibration | None, labels: int) -> None:
+    if calibration is not None and calibration.bias is not None:
+        _expect(what, labels, len(calibration.bias))
 
 
 def _expect(what: str, expected: int, got: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prompt_store.manifest import Manifest
+from prompt_store.members import split_members
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -24,10 +25,8 @@ class Prompt:
 
     @property
     def num_virtual_tokens(self) -> int:
-        """Virtual tokens in all: rows of the soft prompt plus the length of the prefix."""
-        soft = self.tensors.get("soft_prompt")
-        prefix = next((tensor for name, tensor in self.tensors.items() if name.startswith("prefix.")), None)
-        return (0 if soft is None else soft.shape[0]) + (0 if prefix is None else prefix.shape[1])
+        """Rows of the soft prompt plus the length of the prefix; in an ensemble, of all members together."""
+        return sum(_virtual_tokens(own) for _, own in split_members(self.manifest, self.tensors))
 
     def __eq__(self, other: object) -> bool:
         # Written out, as the generated one would compare arrays with `==` and fail on the answer.
@@ -44,3 +43,9 @@ class Prompt:
 
 def _same(a: Array, b: Array) -> bool:
     return a.dtype == b.dtype and np.array_equal(a, b)
+
+
+def _virtual_tokens(tensors: Mapping[str, Array]) -> int:
+    soft = tensors.get("soft_prompt")
+    prefix = next((tensor for name, tensor in tensors.items() if name.startswith("prefix.")), None)
+    return (0 if soft is None else soft.shape[0]) + (0 if prefix is None else prefix.shape[1])

@@ -95,7 +95,7 @@ def create_apps(
     decoder = PromptDecoder(settings.max_prompt_bytes)
     host: HostTier[Checked] = HostTier(settings.host_cache_bytes)
     tiers = PromptTiers(store, host, disk, decoder.decode, metrics)
-    loader = PromptLoader(tiers, decoder, runner)
+    loader = PromptLoader(tiers, decoder, runner, batch_tokens=settings.max_batch_tokens)
 
     async def load(task_id: str, version: str, slot: int, *, rehearse: bool) -> Loaded:
         # What an alias leads to since before the start was never made ready here: its first load rehearses it.

@@ -34,6 +34,11 @@ class Sized(Protocol):
 R = TypeVar("R", bound=Sized)
 
 
+def tokens_of(row: Sized) -> int:
+    """What a row costs the device: its own tokens, and those that an encoder-decoder's decoder reads for it."""
+    return len(row) + len(getattr(row, "decoder", ()))
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """A job's answer: scores in the order of its rows; seconds until the first row was taken, and from then until the
@@ -46,12 +51,13 @@ class Scored:
 
 
 class Job(Generic[R]):
-    """One caller's rows, which wait among those of their flow. `taken` and `first_taken` are the queue's; everything
-    else is the event loop's.
+    """One caller's rows, which wait among those of their flow. Each is `times` rows on the device.
+
+    `taken` and `first_taken` are the queue's; everything else is the event loop's.
     """
 
     __slots__ = (
-        "extra", "first_taken", "flow", "future", "pending", "rows", "scores", "slot", "submitted", "taken",
+        "extra", "first_taken", "flow", "future", "pending", "rows", "scores", "slot", "submitted", "taken", "times",
     )  # fmt: skip
 
     def __init__(
@@ -61,8 +67,10 @@ class Job(Generic[R]):
         extra: int,
         future: asyncio.Future[Scored],
         flow: Hashable = None,
+        times: int = 1,
     ) -> None:
         self.rows, self.slot, self.extra, self.future, self.flow = rows, slot, extra, future, flow
+        self.times = times
         self.taken = 0
         self.first_taken = 0.0
         self.submitted = time.perf_counter()
@@ -72,20 +80,22 @@ class Job(Generic[R]):
     def cost(self) -> int:
         """Tokens of the rows that no batch has yet."""
         left = self.rows[self.taken :]
-        return sum(map(len, left)) + self.extra * len(left)
+        return self.times * (sum(map(tokens_of, left)) + self.extra * len(left))
 
 
 @dataclass(slots=True)
 class Batch(Generic[R]):
     """Rows of any callers for one forward: `rows[i]` under the prompt in slot `slots[i]`.
 
-    `alone` says that all other lanes waited for work when the batch was made, and nothing was left for them. `raised`
-    is the runner's to say: the forward of all these rows together raised.
+    They are `forwarded` rows on the device, where each member of an ensemble has one. `alone` says that all other lanes
+    waited for work when the batch was made, and nothing was left for them. `raised` is the runner's to say: the forward
+    of all these rows together raised.
     """
 
     rows: list[R] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     tokens: int = 0
+    forwarded: int = 0
     dropped: int = 0
     alone: bool = False
     raised: bool = False
@@ -167,13 +177,13 @@ class BatchQueue(Generic[R]):
         before, full = batch.tokens, False
         if first == 0:
             job.first_taken = time.perf_counter()
-        end = min(first + self._turn, len(job.rows))
+        end = min(first + max(1, self._turn // job.times), len(job.rows))
         while at < end and batch.tokens - before < self.batch_tokens // _TURNS + 1:
             row = job.rows[at]
-            cost = len(row) + job.extra
+            cost = job.times * (tokens_of(row) + job.extra)
             if batch.rows and (
                 batch.tokens + cost > self.batch_tokens
-                or len(batch.rows) == self._batch_rows
+                or batch.forwarded + job.times > self._batch_rows
                 or batch.tokens >= share
             ):
                 full = True
@@ -181,6 +191,7 @@ class BatchQueue(Generic[R]):
             batch.rows.append(row)
             batch.slots.append(job.slot)
             batch.tokens += cost
+            batch.forwarded += job.times
             at += 1
         job.taken = at
         if at > first:

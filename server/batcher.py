@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from server.batch_queue import Batch, BatchQueue, Job, Scored, Scores, Sized
+from server.batch_queue import Batch, BatchQueue, Job, Scored, Scores, Sized, tokens_of
 from server.errors import InferenceFailed, NumericalError, Overloaded, TooManyInputs, Unavailable
 from server.metrics import Metrics
 from server.room import Room
@@ -77,17 +77,17 @@ class Batcher(Generic[R]):
             self._rows.give(flow, rows)
 
     async def submit(
-        self, rows: Sequence[R], slot: int, *, extra_tokens: int = 0, flow: Hashable = None
+        self, rows: Sequence[R], slot: int, *, extra_tokens: int = 0, times: int = 1, flow: Hashable = None
     ) -> Scored:
-        """Scores of `rows` under the prompt in `slot`; a row costs its length and `extra_tokens`.
+        """Scores of `rows` under the prompt in `slot`; a row costs `times` its length and `extra_tokens`.
 
         Raises what ended the job. A cancelled caller's rows leave the queue without reaching the device.
         """
-        tokens = sum(map(len, rows)) + extra_tokens * len(rows)
+        tokens = times * (sum(map(tokens_of, rows)) + extra_tokens * len(rows))
         if tokens > self._limits.queue_tokens:
             raise TooManyInputs("these texts are more tokens than the server ever queues; send fewer at once")
         self._check(self._tokens, "tokens", tokens, flow)
-        job = Job(rows, slot, extra_tokens, self._loop.create_future(), flow)
+        job = Job(rows, slot, extra_tokens, self._loop.create_future(), flow, times)
         self._tokens.take(flow, tokens)
         if not self._arrived:
             # What arrives in the same turn of the loop is dealt to the lanes at once, and wakes each of them once.
@@ -129,7 +129,7 @@ class Batcher(Generic[R]):
             least = max(1, self._limits.batch_tokens // _LEAST)
             self._queue.batch_tokens = max(least, round(min(within, self._limits.batch_tokens)))
         metrics.forward_time.observe(seconds)
-        metrics.batch_rows.observe(len(batch.rows))
+        metrics.batch_rows.observe(batch.forwarded)
         metrics.batch_tokens.observe(batch.tokens)
         metrics.batch_tasks.observe(len({job.slot for job, _, _ in batch.parts}))
         if scores is None or batch.raised:

@@ -145,7 +145,7 @@ class Engine:
         tokenize = time.perf_counter() - began
         self._metrics.tokenize_time.observe(tokenize)
         scored = await self._batcher.submit(
-            rows, slot.index, extra_tokens=slot.extra_tokens, flow=call.task_id
+            rows, slot.index, extra_tokens=slot.extra_tokens, times=slot.members, flow=call.task_id
         )
         return Answer(
             slot,

@@ -54,6 +54,7 @@ class Slot:
         "index",
         "labels_json",
         "manifest",
+        "members",
         "nbytes",
         "num_virtual_tokens",
         "pins",
@@ -64,15 +65,17 @@ class Slot:
     def __init__(self, version: str, index: int, loaded: Loaded) -> None:
         self.version, self.index = version, index
         self.manifest, self.encoder = loaded.manifest, loaded.encoder
-        self.nbytes, self.num_virtual_tokens = loaded.nbytes + SLOT_OVERHEAD, loaded.num_virtual_tokens
+        self.members = max(1, len(loaded.manifest.members))  # rows on the device for each text
+        self.nbytes = loaded.nbytes + SLOT_OVERHEAD * self.members
+        self.num_virtual_tokens = loaded.num_virtual_tokens
         self.takes_pair = loaded.encoder.takes_pair
         self.labels_json = orjson.Fragment(orjson.dumps(loaded.manifest.labels))
         self.pins = 0
 
     @property
     def extra_tokens(self) -> int:
-        """What a row costs beyond its own places: the prefix is attended to but takes none."""
-        return self.num_virtual_tokens - self.encoder.virtual_tokens
+        """What a member's row costs beyond its own places: the prefix is attended to but takes none."""
+        return self.num_virtual_tokens // self.members - self.encoder.virtual_tokens
 
 
 class Load(Protocol):

@@ -88,8 +88,10 @@ class Result(BaseModel):
 class Usage(BaseModel):
     """Tokens of the whole request."""
 
-    prompt_tokens: int
-    virtual_tokens: int
+    prompt_tokens: int = Field(description="Of the texts and their templates, each text once.")
+    virtual_tokens: int = Field(
+        description="Soft tokens and prefixes; of an ensemble, those of all its members."
+    )
     total_tokens: int
     completion_tokens: Literal[0] = 0
 

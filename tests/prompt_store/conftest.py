@@ -24,6 +24,7 @@ from prompt_store import (
     MaxLength,
     PromptStore,
     encode_prompt,
+    join_prompts,
     open_store,
     version_of,
 )
@@ -65,6 +66,10 @@ class Build:
     def prompt(self, task_id: str = "sentiment", seed: int = 0) -> bytes:
         """A prompt file; another seed is another version."""
         return encode_prompt(self.manifest(task_id), self.tensors(seed))
+
+    def ensemble(self, members: int = 2) -> bytes:
+        """The file of an ensemble of prompts of seeds 0, 1, …"""
+        return join_prompts([(f"seed {seed}", self.prompt(seed=seed)) for seed in range(members)])
 
 
 @pytest.fixture(scope="session")

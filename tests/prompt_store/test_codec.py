@@ -15,6 +15,7 @@ from prompt_store import (
     LabelEmbeddingHead,
     LinearHead,
     LinearLayer,
+    Member,
     Prompt,
     VerbalizerHead,
     check_backbone,
@@ -37,7 +38,7 @@ def arrays(shape: tuple[int, ...]) -> st.SearchStrategy[np.ndarray[Any, Any]]:
 
 @st.composite
 def prompts(draw: st.DrawFn, build: Any) -> tuple[Any, Tensors]:
-    """Any kind of prompt that the format has: every head, soft or not, any of the prefixes."""
+    """Any kind of prompt that the format has: every head, soft or not, any of the prefixes, with members or none."""
     soft = draw(st.integers(0, 3))
     head = draw(st.sampled_from(["linear", "deep", "verbalizer", "label_embeddings"]))
     count = draw(st.integers(2, 4))
@@ -53,25 +54,28 @@ def prompts(draw: st.DrawFn, build: Any) -> tuple[Any, Tensors]:
             st.dictionaries(st.text(max_size=5), st.integers(0, 9) | st.text(max_size=5), max_size=3)
         ),
     }
-    if soft:
-        tensors["soft_prompt"] = draw(arrays((soft, 6)))
+    shapes: dict[str, tuple[int, ...]] = {"soft_prompt": (soft, 6)} if soft else {}
     for stack in draw(st.sets(st.sampled_from(["encoder", "decoder", "cross"]))):
         for part in ("key", "value"):
-            tensors[f"prefix.{stack}.{part}"] = draw(arrays((2, 2, 2, 4)))
+            shapes[f"prefix.{stack}.{part}"] = (2, 2, 2, 4)
     if head == "linear":
         fields["head"] = LinearHead(layers=(LinearLayer(in_features=8, out_features=count, bias=False),))
-        tensors["head.0.weight"] = draw(arrays((count, 8)))
+        shapes["head.0.weight"] = (count, 8)
     elif head == "deep":
         layers = (LinearLayer(in_features=8, out_features=3), LinearLayer(in_features=3, out_features=count))
         fields["head"] = LinearHead(layers=layers)
         for i, layer in enumerate(layers):
-            tensors[f"head.{i}.weight"] = draw(arrays((layer.out_features, layer.in_features)))
-            tensors[f"head.{i}.bias"] = draw(arrays((layer.out_features,)))
+            shapes[f"head.{i}.weight"] = (layer.out_features, layer.in_features)
+            shapes[f"head.{i}.bias"] = (layer.out_features,)
     elif head == "verbalizer":
         fields["head"] = VerbalizerHead(words=(("a",),) * count)
     else:
         fields["head"] = LabelEmbeddingHead(descriptions=("a",) * count, scale=1.0)
-        tensors["verbalizer.label_embeddings"] = draw(arrays((count, 8)))
+        shapes["verbalizer.label_embeddings"] = (count, 8)
+    members = draw(st.sampled_from([0, 0, 2, 3])) if shapes else 0
+    fields["members"] = tuple(Member(training={"seed": at}) for at in range(members))
+    for lead in [f"member.{at}." for at in range(members)] or [""]:
+        tensors |= {lead + name: draw(arrays(shape)) for name, shape in shapes.items()}
     return build.manifest(**fields), tensors
 
 
@@ -81,8 +85,9 @@ def test_what_is_encoded_is_what_is_decoded(build: Any, data: st.DataObject) -> 
     encoded = encode_prompt(manifest, tensors)
     decoded = decode_prompt(encoded)
     assert decoded == Prompt(manifest, tensors)
-    prefix = next((tensor.shape[1] for name, tensor in tensors.items() if name.startswith("prefix")), 0)
-    assert decoded.num_virtual_tokens == prefix + len(tensors.get("soft_prompt", ()))
+    keys = {(name.split("prefix")[0], len(tensor[0])) for name, tensor in tensors.items() if "prefix" in name}
+    softs = sum(len(tensor) for name, tensor in tensors.items() if name.endswith("soft_prompt"))
+    assert decoded.num_virtual_tokens == softs + sum(length for _, length in keys)
     # The same input in another order gives the same bytes.
     assert encode_prompt(manifest, dict(reversed(tensors.items()))) == encoded
     assert version_of(encoded) == hashlib.sha256(encoded).hexdigest()
@@ -102,7 +107,7 @@ def test_one_changed_byte_or_a_cut_gives_an_invalid_prompt_or_an_honest_one(
     build: Any, data: st.DataObject
 ) -> None:
     """Whatever byte is hit: nothing but InvalidPrompt comes out, or a prompt that its own bytes spell."""
-    original = build.prompt()
+    original = data.draw(st.sampled_from([build.prompt(), build.ensemble()]))
     header_end = 8 + int.from_bytes(original[:8], "little")
     at = data.draw(st.integers(0, header_end - 1) | st.integers(0, len(original) - 1))
     mutated = data.draw(
@@ -130,8 +135,9 @@ def test_every_cut_is_refused(build: Any) -> None:
             decode_prompt(original[:end])
 
 
-def test_every_byte_of_the_header_set_to_anything_is_no_other_error(build: Any) -> None:
-    original = build.prompt()
+@pytest.mark.parametrize("kind", ["prompt", "ensemble"])
+def test_every_byte_of_the_header_set_to_anything_is_no_other_error(build: Any, kind: str) -> None:
+    original = getattr(build, kind)()
     header_end = 8 + int.from_bytes(original[:8], "little")
     refused = 0
     for at in range(header_end):

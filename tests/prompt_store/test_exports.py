@@ -10,12 +10,14 @@ from prompt_store import FileStore, PromptStoreError, open_store
 ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
+    "MAX_MEMBERS",
     "AliasRecord",
     "BackboneRef",
     "Calibration",
     "Changes",
     "Collected",
     "CorruptVersion",
+    "DecoderInput",
     "DigestMismatch",
     "Durability",
     "Event",
@@ -34,6 +36,7 @@ PUBLIC = [
     "Manifest",
     "MaskSlot",
     "MaxLength",
+    "Member",
     "Moved",
     "NotFound",
     "NotSafetensors",
@@ -47,6 +50,7 @@ PUBLIC = [
     "Revision",
     "RevisionConflict",
     "SoftSlot",
+    "StackRef",
     "StartSlot",
     "StoreUnavailable",
     "Target",
@@ -67,9 +71,11 @@ PUBLIC = [
     "decode_prompt",
     "encode_prompt",
     "is_version",
+    "join_prompts",
     "open_store",
     "parse_manifest",
     "parse_template",
+    "split_members",
     "version_of",
 ]
 

@@ -16,6 +16,7 @@ from prompt_store import (
     LabelEmbeddingHead,
     LinearHead,
     LinearLayer,
+    Member,
     VerbalizerHead,
     parse_manifest,
 )
@@ -51,6 +52,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "training": {
         "training": {"seeds": [1, 2], "score": 0.5, "note": None, "nested": {"z": [True], "a": "é"}}
     },
+    "members": {"members": (Member(calibration=Calibration(bias=(0.5, -0.5))), Member(training={"seed": 1}))},
     "any Unicode label": {"labels": ("\0", "🙂\u202e")},
 }
 
@@ -126,6 +128,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an object in training": ({"training": {"a": object()}}, "training"),
     "format 0": ({"format": 0}, "format"),
     "format true": ({"format": True}, "format"),
+    "one member": ({"members": (Member(),)}, "members: expected none or at least 2, got 1"),
+    "17 members": ({"members": (Member(),) * 17}, "members"),
+    "a calibration for all members": (
+        {"members": (Member(),) * 2, "calibration": Calibration(temperature=2.0)},
+        "calibration: expected in the members, each its own, got one for all",
+    ),
+    "a member's bias of three": (
+        {"members": (Member(), Member(calibration=Calibration(bias=(0.0,) * 3)))},
+        r"members\[1\].calibration.bias: expected 2, got 3",
+    ),
     "unknown field": ({"creation_time": 1}, "creation_time"),
     "template too long": ({"template": "{text}" + "a" * 4096}, "template"),
 }
@@ -144,6 +156,12 @@ def test_a_reserved_kind_says_that_it_is_reserved(build: Any, kind: str) -> None
     text = build.manifest().canonical_json().decode().replace('"kind":"classify"', f'"kind":"{kind}"')
     with pytest.raises(IncompatiblePrompt, match=f'kind "{kind}" is reserved'):
         parse_manifest(text)
+
+
+def test_only_an_ensemble_says_that_it_has_members(build: Any) -> None:
+    """Files of before there were ensembles keep their digests, and a reader of then refuses an ensemble's file."""
+    assert b"members" not in build.manifest().canonical_json()
+    assert b'"members":[{"calibration":null' in build.manifest(members=(Member(), Member())).canonical_json()
 
 
 def test_a_newer_format_says_so(build: Any) -> None:
@@ -188,3 +206,16 @@ def test_no_message_repeats_what_was_sent(build: Any, old: str, new: str) -> Non
 def test_any_text_is_an_invalid_prompt(text: str) -> None:
     with pytest.raises(InvalidPrompt):
         parse_manifest(text)
+
+
+def test_what_came_later_is_left_out_where_it_is_not_used(build: Any) -> None:
+    """Older files keep their bytes, and older servers read new files that do without."""
+    plain = build.manifest().canonical_json().decode()
+    assert "norm_eps" not in plain
+    layers = (
+        LinearLayer(in_features=8, out_features=4, norm_eps=1e-5),
+        LinearLayer(in_features=4, out_features=2),
+    )
+    normed = build.manifest(head=LinearHead(layers=layers))
+    assert normed.canonical_json().decode().count("norm_eps") == 1
+    assert parse_manifest(normed.canonical_json().decode()) == normed

@@ -14,6 +14,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from backbone import Row
 from server.batch_queue import Batch, BatchQueue, Job, Scored
 
 
@@ -25,9 +26,11 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-def job(loop: asyncio.AbstractEventLoop, rows: Sequence[str], *, slot: int = 0, extra: int = 0) -> Job[str]:
+def job(
+    loop: asyncio.AbstractEventLoop, rows: Sequence[str], *, slot: int = 0, extra: int = 0, times: int = 1
+) -> Job[str]:
     future: asyncio.Future[Scored] = asyncio.Future(loop=loop)
-    return Job(rows, slot, extra, future)
+    return Job(rows, slot, extra, future, times=times)
 
 
 def with_lanes(lanes: int, *, tokens: int = 1000, rows: int = 100) -> BatchQueue[str]:
@@ -52,6 +55,21 @@ def waiting(queue: BatchQueue[str], lanes: int) -> Iterator[list[Future[Batch[st
 
 def rows_of(takes: Sequence[Future[Batch[str]]]) -> list[int]:
     return sorted(len(take.result(20).rows) for take in takes)
+
+
+def test_what_a_decoder_reads_is_counted(loop: asyncio.AbstractEventLoop) -> None:
+    """A row of an encoder-decoder that reads its text twice is twice as long for the device."""
+    copied = Row((1,) * 20, lead=0, second=20, spans=((19, 20),), num_prompt_tokens=20, decoder=(1,) * 20)
+    queue: BatchQueue[Row] = BatchQueue(100, 100)
+    future: asyncio.Future[Scored] = asyncio.Future(loop=loop)
+    queue.put([Job([copied] * 5, 0, 0, future)])
+    assert queue.waiting_tokens == 200
+    taken = []
+    while queue.waiting_tokens:
+        taken.append(queue.take())
+        queue.done(taken[-1])
+    assert sum(len(batch.rows) for batch in taken) == 5
+    assert all(batch.tokens == 40 * len(batch.rows) <= 100 for batch in taken)
 
 
 def test_rows_that_come_together_are_shared_among_idle_lanes(loop: asyncio.AbstractEventLoop) -> None:
@@ -159,3 +177,31 @@ def test_every_row_is_taken_once_within_the_bounds(
     assert set(taken.values()) <= {1}
     assert {slot for slot, _ in taken} == set(range(len(jobs))) - gone
     assert dropped == sum(len(jobs[at]) for at in gone)
+
+
+def test_a_row_of_an_ensemble_fills_a_batch_as_the_rows_of_its_members(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    queue = with_lanes(1, tokens=1000, rows=12)
+    queue.put([job(loop, ["xxxx"] * 5, extra=1, times=3), *(job(loop, ["yy"], slot=1) for _ in range(2))])
+    assert queue.waiting_tokens == 5 * 3 * 5 + 2 * 2
+    first = queue.take()
+    # A turn is one of its rows here. Four of them would make fourteen of twelve.
+    assert first.rows == ["xxxx", "yy", "yy", "xxxx", "xxxx"]
+    assert (first.forwarded, first.tokens) == (11, 3 * 15 + 2 * 2)
+    assert queue.waiting_tokens == 2 * 15
+    queue.done(first)
+    rest = queue.take()
+    assert (len(rest.rows), rest.forwarded, rest.tokens) == (2, 6, 30)
+    assert queue.waiting_tokens == 0
+
+
+def test_tokens_of_all_members_count_and_a_row_that_is_too_large_goes_alone(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    queue = with_lanes(1, tokens=40, rows=4)
+    queue.put([job(loop, ["xxxx"] * 2, times=8)])
+    for _ in range(2):
+        batch = queue.take()
+        assert (len(batch.rows), batch.forwarded, batch.tokens) == (1, 8, 32)
+        queue.done(batch)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from server.batcher import Batch, Batcher, Limits, Scored
-from server.errors import InferenceFailed, NumericalError, Overloaded
+from server.errors import InferenceFailed, NumericalError, Overloaded, TooManyInputs
 from server.metrics import Metrics
 
 Row = str  # the batcher knows a row's length only
@@ -49,6 +49,20 @@ async def test_a_batch_holds_all_that_was_waiting(metrics: Metrics) -> None:
     assert batch.rows == ["ab"] * 3
     assert batch.slots == [0, 1, 2]
     assert [job.result().scores for job in jobs] == [((2.0,),), ((2.1,),), ((2.2,),)]
+
+
+async def test_a_row_that_runs_several_times_takes_so_much_room(metrics: Metrics) -> None:
+    batcher = new(metrics)
+    asking = asyncio.create_task(batcher.submit(["abc"], 0, extra_tokens=2, times=3))
+    await settle()
+    assert batcher.outstanding_tokens == 15
+    await turn(batcher)
+    assert asking.result().scores == ((3.0,),)
+    assert batcher.outstanding_tokens == 0
+    for name, value in (("batch_rows", 3), ("batch_tokens", 15)):
+        assert metrics.registry.get_sample_value(f"promptmux_{name}_sum") == value
+    with pytest.raises(TooManyInputs):
+        await batcher.submit(["a" * 34], 0, times=3)
 
 
 async def test_a_batch_counts_its_tasks_not_its_callers(metrics: Metrics) -> None:

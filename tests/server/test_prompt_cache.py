@@ -32,9 +32,10 @@ class Device:
         if version in self.fails:
             raise IncompatiblePrompt("other shapes")
         self.held[slot] = version
-        manifest: Any = SimpleNamespace(labels=("a", "b"))
+        members = (None,) * 3 if version == "three" else ()
+        manifest: Any = SimpleNamespace(labels=("a", "b"), members=members)
         encoder: Any = SimpleNamespace(virtual_tokens=0, takes_pair=False)
-        return Loaded(manifest, encoder, 10, 5)
+        return Loaded(manifest, encoder, 10, 15 if members else 5)
 
     def drop(self, slot: int) -> None:
         del self.held[slot]
@@ -176,7 +177,10 @@ async def test_what_waits_is_not_evicted_before_it_is_pinned(device: Device, met
 
 async def test_the_prefix_is_what_a_row_costs_beyond_its_places(cache: PromptCache) -> None:
     slot = await cache.pin("task", "v1")
-    assert (slot.num_virtual_tokens, slot.extra_tokens) == (5, 5)
+    assert (slot.num_virtual_tokens, slot.extra_tokens, slot.members) == (5, 5, 1)
+    ensemble = await cache.pin("task", "three")
+    assert (ensemble.num_virtual_tokens, ensemble.extra_tokens, ensemble.members) == (15, 5, 3)
+    assert ensemble.nbytes == 10 + 3 * SLOT_OVERHEAD
 
 
 async def test_what_a_slot_takes_beside_its_values_counts_too(cache: PromptCache, metrics: Metrics) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from prompt_store import Golden, version_of
-from server.prompt_loader import _TRIALS_AT_ONCE
+from server.errors import GoldenMismatch, PromptRefused
+from server.prompt_loader import _TRIALS_AT_ONCE, slices
 from tests.server.conftest import Start
 from tests.server.fakes import prompt_bytes
 
@@ -37,6 +38,54 @@ async def test_one_that_a_request_loaded_is_rehearsed_before_an_alias_leads_to_i
         await service.sync.refresh("sentiment")
         assert (await server.classify()).json()["version"] != version_of(bad)
         assert service.catalogue.get("sentiment").problems["current"].code == "golden_mismatch"
+
+
+async def test_golden_examples_run_in_batches_and_all_are_judged(start: Start) -> None:
+    """Each time: in a trial, in a load, and where a request has loaded the version before."""
+    long = "x " * 20
+    golden = [Golden(text=long, label="negative")] * 7
+    async with start(max_batch_tokens=50) as server:
+        service = server.apps.service
+        server.backbone.batches.clear()
+        await service.loader.try_out(prompt_bytes(golden=golden), "sentiment")
+        assert server.backbone.batches == [2, 2, 2, 1]
+        bad = prompt_bytes(golden=[*golden, Golden(text="y", label="positive")])
+        with pytest.raises(GoldenMismatch, match="example 8"):
+            await service.loader.try_out(bad, "sentiment")
+        own = prompt_bytes(golden=golden, bias=3.0)
+        await service.store.publish(own)
+        await service.sync.refresh("sentiment")
+        assert (await server.classify(version=version_of(own))).status_code == 200
+        server.backbone.batches.clear()
+        await server.publish(own)
+        await service.sync.refresh("sentiment")
+        assert server.backbone.batches == [2, 2, 2, 1]
+
+
+def test_each_member_of_an_ensemble_counts() -> None:
+    rows: Any = ["x" * 10] * 5
+    assert list(map(len, slices(rows, 1, 0, 50))) == [5]
+    assert list(map(len, slices(rows, 2, 0, 50))) == [2, 2, 1]
+    assert list(map(len, slices(rows, 2, 3, 50))) == [1] * 5
+    assert list(map(len, slices(rows, 16, 0, 50))) == [1] * 5
+
+
+async def test_golden_examples_that_would_take_too_long_are_refused(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they reach the device."""
+    monkeypatch.setattr("server.prompt_loader._MOST_TRIED", 100)
+    async with start() as server:
+        loader, batches = server.apps.service.loader, server.backbone.batches
+        batches.clear()
+        five = [Golden(text="x " * 20, label="negative")] * 5
+        await loader.try_out(prompt_bytes(golden=five), "sentiment")
+        assert batches == [5]
+        with pytest.raises(
+            PromptRefused, match=r"the 6 golden examples are 120 tokens, .* at most 100: keep"
+        ):
+            await loader.try_out(prompt_bytes(golden=[*five, five[0]]), "sentiment")
+        assert batches == [5]
 
 
 async def test_a_trial_leaves_nothing_on_the_device(
