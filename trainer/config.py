@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from prompt_store import MAX_MEMBERS, InvalidTaskId, check_task_id
 from trainer.errors import ConfigError
 
-MethodName = Literal["prompt-tuning", "p-tuning-v2", "head-only", "hard-prompt"]
+MethodName = Literal["prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2", "head-only", "hard-prompt"]
+Reparameterisation = Literal["none", "residual", "mlp", "lstm"]
 Initialisation = Literal["text", "labels", "vocabulary", "random"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -54,23 +56,38 @@ class DataConfig(Section):
 
 
 class PromptConfig(Section):
-    """Template, soft prompt or prefix, and how they start."""
+    """Template, soft prompt or prefix, and how they start.
+
+    `reparameterisation` is the network that makes the prompt while it is trained (none of it is served), and
+    `encoder_hidden_size` that network's inner width. `init_from` starts from another task's prompt (SPoT): a prompt
+    file, a run folder, or TASK@STORE; `init_version` is the version that was found there, and must be found again.
+    `decoder` is what an encoder-decoder's decoder reads.
+    """
 
     template: str | None = None
     num_virtual_tokens: Annotated[int, Field(ge=1, le=1024)] | None = None
     init: tuple[Initialisation, ...] | None = None
     task_text: str = ""
+    init_from: str | None = None
+    init_version: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    reparameterisation: Reparameterisation | None = None
+    encoder_hidden_size: Annotated[int, Field(ge=1, le=65536)] | None = None
     pooling: Literal["cls", "mean", "mask", "last", "pooler"] | int | None = None
+    decoder: Literal["start", "mask", "copy"] | None = None
     max_tokens: Annotated[int, Field(ge=1)] = 256
     max_length_counts: Literal["row", "text"] = "text"
     cut: Literal["right", "left"] = "right"
 
 
 class HeadConfig(Section):
-    """What turns the pooled state into label scores."""
+    """What turns the pooled state into label scores.
+
+    `start` is what a trained head begins as: the linear probe on frozen features, small random weights, or the head of
+    the prompt that `prompt.init_from` names ("source", for the same labels).
+    """
 
     type: Literal["linear", "verbalizer", "label_embeddings"] | None = None
-    start: Literal["probe", "random"] = "probe"
+    start: Literal["probe", "random", "source"] = "probe"
     words: dict[str, tuple[str, ...]] | None = None
     aggregate: Literal["mean", "max"] = "mean"
     descriptions: dict[str, str] | None = None
@@ -107,7 +124,11 @@ class GoldenConfig(Section):
 
 
 class TrainConfig(Section):
-    """One training run. `output` is the run folder; everything else decides what is learned."""
+    """One training run. `output` is the run folder, `log_with` names experiment logs, `rows_at_once` says how many rows
+    one step may have, all prompts together, for the device's memory; everything else decides what is learned.
+
+    With `ensemble` the prompt to publish holds all seeds' prompts (Lester et al. 2021, section 6), not the best one.
+    """
 
     task_id: str
     method: MethodName = "prompt-tuning"
@@ -117,18 +138,34 @@ class TrainConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     labels: tuple[str, ...] | None = None
     multi_label: bool = False
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    ensemble: bool = False
     calibrate: bool = False
     golden: tuple[GoldenConfig, ...] | Literal["train"] = ()
+    log_with: tuple[str, ...] = ()
+    rows_at_once: Annotated[int, Field(ge=1)] | None = None
     data: DataConfig
     prompt: PromptConfig = PromptConfig()
     head: HeadConfig = HeadConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
 
+    @field_validator("task_id")
+    @classmethod
+    def _named(cls, task_id: str) -> str:
+        """The prompt file would refuse it as well, but only after folders were named after it."""
+        try:
+            return check_task_id(task_id)
+        except InvalidTaskId as error:
+            raise ValueError(str(error)) from None
+
     @model_validator(mode="after")
     def _together(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: the same seed twice would count one run as two")
+        if self.ensemble and not 2 <= len(self.seeds) <= MAX_MEMBERS:
+            raise ValueError(f"ensemble: takes 2 to {MAX_MEMBERS} seeds, got {len(self.seeds)}")
+        if self.ensemble and self.method in ("head-only", "hard-prompt"):
+            raise ValueError(f'ensemble: method = "{self.method}" has no seeds to join')
         if isinstance(self.golden, tuple) and len(self.golden) > MAX_GOLDEN:
             raise ValueError(f"golden: at most {MAX_GOLDEN} examples")
         if self.head.type == "verbalizer" and self.head.words is None:
@@ -149,7 +186,14 @@ def load_config(path: Path | None = None, overrides: Mapping[str, object] | None
     Relative paths inside the file are relative to the file; paths among the overrides to the working folder.
     Raises ConfigError with one line that names the key.
     """
-    values: dict[str, Any] = {} if path is None else _read_toml(path)
+    values = {} if path is None else with_paths_from(path.parent, read_toml(path))
+    return config_of(values, overrides, path)
+
+
+def config_of(
+    values: dict[str, Any], overrides: Mapping[str, object] | None = None, path: Path | None = None
+) -> TrainConfig:
+    """A configuration from a file's values with `overrides` laid over them, as `load_config`."""
     for dotted, value in (overrides or {}).items():
         if value is None:
             continue
@@ -166,21 +210,47 @@ def load_config(path: Path | None = None, overrides: Mapping[str, object] | None
         raise ConfigError(_first_line(error, path)) from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file's values. Raises ConfigError with one line."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
-    data = values.get("data")
-    if isinstance(data, dict):
+
+
+def with_paths_from(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """A run's values with the paths among them read relative to `folder`."""
+    result = dict(values)
+    if isinstance(values.get("data"), dict):
+        result["data"] = data = dict(values["data"])
         for split in ("train", "dev", "test"):
             if isinstance(data.get(split), str) and not data[split].startswith("hf:"):
-                data[split] = os.path.normpath(path.parent / data[split])
+                data[split] = os.path.normpath(folder / data[split])
+    prompt = values.get("prompt")
+    if isinstance(prompt, dict) and isinstance(prompt.get("init_from"), str):
+        result["prompt"] = {**prompt, "init_from": source_in(folder, prompt["init_from"])}
     if isinstance(values.get("output"), str):
-        values["output"] = os.path.normpath(path.parent / values["output"])
-    return values
+        result["output"] = os.path.normpath(folder / values["output"])
+    if isinstance(values.get("backbone"), str):
+        result["backbone"] = backbone_in(folder, values["backbone"])
+    return result
+
+
+def backbone_in(folder: Path, name: str) -> str:
+    """What `backbone` names, as seen from `folder`: the place of a model's folder that is there, or else an id."""
+    built_in = name == TrainConfig.model_fields["backbone"].default
+    there = not built_in and (folder / name / "config.json").is_file()
+    return os.path.normpath(folder / name) if there else name
+
+
+def source_in(folder: Path, where: str) -> str:
+    """What `prompt.init_from` names, as seen from `folder`: a path, or TASK@ and a path, is relative to it."""
+    task, at, store = where.partition("@")
+    if not at or (folder / where).exists():
+        return os.path.normpath(folder / where)
+    return where if "://" in store else f"{task}@{os.path.normpath(folder / store)}"
 
 
 def _first_line(error: ValidationError, path: Path | None) -> str:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from trainer.config import DataConfig, TrainConfig
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.sources import Columns, Example, read_examples, split_files
 
 MAX_LABELS = 10_000
@@ -71,7 +70,10 @@ def columns_of(config: DataConfig, *, multi_label: bool, pairs: bool | None) -> 
 
 
 def load_examples(config: TrainConfig) -> TaskData:
-    """Read, check and split the examples of a run. Raises DataError with one line for a person."""
+    """Read, check and split the examples of a run. Raises DataError with one line for a person.
+
+    Raises ConfigError for golden examples that are none of this task, before hours of training.
+    """
     source = config.data
     template = config.prompt.template
     columns = columns_of(
@@ -104,7 +106,17 @@ def load_examples(config: TrainConfig) -> TaskData:
     if config.method != "hard-prompt":
         _check_every_label_occurs(train, labels)
     notes += _overlaps(train, dev, test)
-    return TaskData(labels, config.multi_label, train, dev, test, tuple(notes))
+    data = TaskData(labels, config.multi_label, train, dev, test, tuple(notes))
+    _check_golden(config, data)
+    return data
+
+
+def _check_golden(config: TrainConfig, data: TaskData) -> None:
+    for golden in config.golden if config.golden != "train" else ():
+        if golden.label not in data.labels:
+            raise ConfigError(f"golden: {golden.label!r} is no label of this task")
+        if (golden.text_pair is not None) != data.has_pairs:
+            raise ConfigError("golden: text_pair is given for tasks on pairs, and for no others")
 
 
 def _label_order(config: TrainConfig, train: Sequence[Example]) -> tuple[str, ...]:
@@ -178,11 +190,14 @@ def stratified_split(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Set about `fraction` of every label aside; returns (rest, set aside), both in file order.
 
-    Equal inputs stay together, so that no text is in both. A label with a single input stays in the rest.
+    Equal inputs stay together, so that no text is in both. No label is set aside whole: one that a text has beside
+    another, or has in another line, goes unseen by the drawing, so what the rest lacks is put back, one input for each.
     """
     groups: dict[tuple[str, ...], dict[tuple[str, str | None], None]] = {}
     owner: dict[tuple[str, str | None], tuple[str, ...]] = {}
+    labels_of: dict[tuple[str, str | None], set[str]] = {}
     for example in examples:
+        labels_of.setdefault(example.key, set()).update(example.labels)
         stratum = owner.setdefault(example.key, example.labels[:1])
         groups.setdefault(stratum, {})[example.key] = None
     aside: set[tuple[str, str | None]] = set()
@@ -192,10 +207,10 @@ def stratified_split(
         random.Random(f"{seed}/{'/'.join(stratum)}").shuffle(keys)
         count = min(max(1, round(len(keys) * fraction)), len(keys) - 1)
         aside.update(keys[:count])
+    kept = {label for example in examples if example.key not in aside for label in example.labels}
+    for example in examples:
+        if not kept.issuperset(example.labels):
+            aside.discard(example.key)
+            kept.update(labels_of[example.key])
     rest = tuple(example for example in examples if example.key not in aside)
     return rest, tuple(example for example in examples if example.key in aside)
-
-
-def label_counts(examples: Iterable[Example]) -> Counter[str]:
-    """How often each label occurs."""
-    return Counter(label for example in examples for label in example.labels)

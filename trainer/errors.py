@@ -3,12 +3,19 @@
 TrainerError                   exit 2   one clear line: what is wrong, where, what to do
  ├ ConfigError                 exit 2   a key, flag or combination that cannot work
  ├ DataError                   exit 2   a file of examples that cannot be learned from
+ ├ AdapterError                exit 2   a PEFT folder or prompt file that does not go over to the other side
  ├ RunFolderError              exit 2   the run folder is in use, or does not belong to this run
+ ├ NotBetterError              exit 1   a prompt that does not beat majority and head only is not published
+ ├ NotAllPublishedError        exit 1   some of several prompts were not published; what was wrong is said of each
  ├ TrainingFailedError         exit 1   the loss left the finite numbers
+ ├ RanksError                  exit 1   another process of the run failed, is gone, or never came
  └ TrainingInterruptedError    exit 130 (Ctrl-C) or 143 (SIGTERM): the run folder can be resumed
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class TrainerError(Exception):
@@ -29,12 +36,34 @@ class DataError(TrainerError):
     """Examples that cannot be read or learned from; the text names file, line number and remedy."""
 
 
+class AdapterError(TrainerError):
+    """What PEFT wrote cannot be a prompt file, or the prompt cannot be what PEFT reads; the text says why."""
+
+
 class RunFolderError(TrainerError):
     """The run folder already holds another run, or holds none to resume."""
 
 
+class NotBetterError(TrainerError):
+    """The prompt does not beat majority and head only on dev: it was not published. `advice` says what to do."""
+
+    exit_code = 1
+
+
+class NotAllPublishedError(TrainerError):
+    """Some of several prompts were not published; each had its own line."""
+
+    exit_code = 1
+
+
 class TrainingFailedError(TrainerError):
     """The loss became NaN or infinite."""
+
+    exit_code = 1
+
+
+class RanksError(TrainerError):
+    """One of several processes failed, is gone, or never came; what was saved last can be gone on with."""
 
     exit_code = 1
 
@@ -45,3 +74,15 @@ class TrainingInterruptedError(TrainerError):
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """What fails in here says of which of several things it is: "task reviews", "setting prompt_lr=0.02"."""
+    try:
+        yield
+    except (TrainingInterruptedError, RanksError):
+        raise
+    except TrainerError as error:
+        error.args = (f"{what}: {error}",)
+        raise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbone import Backbone, DevicePrompt, Row, RowEncoder
-from prompt_store import Prompt
+from prompt_store import Manifest, Prompt
 from trainer.errors import DataError
+from trainer.ranks import Ranks
 from trainer.scores import Scores, Targets, decide, measure, one_hot
 from trainer.sources import Example
 
@@ -60,6 +62,43 @@ def logits(backbone: Backbone, prompt: DevicePrompt, rows: Sequence[Row]) -> Ten
     return result
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A prompt and held-out rows, as `trainer.ranks.Work`."""
+
+    manifest: Manifest
+    tensors: Mapping[str, Tensor]
+    rows: Sequence[Row]
+    of: Literal["logits", "features"]
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        return [len(row) for row in self.rows]
+
+    def run(self, backbone: Backbone, own: list[int]) -> Tensor:
+        function = logits if self.of == "logits" else features
+        prompt = backbone.bind(self.manifest, self.tensors)
+        return function(backbone, prompt, [self.rows[at] for at in own])
+
+
+def shared(
+    backbone: Backbone,
+    ranks: Ranks,
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    rows: Sequence[Row],
+    of: Literal["logits", "features"] = "logits",
+) -> Tensor:
+    """`logits` or `features` of a prompt, shared among the processes of a run."""
+    parts = ranks.share(backbone, _Held(manifest, tensors, rows, of))
+    if not parts:
+        return _Held(manifest, tensors, rows, of).run(backbone, [])
+    result = torch.empty(len(rows), parts[0][1].shape[1])
+    for own, values in parts:
+        result[own] = values
+    return result
+
+
 def _for_all(
     backbone: Backbone, rows: Sequence[Row], function: Callable[[list[Row]], Tensor], result: Tensor
 ) -> None:
@@ -68,7 +107,7 @@ def _for_all(
 
         def share(own: list[int], batch: list[int] = batch) -> Tensor:
             with torch.no_grad():  # gradients are on in every new thread
-                return function([rows[batch[at]] for at in own]).cpu()
+                return function([rows[batch[at]] for at in own]).float().cpu()
 
         for own, values in backbone.share(share, [rows[at] for at in batch]):
             result[[batch[at] for at in own]] = values
@@ -77,7 +116,7 @@ def _for_all(
 def loss(logits: Tensor, targets: Tensor, *, multi_label: bool) -> Tensor:
     """Mean cross entropy, or mean binary cross entropy over all labels of a multi-label task."""
     if multi_label:
-        return F.binary_cross_entropy_with_logits(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
     return F.cross_entropy(logits, targets.argmax(dim=1))
 
 

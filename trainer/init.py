@@ -24,6 +24,7 @@ from trainer.config import Initialisation
 # As in Lester et al.: a vocabulary sample is drawn from the commonest tokens only.
 COMMONEST = 5000
 RANDOM_PREFIX_SCALE = 0.02
+_STACKS = ("encoder", "decoder", "cross")
 
 
 class Initialiser:
@@ -82,17 +83,22 @@ class Initialiser:
         ids = ids[:count]
         return ids + self._sample(count - len(ids), generator)
 
-    def prefix(self, sources: Sequence[Initialisation], count: int, seed: int) -> tuple[Tensor, Tensor]:
+    def prefix(
+        self, sources: Sequence[Initialisation], count: int, seed: int, *, stack: str | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Starting keys and values, each [layers, count, kv_heads, head_dim], float32.
 
-        They are the frozen model's own for a text of real tokens (Li & Liang 2021, section 7.4); with
-        "random" as a source, small Gaussian ones as P-Tuning v2's reference code has them.
+        `stack` is one of the backbone's `prefix_stacks`; None: the one that reads rows. They are the frozen model's
+        own for a text of real tokens (Li & Liang 2021, section 7.4); with "random" as a source, small Gaussian ones
+        as P-Tuning v2's reference code has them.
         """
         if "random" not in sources:
-            return self._backbone.key_values(self._tokens(sources, count, seed))
-        shape = self._backbone.shape
+            return self._backbone.key_values(self._tokens(sources, count, seed), stack)
+        shape = self._backbone.shape.stack(stack or self._backbone.prefix_stack)
         size = (shape.layers, count, shape.kv_heads, shape.head_dim)
-        generator = torch.Generator().manual_seed(seed)
+        # An encoder-decoder's stacks of equal shapes start from different values.
+        nth = _STACKS.index(stack) if stack and self._backbone.shape.decoder is not None else 0
+        generator = torch.Generator().manual_seed(seed + nth * 1_000_003)
         keys, values = (torch.randn(size, generator=generator) * RANDOM_PREFIX_SCALE for _ in range(2))
         return keys, values
 

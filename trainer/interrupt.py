@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -12,10 +12,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether a signal asked the run to end, and which."""
+    """Whether a signal asked the run to end, and which: this process, or `elsewhere` another one of the run."""
 
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
+    def __init__(self, elsewhere: Callable[[], int | None] = lambda: None) -> None:
+        self._here: int | None = None
+        self._elsewhere = elsewhere
+
+    @property
+    def signal_number(self) -> int | None:
+        """The signal; None for none."""
+        return self._elsewhere() if self._here is None else self._here
+
+    def ask(self, number: int) -> None:
+        """A signal came."""
+        self._here = number
 
     def __call__(self) -> bool:
         """Whether to end."""
@@ -23,13 +33,13 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(elsewhere: Callable[[], int | None] = lambda: None) -> Iterator[StopRequest]:
     """Turn the first Ctrl-C or SIGTERM into a request that the loop sees between two steps.
 
     The earlier handlers are back for a second one, and when the block ends. Off the main thread, where Python
     delivers no signals, nothing is installed.
     """
-    request = StopRequest()
+    request = StopRequest(elsewhere)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -40,7 +50,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        request.signal_number = number
+        request.ask(number)
         restore()
 
     for number in SIGNALS:

@@ -1,7 +1,9 @@
 """Owns what distinguishes the methods: defaults, manifest, and which learning rate each tensor has.
 
-    prompt-tuning   soft prompt at the embedding layer + head      Lester et al. 2021, arXiv 2104.08691
-    p-tuning-v2     keys and values before every layer + head      Liu et al. 2022, arXiv 2110.07602
+    prompt-tuning   soft prompt at the embedding layer + head            Lester et al. 2021, arXiv 2104.08691
+    p-tuning        soft tokens around the text, made by an encoder      Liu et al. 2021, arXiv 2103.10385
+    prefix-tuning   keys and values in every layer, made by a network    Li & Liang 2021, arXiv 2101.00190
+    p-tuning-v2     keys and values in every layer + head                Liu et al. 2022, arXiv 2110.07602
     head-only       a linear head on frozen features
     hard-prompt     nothing: label embeddings or a verbalizer, zero-shot
 
@@ -11,50 +13,64 @@ Knows the prompt file's shapes; knows nothing of optimisers or data files.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 from backbone import Backbone
 from prompt_store import (
+    DecoderInput,
     Head,
-    InvalidTemplate,
     LabelEmbeddingHead,
     LinearHead,
     LinearLayer,
     Manifest,
     MaxLength,
-    SoftSlot,
     Template,
     VerbalizerHead,
     parse_template,
 )
-from trainer.config import Initialisation, MethodName, OptimiserConfig, TrainConfig
+from trainer.config import Initialisation, MethodName, OptimiserConfig, Reparameterisation, TrainConfig
 from trainer.data import TaskData
 from trainer.errors import ConfigError
+from trainer.label_texts import by_label, label_texts
+from trainer.parameterisation import Parameterisation, Plain
+from trainer.reparameterised import PrefixProjection, PromptEncoder, Residual
+from trainer.templates import around_texts, in_front, with_counts, without_soft_slots, written_template
+from trainer.transfer import Kind, Source, check_source, read_source
 
 Group = Literal["prompt", "head"]
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """A method's settings where the configuration names none; chosen on dev sets, see docs/results.md."""
+    """A method's settings where the configuration names none; chosen on dev sets, see docs/results.md.
 
+    `networks` are what the prompt may be trained through, with its learning rate then; the first is the default.
+    """
+
+    kind: Kind
     num_virtual_tokens: int
     init: tuple[Initialisation, ...]
     epochs: int
     batch_size: int
-    prompt_lr: float
+    networks: Mapping[Reparameterisation, float]
     head_lr: float
     averaging: float
     word_dropout: float
 
 
+_WORDS: tuple[Initialisation, ...] = ("text", "labels", "vocabulary")
 DEFAULTS: Mapping[MethodName, Defaults] = {
-    "prompt-tuning": Defaults(40, ("text", "labels", "vocabulary"), 3, 32, 3e-2, 2e-3, 0.99, 0.1),
-    "p-tuning-v2": Defaults(40, ("text", "labels", "vocabulary"), 4, 32, 2e-2, 2e-3, 0.99, 0.1),
+    "prompt-tuning": Defaults("soft", 40, _WORDS, 3, 32, {"none": 3e-2, "residual": 1e-2}, 2e-3, 0.99, 0.1),
+    "p-tuning": Defaults(
+        "soft", 40, _WORDS, 3, 32, {"lstm": 1e-3, "mlp": 1e-3, "none": 3e-2}, 2e-3, 0.99, 0.1
+    ),
+    "prefix-tuning": Defaults("prefix", 40, _WORDS, 4, 32, {"mlp": 1e-3, "none": 2e-2}, 2e-3, 0.99, 0.1),
+    "p-tuning-v2": Defaults("prefix", 40, _WORDS, 4, 32, {"none": 2e-2, "mlp": 1e-3}, 2e-3, 0.99, 0.1),
 }
+PREFIX_HIDDEN = 512
 # A small training set is gone through more often than `epochs` says, until this many steps are made.
 MIN_STEPS = 300
 
@@ -64,17 +80,39 @@ def trains_prompt(method: MethodName) -> bool:
     return method in DEFAULTS
 
 
+def kind_of(method: MethodName) -> Kind | None:
+    """What the method learns: "soft", a soft prompt; "prefix", keys and values; None: nothing but a head."""
+    return DEFAULTS[method].kind if method in DEFAULTS else None
+
+
 def resolve(config: TrainConfig, data: TaskData, backbone: Backbone) -> TrainConfig:
     """Fill every setting that is still None, so that what is recorded is what ran. Raises ConfigError."""
     prompt, head = config.prompt, config.head
+    if kind_of(config.method) == "prefix" and not backbone.takes_prefixes:
+        raise ConfigError(
+            f"method: {backbone.name} attends in its own way and takes no prefix, so not {config.method!r}: use "
+            '"prompt-tuning" or "p-tuning"'
+        )
     head_type = head.type or _head_type(config)
     if head_type == "verbalizer" and not backbone.has_lm_head:
         raise ConfigError(f"head.words: {backbone.name} has no language-model head; leave head.words out")
-    defaults = DEFAULTS.get(config.method)
-    count = prompt.num_virtual_tokens or (defaults.num_virtual_tokens if defaults else None)
-    template = _template(config, data, count)
-    if config.method == "prompt-tuning":
+    defaults, source = DEFAULTS.get(config.method), _source(config, backbone)
+    count = prompt.num_virtual_tokens
+    if count is None and defaults is not None:
+        count = source.prompt.num_virtual_tokens if source else defaults.num_virtual_tokens
+    template = _template(config, data, count, head_type)
+    if kind_of(config.method) == "soft":
         count = with_counts(template, backbone).num_soft
+    decoder = prompt.decoder or (backbone.cloze_reading if head_type == "verbalizer" else None)
+    if decoder is not None and backbone.cloze_reading is None:
+        raise ConfigError(f"prompt.decoder: {backbone.name} is no encoder-decoder; leave it out")
+    if source and count != source.prompt.num_virtual_tokens:
+        raise ConfigError(
+            f"prompt.init_from: that prompt has {source.prompt.num_virtual_tokens} virtual tokens and this one "
+            f"{count}: leave prompt.num_virtual_tokens and prompt.template out, or make them the same"
+        )
+    network = _network(config)
+    pooling = prompt.pooling if prompt.pooling is not None else _pooling(head_type, decoder, backbone)
     update: dict[str, object] = {
         "labels": data.labels,
         "prompt": prompt.model_copy(
@@ -82,14 +120,88 @@ def resolve(config: TrainConfig, data: TaskData, backbone: Backbone) -> TrainCon
                 "template": str(template),
                 "num_virtual_tokens": count,
                 "init": prompt.init or (defaults.init if defaults else None),
-                "pooling": prompt.pooling if prompt.pooling is not None else _pooling(head_type, backbone),
+                "init_version": source.version if source else None,
+                "reparameterisation": network,
+                "encoder_hidden_size": _hidden(config, network, backbone),
+                "pooling": pooling,
+                "decoder": decoder,
             }
         ),
         "head": head.model_copy(update={"type": head_type}),
     }
     if defaults is not None:
-        update["optimiser"] = _optimiser(config.optimiser, defaults, len(data.train))
+        assert network is not None, "a method that trains a prompt has networks"
+        update["optimiser"] = _optimiser(config.optimiser, defaults, network, len(data.train))
     return config.model_copy(update=update)
+
+
+def _source(config: TrainConfig, backbone: Backbone) -> Source | None:
+    """The prompt to start from, checked, if there is one."""
+    if config.prompt.init_from is None:
+        return None
+    kind = kind_of(config.method)
+    if kind is None:
+        raise ConfigError(f'prompt.init_from: method = "{config.method}" trains no prompt; leave it out')
+    source = read_source(config.prompt.init_from, config.prompt.init_version)
+    check_source(source, kind, backbone)
+    return source
+
+
+def _network(config: TrainConfig) -> Reparameterisation | None:
+    given, defaults = config.prompt.reparameterisation, DEFAULTS.get(config.method)
+    if defaults is None:
+        if given not in (None, "none"):
+            raise ConfigError(
+                f'prompt.reparameterisation: method = "{config.method}" trains no prompt; leave it out'
+            )
+        return None
+    if given is not None and given not in defaults.networks:
+        known = " or ".join(f'"{name}"' for name in defaults.networks)
+        raise ConfigError(
+            f'prompt.reparameterisation: method = "{config.method}" takes {known}, not "{given}"'
+        )
+    return given or next(iter(defaults.networks))
+
+
+def _hidden(config: TrainConfig, network: Reparameterisation | None, backbone: Backbone) -> int | None:
+    given, width = config.prompt.encoder_hidden_size, backbone.shape.embedding_width
+    if network in (None, "none"):
+        if given is not None:
+            raise ConfigError(
+                "prompt.encoder_hidden_size: nothing is trained through a network here; leave it out"
+            )
+        return None
+    if kind_of(config.method) == "prefix":
+        return given or PREFIX_HIDDEN
+    # Both directions of the LSTM together are as wide as the embedding, as in P-Tuning's code.
+    return given or (max(1, width // 2) if network == "lstm" else width)
+
+
+def parameterisation_of(config: TrainConfig, backbone: Backbone) -> Parameterisation:
+    """What a resolved configuration trains, and how it becomes the prompt file's tensors."""
+    network, hidden = config.prompt.reparameterisation, config.prompt.encoder_hidden_size
+    if network is None or network == "none":
+        return Plain()
+    assert hidden is not None, "settings are resolved before training"
+    if kind_of(config.method) == "prefix":
+        decoder = backbone.shape.decoder
+        return PrefixProjection(
+            hidden, backbone.shape.kv_heads, None if decoder is None else decoder.kv_heads
+        )
+    return Residual(hidden) if network == "residual" else PromptEncoder(network, hidden)
+
+
+def _template(config: TrainConfig, data: TaskData, count: int | None, head_type: str) -> Template:
+    kind, cloze = kind_of(config.method), config.method == "p-tuning" and head_type == "verbalizer"
+    template = written_template(config.prompt.template, pair=data.has_pairs, mask=cloze)
+    if template.soft_slots and kind != "soft":
+        soft = " or ".join(f'"{method}"' for method, its in DEFAULTS.items() if its.kind == "soft")
+        raise ConfigError(
+            f"prompt.template: soft slots are trained by method = {soft}, not {config.method!r}"
+        )
+    if template.soft_slots or kind != "soft" or count is None:
+        return template
+    return around_texts(template, count) if config.method == "p-tuning" else in_front(template, count)
 
 
 def _head_type(config: TrainConfig) -> Literal["linear", "verbalizer", "label_embeddings"]:
@@ -98,13 +210,17 @@ def _head_type(config: TrainConfig) -> Literal["linear", "verbalizer", "label_em
     return "label_embeddings" if config.method == "hard-prompt" else "linear"
 
 
-def _pooling(head_type: str, backbone: Backbone) -> Literal["mask", "last", "mean"]:
+def _pooling(head_type: str, decoder: str | None, backbone: Backbone) -> Literal["mask", "last", "mean"]:
     if head_type == "verbalizer":
         return "mask"
-    return "last" if backbone.is_causal else "mean"
+    if head_type == "label_embeddings" and decoder is None:
+        return "mean"  # as `Backbone.encode_labels` makes the vectors that texts are compared with
+    return "last" if backbone.is_causal or decoder is not None else "mean"
 
 
-def _optimiser(given: OptimiserConfig, defaults: Defaults, examples: int) -> OptimiserConfig:
+def _optimiser(
+    given: OptimiserConfig, defaults: Defaults, network: Reparameterisation, examples: int
+) -> OptimiserConfig:
     batch_size = given.batch_size or defaults.batch_size
     epochs = given.epochs or max(defaults.epochs, math.ceil(MIN_STEPS / math.ceil(examples / batch_size)))
     averaging = defaults.averaging if given.averaging is None else given.averaging
@@ -112,42 +228,12 @@ def _optimiser(given: OptimiserConfig, defaults: Defaults, examples: int) -> Opt
         update={
             "batch_size": batch_size,
             "epochs": epochs,
-            "prompt_lr": given.prompt_lr or defaults.prompt_lr,
+            "prompt_lr": given.prompt_lr or defaults.networks[network],
             "head_lr": defaults.head_lr if given.head_lr is None else given.head_lr,
             "averaging": averaging,
             "word_dropout": defaults.word_dropout if given.word_dropout is None else given.word_dropout,
         }
     )
-
-
-def _template(config: TrainConfig, data: TaskData, count: int | None) -> Template:
-    bare = "{text} {text_pair}" if data.has_pairs else "{text}"
-    try:
-        template = parse_template(config.prompt.template or bare)
-        if data.has_pairs and not template.has_pair:
-            raise ConfigError("prompt.template: the examples are pairs, but the template has no {text_pair}")
-        if config.method == "prompt-tuning" and not template.soft_slots:
-            template = parse_template(f"{{soft:{count}}}{template}")
-    except InvalidTemplate as error:
-        raise ConfigError(f"prompt.template: {error}") from None
-    if config.method != "prompt-tuning" and template.soft_slots:
-        raise ConfigError(
-            f'prompt.template: soft slots are trained by method = "prompt-tuning", not {config.method!r}'
-        )
-    return template
-
-
-def with_counts(template: Template, backbone: Backbone) -> Template:
-    """The template with every `{soft:"words"}` turned into as many virtual tokens as its words have
-    tokens.
-    """
-    words = [slot.init or "" for slot in template.soft_slots if slot.count is None]
-    return template.resolve([max(1, len(backbone.tokenizer.encode_one(text))) for text in words])
-
-
-def without_soft_slots(template: Template) -> Template:
-    """The same template with nothing virtual in it: what the frozen features of head-only are computed on."""
-    return Template(tuple(part for part in template.parts if not isinstance(part, SoftSlot)))
 
 
 def build_manifest(
@@ -173,6 +259,7 @@ def build_manifest(
             template=str(template),
             pooling=pooling if pooling is not None else "mean",
             position_offset=template.num_leading_soft,
+            decoder=None if config.prompt.decoder is None else DecoderInput(reads=config.prompt.decoder),
             max_length=MaxLength(
                 tokens=config.prompt.max_tokens, counts=config.prompt.max_length_counts, cut=config.prompt.cut
             ),
@@ -191,32 +278,16 @@ def _head(config: TrainConfig, backbone: Backbone) -> Head:
     labels = config.labels or ()
     head = config.head
     if head.type == "verbalizer":
-        words = _by_label(head.words or {}, labels, "head.words")
+        words = by_label(head.words or {}, labels, "head.words")
         return VerbalizerHead(words=tuple(words[label] for label in labels), aggregate=head.aggregate)
     if head.type == "label_embeddings":
         return LabelEmbeddingHead(descriptions=label_texts(config), scale=head.scale)
     return _linear(backbone, labels)
 
 
-def label_texts(config: TrainConfig) -> tuple[str, ...]:
-    """What each label means in words: its description, or its name with underscores and hyphens opened up."""
-    labels = config.labels or ()
-    if config.head.descriptions is None:
-        return tuple(label.replace("_", " ").replace("-", " ").strip() or label for label in labels)
-    descriptions = _by_label(config.head.descriptions, labels, "head.descriptions")
-    return tuple(descriptions[label] for label in labels)
-
-
-def _by_label(given: Mapping[str, Value], labels: Sequence[str], key: str) -> Mapping[str, Value]:
-    for label in labels:
-        if label not in given:
-            raise ConfigError(f"{key}: nothing for the label {label!r}")
-    for label in given:
-        if label not in labels:
-            raise ConfigError(f"{key}: {label!r} is no label of this task")
-    return given
-
-
 def group_of(tensor_name: str) -> Group:
-    """Which learning rate a tensor has: the prompt's (soft prompt, prefix) or the head's."""
-    return "prompt" if tensor_name == "soft_prompt" or tensor_name.startswith("prefix.") else "head"
+    """Which learning rate a tensor has: the head's (`head.*`, `verbalizer.*`, also of one task of several) or the
+    prompt's (all others).
+    """
+    own = re.sub(r"^task\.[0-9]+\.", "", tensor_name)
+    return "head" if own.startswith(("head.", "verbalizer.")) else "prompt"

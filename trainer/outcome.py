@@ -12,9 +12,10 @@ from functools import cached_property
 
 from rich.table import Table
 
-from prompt_store import version_of
+from prompt_store import decode_prompt, version_of
 from trainer.config import TrainConfig
 from trainer.data import TaskData
+from trainer.gate import judge
 from trainer.head_only import LinearProbe
 from trainer.prompt_file import PromptFile
 from trainer.report import (
@@ -41,7 +42,7 @@ class Reference:
 @dataclass(frozen=True)
 class Outcome:
     """Everything a run learned. `files` and `curves` are by seed; a method without seeds has the one key
-    None.
+    None. `joint` is the ensemble of all seeds, where that is the prompt.
     """
 
     config: TrainConfig
@@ -50,6 +51,7 @@ class Outcome:
     reference: Reference
     files: Mapping[int | None, PromptFile]
     curves: Mapping[int, tuple[Point, ...]]
+    joint: PromptFile | None = None
 
     @cached_property
     def best_seed(self) -> int | None:
@@ -59,14 +61,20 @@ class Outcome:
         )
 
     @property
+    def prompt(self) -> PromptFile:
+        """The file to publish: the best seed's, or the ensemble of all seeds where that was asked for."""
+        return self.joint or self.files[self.best_seed]
+
+    @property
     def version(self) -> str:
         """The version that the prompt file will have."""
-        return version_of(self.files[self.best_seed].data)
+        return version_of(self.prompt.data)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of the prompt file."""
-        return self.files[self.best_seed].notes
+        refusal = judge(decode_prompt(self.prompt.data).manifest).refusal
+        return (*self.prompt.notes, *([f"publishing will be refused: {refusal}"] if refusal else []))
 
     @property
     def split(self) -> str:
@@ -75,7 +83,7 @@ class Outcome:
 
     @cached_property
     def rows(self) -> tuple[TableRow, ...]:
-        """The table's rows: majority, head only, and the run's own method."""
+        """The table's rows: majority, head only, the run's own method, and the ensemble of its seeds."""
         data = self.data
         train, reported = (
             one_hot([example.labels for example in examples], data.labels)
@@ -85,6 +93,8 @@ class Outcome:
         rows = [TableRow("majority", (floor,)), TableRow("head only", (self.reference.test,))]
         if self.config.method != "head-only":
             rows.append(TableRow(self.config.method, tuple(file.test for file in self.files.values())))
+        if self.joint is not None:
+            rows.append(TableRow(f"ensemble of {len(self.files)}", (self.joint.test,)))
         return tuple(rows)
 
     def write(self, folder: RunFolder, *, seconds: float) -> Table:
@@ -92,7 +102,7 @@ class Outcome:
         for seed, file in self.files.items():
             if seed is not None:
                 write_atomically(folder.seed_prompt(seed), file.data)
-        write_atomically(folder.prompt, self.files[self.best_seed].data)
+        write_atomically(folder.prompt, self.prompt.data)
         table = results_table(self.config.task_id, self.split, self.rows)
         write_atomically(folder.table, plain_text(table).encode())
         if self.curves:
@@ -124,9 +134,15 @@ class Outcome:
                 }
                 for seed, file in self.files.items()
             ],
+            **self._joint_metrics(),
             "data": {
                 "sizes": self.data.sizes(),
                 "digests": self.data.digests(),
                 "notes": list(self.data.notes),
             },
         }
+
+    def _joint_metrics(self) -> dict[str, object]:
+        if self.joint is None:
+            return {}
+        return {"ensemble": {"dev": self.joint.dev.as_dict(), self.split: self.joint.test.as_dict()}}

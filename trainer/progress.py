@@ -16,11 +16,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from trainer.learner import Learner
 from trainer.report import Point
 
 
-class SeedBar:
-    """One seed's bar; a `trainer.loop.Listener`. The loss shown is smoothed over about fifty steps."""
+class Bar:
+    """One training's bar. The loss shown is smoothed over about fifty steps."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
@@ -28,9 +29,13 @@ class SeedBar:
         self._dev = "–"
 
     def stepped(self, step: int, loss: float) -> None:
-        """Move the bar."""
+        """Move it."""
         self._loss = loss if self._loss is None else 0.98 * self._loss + 0.02 * loss
         self._progress.update(self._task, completed=step, loss=f"{self._loss:.3f}", dev=self._dev)
+
+    def shown(self, visible: bool) -> None:
+        """Show it, or take it off the screen."""
+        self._progress.update(self._task, visible=visible)
 
     def evaluated(self, point: Point) -> None:
         """Show the new dev score; without a terminal, where no bar moves, as a line of its own."""
@@ -44,7 +49,7 @@ class SeedBar:
 
 
 class TrainingProgress:
-    """A context manager that holds the bars of a run."""
+    """A context manager that holds the bars of a run; a `trainer.listeners.Listener`."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -58,6 +63,7 @@ class TrainingProgress:
             console=console,
             disable=not console.is_terminal,
         )
+        self._bars: dict[str, Bar] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -68,8 +74,26 @@ class TrainingProgress:
     ) -> None:
         self._progress.stop()
 
-    def seed(self, seed: int, steps: int) -> SeedBar:
-        """A new bar for a seed of so many steps."""
-        return SeedBar(
-            self._progress, self._progress.add_task(f"seed {seed}", total=steps, loss="–", dev="–")
-        )
+    def admitted(self, learner: Learner) -> None:
+        """A bar for a learner, at its step."""
+        if learner.name not in self._bars:
+            name = learner.name.replace("seed-", "seed ")
+            self._bars[learner.name] = self.bar(name, learner.schedule.steps, learner.step)
+        self._bars[learner.name].shown(True)
+
+    def stepped(self, learner: Learner, loss: float) -> None:
+        """Move its bar."""
+        self._bars[learner.name].stepped(learner.step, loss)
+
+    def evaluated(self, learner: Learner, point: Point) -> None:
+        """Show its new dev score."""
+        self._bars[learner.name].evaluated(point)
+
+    def left(self, learner: Learner) -> None:
+        """Its bar goes: of hundreds, only those that move have room on a screen."""
+        self._bars[learner.name].shown(False)
+
+    def bar(self, name: str, steps: int, step: int = 0) -> Bar:
+        """A bar for a training of so many steps, at this one; its owner moves it."""
+        task = self._progress.add_task(name, total=steps, completed=step, loss="–", dev="–")
+        return Bar(self._progress, task)

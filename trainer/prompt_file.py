@@ -18,10 +18,10 @@ from torch import Tensor
 from backbone import Backbone
 from prompt_store import Calibration, Golden, Manifest, Prompt, decode_prompt, encode_prompt
 from trainer.calibrate import calibrate
-from trainer.config import MAX_GOLDEN, GoldenConfig, TrainConfig
+from trainer.config import MAX_GOLDEN, TrainConfig
 from trainer.data import TaskData
-from trainer.errors import ConfigError
 from trainer.evaluation import Encoded, encode, logits, score
+from trainer.gate import RECORD, Floors, recorded
 from trainer.methods import group_of
 from trainer.scores import Scores, decide
 from trainer.sources import Example
@@ -48,22 +48,30 @@ def stored(name: str, tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np
 
 
 def training_record(
-    config: TrainConfig, data: TaskData, backbone: Backbone, seed: int | None, dev: Scores
+    config: TrainConfig,
+    data: TaskData,
+    backbone: Backbone,
+    seed: int | None,
+    dev: Scores,
+    floors: Floors | None = None,
 ) -> dict[str, JsonValue]:
-    """What a manifest says about how its prompt was made."""
+    """What a manifest says about how its prompt was made; the publish gate compares its dev scores."""
     settings = config.model_dump(
         mode="json", exclude_none=True, include={"prompt", "head", "optimiser", "calibrate"}
     )
+    settings["prompt"].pop("init_from", None)  # a place; init_version says what was there
     if seed is None:  # nothing was optimised step by step
         settings.pop("optimiser")
     record: dict[str, JsonValue] = {
         "data": {"digests": dict(data.digests()), "sizes": dict(data.sizes())},
-        "dev": {"accuracy": round(dev.accuracy, 6), "macro_f1": round(dev.macro_f1, 6)},
+        "dev": recorded(dev),
         "dtype": backbone.dtype_name,
         "settings": settings,
     }
     if seed is not None:
         record |= {"seed": seed, "seeds": list(config.seeds)}
+    if floors is not None:
+        record[RECORD] = floors.record()
     return record
 
 
@@ -75,8 +83,13 @@ def finish(
     tensors: Mapping[str, Tensor],
     seed: int | None,
     splits: Mapping[str, Encoded],
+    floors: Floors | None = None,
 ) -> PromptFile:
-    """Calibrate, choose golden examples, write the file, and score it as a server would load it."""
+    """Calibrate, choose golden examples, write the file, and score it as a server would load it.
+
+    `floors` are what it will be compared with when it is published; without them it never is. What `manifest` says of
+    the training already is kept.
+    """
     arrays = {name: stored(name, tensor) for name, tensor in tensors.items()}
     served = backbone.load_prompt(decode_prompt(encode_prompt(manifest, arrays)))
     dev_logits = logits(backbone, served, splits["dev"].rows)
@@ -87,7 +100,7 @@ def finish(
         dev_logits = logits(backbone, served, splits["dev"].rows)
     dev = score(dev_logits, splits["dev"].targets, data.labels, multi_label=data.multi_label)
     golden, notes = _golden(config, data, backbone, Prompt(manifest, arrays))
-    record = training_record(config, data, backbone, seed, dev)
+    record = {**manifest.training, **training_record(config, data, backbone, seed, dev, floors)}
     manifest = manifest.model_copy(update={"golden": golden, "training": record})
     test = splits["test"] if len(splits["test"]) else splits["dev"]
     test_logits = logits(backbone, served, test.rows)
@@ -116,7 +129,10 @@ def _golden(
     if config.golden == "train":
         candidates = [_as_golden(example) for example in _one_short_example_each(data)]
     else:
-        candidates = [_given_golden(golden, data) for golden in config.golden]
+        candidates = [
+            Golden(text=golden.text, text_pair=golden.text_pair, label=golden.label)
+            for golden in config.golden
+        ]
     if not candidates:
         return (), ()
     examples = [Example(golden.text, golden.text_pair, (golden.label,)) for golden in candidates]
@@ -148,11 +164,3 @@ def _one_short_example_each(data: TaskData) -> Sequence[Example]:
 
 def _as_golden(example: Example) -> Golden:
     return Golden(text=example.text, text_pair=example.text_pair, label=example.labels[0])
-
-
-def _given_golden(golden: GoldenConfig, data: TaskData) -> Golden:
-    if golden.label not in data.labels:
-        raise ConfigError(f"golden: {golden.label!r} is no label of this task")
-    if (golden.text_pair is not None) != data.has_pairs:
-        raise ConfigError("golden: text_pair is given for tasks on pairs, and for no others")
-    return Golden(text=golden.text, text_pair=golden.text_pair, label=golden.label)

@@ -12,7 +12,8 @@ from pathlib import Path
 from client import AdminClient, ClientError
 from prompt_store import PromptStoreError, Target, check_alias, decode_prompt, open_store, version_of
 from prompt_store.redis_url import without_secrets
-from trainer.errors import TrainerError
+from trainer.errors import NotBetterError, TrainerError
+from trainer.gate import judge
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Publication:
     """What was published where, as it may be shown: `target` has no passwords.
 
     `created` is False when the very same version was there already. `durable` says whether it outlives the sudden end
-    of the store's machine, as the store promised.
+    of the store's machine, as the store promised. `note` says what the gate could not check, or was forced to pass.
     """
 
     task_id: str
@@ -29,6 +30,7 @@ class Publication:
     created: bool
     target: str
     durable: bool
+    note: str = ""
 
 
 def publish(
@@ -38,12 +40,14 @@ def publish(
     key: str | None = None,
     *,
     timeout: float = 120.0,
+    force: bool = False,
 ) -> Publication:
     """Publish a prompt file to a store (a path, `file://` or `redis://`) or a server's admin port (`http(s)://`).
 
     The file is checked before anything leaves this machine. `alias` then points to the new version (None: to
     nothing new); `key` is the admin key of a server, `timeout` the seconds that each of the two calls to it may take,
-    with their retries. Raises TrainerError with one line for a person.
+    with their retries. Raises NotBetterError for a prompt that by its own training record does not beat majority and
+    head only on dev, unless `force`; TrainerError with one line for a person for whatever else is wrong.
     """
     try:
         data = path_or_bytes if isinstance(path_or_bytes, bytes) else Path(path_or_bytes).read_bytes()
@@ -53,7 +57,14 @@ def publish(
     try:
         if alias is not None:
             check_alias(alias)
-        task_id = decode_prompt(data).manifest.task_id
+        manifest = decode_prompt(data).manifest
+        task_id, judgement = manifest.task_id, judge(manifest)
+        if judgement.refusal and not force:
+            refused = NotBetterError(
+                f"{task_id} {version_of(data)[:12]} is not published: {judgement.refusal}"
+            )
+            refused.advice = judgement.advice
+            raise refused
         if target.startswith(("http://", "https://")):
             created, durable = _to_server(data, task_id, target, alias, key, timeout)
         else:
@@ -62,7 +73,8 @@ def publish(
         failed = TrainerError(f"not published to {shown}: {error}")
         failed.advice = getattr(error, "advice", "")
         raise failed from None
-    return Publication(task_id, version_of(data), alias, created, shown, durable)
+    note = judgement.note or (f"forced: {judgement.refusal}" if judgement.refusal else "")
+    return Publication(task_id, version_of(data), alias, created, shown, durable, note)
 
 
 async def _to_store(data: bytes, task_id: str, target: str, alias: str | None) -> tuple[bool, bool]:

@@ -1,172 +1,260 @@
-"""Owns the comparison with full fine-tuning: every weight of the backbone is trained, and nothing is published.
+"""Owns the comparison that a prompt is judged by: what the same model does without a prompt, or with weights of its
+own.
 
-    python -m trainer.reference --train train.jsonl --dev dev.jsonl --test test.jsonl [--output metrics.json]
+    majority            always the commonest answer
+    zero-shot           a hard prompt, nothing trained
+    head-only           a linear head on frozen features
+    full-fine-tuning    every weight, bare text, a linear head that starts as the probe
+    fixed-prompt        every weight, and a prompt that is not trained
 
-It says how much of the distance from a linear head to a model of one's own a prompt recovers. Rows, pooling and
-decisions are those of prompts, so that the weights are the only difference.
+Scores are all that is left of it: the tuned models are thrown away, and there is no prompt file to publish. Dev chooses
+(the evaluation within a run, the learning rate), test is reported. Knows the order of things and nothing of how each is
+done.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
-from backbone import Row, load_backbone
-from trainer.config import TrainConfig, load_config
+from backbone import Backbone, BackboneError, load_backbone
+from prompt_store import Prompt
+from trainer.config import TrainConfig
 from trainer.data import TaskData, load_examples
-from trainer.errors import TrainerError
-from trainer.evaluation import Encoded, encode, features, logits, loss, score
-from trainer.head_only import fit_probe
-from trainer.loop import deterministic
-from trainer.methods import build_manifest, resolve
-from trainer.report import TableRow, results_table, write_metrics
-from trainer.schedule import Schedule, batches
-from trainer.scores import Scores
+from trainer.errors import ConfigError, TrainingInterruptedError
+from trainer.evaluation import encode, logits, score
+from trainer.fine_tuning import FineTuning, Recipe, Start
+from trainer.fixed_prompt import Probed, bare, from_file, hard, read_prompt, zero_shot
+from trainer.interrupt import StopRequest, stop_on_signals
+from trainer.progress import TrainingProgress
+from trainer.reference_folder import Cell, ReferenceFolder
+from trainer.reference_report import NAMES, ReferenceRow, figures, tuned_row, untrained_row
+from trainer.report import TableRow, plain_text, results_table, write_metrics
+from trainer.scores import Scores, majority, one_hot
+from trainer.state import write_atomically
 
-WEIGHT_DECAY = 0.01
+Strategy = Literal["head-only", "full-fine-tuning", "fixed-prompt"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
-class FineTuning:
-    """One seed: a fresh backbone in float32, a linear head that starts as the linear probe, and all weights free."""
+def run_references(
+    config: TrainConfig,
+    strategies: Sequence[Strategy] = STRATEGIES,
+    seeds: Sequence[int] | None = None,
+    *,
+    console: Console,
+    folder: Path,
+    recipe: Recipe | None = None,
+    prompt: Path | None = None,
+) -> Mapping[str, ReferenceRow]:
+    """Score the reference strategies on a task; rows by "majority", "zero-shot" and the strategies' names.
 
-    def __init__(self, config: TrainConfig, data: TaskData, *, lr: float, seed: int) -> None:
-        self._backbone = load_backbone(config.backbone, device=config.device, dtype="float32", kernels="off")
-        self._config = resolve(config, data, self._backbone)
-        self._data, self._seed, self._lr = data, seed, lr
-        self._manifest = build_manifest(self._config, data, self._backbone)
-        encoder = self._backbone.row_encoder(self._manifest)
-        self._train, self._dev, self._test = (
-            encode(encoder, examples, data.labels)
+    Of `config` count the data, the backbone, `prompt.template`, `prompt.task_text` and `head.words`; its method and
+    optimiser do not. `prompt` is a trained prompt file for "fixed-prompt". What is finished is kept in `folder`, and
+    the same call goes on from there. Raises TrainerError as `trainer.train` does.
+    """
+    unknown = [name for name in strategies if name not in STRATEGIES]
+    if unknown or not strategies:
+        raise ConfigError(f"strategy: {', '.join(unknown) or 'none'}; there are {', '.join(STRATEGIES)}")
+    chosen = tuple(name for name in STRATEGIES if name in strategies)
+    return _References(
+        config, chosen, tuple(seeds or config.seeds), console, folder, recipe or Recipe(), prompt
+    ).go()
+
+
+class _References:
+    def __init__(
+        self,
+        config: TrainConfig,
+        strategies: tuple[Strategy, ...],
+        seeds: tuple[int, ...],
+        console: Console,
+        folder: Path,
+        recipe: Recipe,
+        prompt: Path | None,
+    ) -> None:
+        self._prompt: Prompt | None = None
+        self._prompt_version: str | None = None
+        if prompt is not None:
+            self._prompt, self._prompt_version = read_prompt(prompt)
+            if "fixed-prompt" not in strategies:
+                raise ConfigError("prompt: a prompt file is for the strategy fixed-prompt")
+            manifest = self._prompt.manifest
+            config = config.model_copy(
+                update={"labels": manifest.labels, "multi_label": manifest.multi_label}
+            )
+        self._config = config.model_copy(update={"method": "head-only"})
+        self._strategies, self._seeds, self._recipe = strategies, seeds, recipe
+        self._console, self._folder = console, ReferenceFolder(folder)
+        self._data: TaskData = load_examples(self._config)
+        self._split = "test" if self._data.test else "dev"
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        try:
+            return load_backbone(self._config.backbone, device=self._config.device, dtype=self._config.dtype)
+        except BackboneError as error:
+            raise ConfigError(f"backbone: {error}") from None
+
+    @cached_property
+    def _bare(self) -> Probed:
+        return bare(self._config, self._data, self._backbone)
+
+    @cached_property
+    def _fixed(self) -> Start:
+        if self._prompt is not None:
+            return from_file(self._prompt, self._data, self._backbone)
+        start, notes = hard(self._config, self._data, self._backbone)
+        for note in notes:
+            self._say(f"note: {note}")
+        return start
+
+    def go(self) -> Mapping[str, ReferenceRow]:
+        """Everything, in order."""
+        settings = self._settings()
+        self._folder.claim(settings)
+        self._describe()
+        with stop_on_signals() as stop:
+            rows = {"majority": untrained_row("majority", self._majority())}
+            for name, measured in (("zero-shot", self._zero_shot), ("head-only", self._head_only)):
+                if name == "zero-shot" or name in self._strategies:
+                    rows[name] = untrained_row(name, self._kept(name, measured))
+                self._stop_here(stop)
+            cells: list[Cell] = []
+            with TrainingProgress(self._console) as progress:
+                for strategy in self._strategies:
+                    if strategy != "head-only":
+                        own = [
+                            self._tuned(strategy, lr, seed, progress, stop)
+                            for lr in self._rates
+                            for seed in self._seeds
+                        ]
+                        rows[strategy], note = tuned_row(strategy, own, self._rates)
+                        for line in note:
+                            self._say(line)
+                        cells += own
+        ordered = {name: rows[name] for name in NAMES if name in rows}
+        self._write(ordered, cells, settings)
+        return ordered
+
+    @property
+    def _rates(self) -> tuple[float, ...]:
+        return self._recipe.learning_rates
+
+    def _settings(self) -> dict[str, object]:
+        """What every cell depends on, besides its own strategy, learning rate and seed."""
+        config = self._config.model_dump(mode="json", include={"multi_label", "prompt", "head", "dtype"})
+        digests = {f"the {name} set": digest for name, digest in self._data.digests().items()}
+        return {
+            "the backbone": self._backbone.fingerprint,
+            "the labels": self._data.labels,
+            "the prompt file": self._prompt_version,
+            "the recipe": self._recipe.as_dict(),
+            "the settings": config,
+            **digests,
+        }
+
+    def _describe(self) -> None:
+        self._say(
+            f"{self._config.task_id}: references on {self._backbone.name} ({self._backbone.device}); "
+            f"{len(self._data.labels)} labels; "
+            + ", ".join(f"{size} {name}" for name, size in self._data.sizes().items())
+        )
+        for note in self._data.notes:
+            self._say(f"note: {note}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _kept(self, name: str, measured: Callable[[], tuple[Scores, Scores]]) -> Cell:
+        """A row without seeds, measured once."""
+        cell = self._folder.load(name)
+        if cell is None:
+            began = time.monotonic()
+            dev, test = measured()
+            cell = Cell(name, None, None, dev, test, (), 0, round(time.monotonic() - began, 1))
+            self._folder.save(cell)
+        return cell
+
+    def _majority(self) -> Cell:
+        data = self._data
+        train, dev, test = (
+            one_hot([example.labels for example in examples], data.labels)
             for examples in (data.train, data.dev, data.test or data.dev)
         )
-        self._head = {name: tensor.requires_grad_() for name, tensor in self._probe().items()}
-        self._weights = self._backbone.weights()
-        for weight in self._weights:
-            weight.requires_grad_()
+        scores = [majority(train, gold, data.labels, multi_label=data.multi_label) for gold in (dev, test)]
+        return Cell("majority", None, None, scores[0], scores[1], (), 0, 0.0)
 
-    def run(self, console: Console) -> tuple[Scores, Scores]:
-        """Train, and return dev and test scores of the last step."""
-        settings = self._config.optimiser
-        schedule = Schedule.of(settings, len(self._train))
-        parameters = [*self._head.values(), *self._weights]
-        optimiser = torch.optim.AdamW(parameters, lr=self._lr, weight_decay=WEIGHT_DECAY)
-        targets = torch.from_numpy(self._train.targets).to(self._backbone.device)
-        lengths = [len(row) for row in self._train.rows]
-        with deterministic():
-            for step in range(schedule.steps):
-                epoch, at = divmod(step, schedule.steps_per_epoch)
-                batch = batches(lengths, settings.batch_size or 1, self._seed, epoch)[at]
-                value, gradients = self._gradients(
-                    [self._train.rows[i] for i in batch], targets[batch], parameters
-                )
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
-                torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-                optimiser.param_groups[0]["lr"] = self._lr * schedule.factor(step)
-                optimiser.step()
-                if step + 1 in schedule.evaluate_at:
-                    dev = self._score(self._dev)
-                    console.print(
-                        f"seed {self._seed}: epoch {(step + 1) / schedule.steps_per_epoch:.2f}, "
-                        f"loss {value:.3f}, dev {100 * dev.accuracy:.1f} %",
-                        highlight=False,
-                    )
-        return self._score(self._dev), self._score(self._test)
+    def _zero_shot(self) -> tuple[Scores, Scores]:
+        return self._scored(zero_shot(self._config, self._data, self._backbone))
 
-    def _probe(self) -> dict[str, Tensor]:
-        labels, hidden = len(self._data.labels), self._backbone.shape.hidden_size
-        head = {"head.0.weight": torch.zeros(labels, hidden), "head.0.bias": torch.zeros(labels)}
-        bare = self._backbone.bind(self._manifest, head)
-        train, dev = (features(self._backbone, bare, split.rows) for split in (self._train, self._dev))
-        return fit_probe(
-            train,
-            self._train.targets,
-            dev,
-            self._dev.targets,
-            self._data.labels,
-            multi_label=self._data.multi_label,
-        ).tensors()
+    def _head_only(self) -> tuple[Scores, Scores]:
+        return self._scored(self._bare.start)
 
-    def _gradients(
-        self, rows: Sequence[Row], targets: Tensor, parameters: Sequence[Tensor]
-    ) -> tuple[float, list[Tensor]]:
-        def share(own: list[int]) -> tuple[float, tuple[Tensor, ...]]:
-            # Matrix products in bfloat16, weights and their updates in float32.
-            with torch.autocast(self._backbone.device.type, dtype=torch.bfloat16):
-                prompt = self._backbone.bind(self._manifest, self._head)
-                scores = torch.stack(self._backbone.forward([rows[at] for at in own], [prompt] * len(own)))
-            value = loss(scores.float(), targets[own], multi_label=self._data.multi_label) * (
-                len(own) / len(rows)
-            )
-            return float(value.detach()), torch.autograd.grad(value, parameters, materialize_grads=True)
+    def _scored(self, start: Start) -> tuple[Scores, Scores]:
+        """Dev and reported scores of what is not trained here."""
+        data, encoder = self._data, self._backbone.row_encoder(start.manifest)
+        bound = self._backbone.bind(start.manifest, {**start.prompt, **start.head})
+        results = []
+        for examples in (data.dev, data.test or data.dev):
+            encoded = encode(encoder, examples, data.labels)
+            found = logits(self._backbone, bound, encoded.rows)
+            results.append(score(found, encoded.targets, data.labels, multi_label=data.multi_label))
+        return results[0], results[1]
 
-        shares = [result for _, result in self._backbone.share(share, rows)]
-        gradients = list(shares[0][1])
-        for _, others in shares[1:]:
-            gradients = [one + other for one, other in zip(gradients, others, strict=True)]
-        return sum(value for value, _ in shares), gradients
-
-    def _score(self, split: Encoded) -> Scores:
-        scores = logits(self._backbone, self._backbone.bind(self._manifest, self._head), split.rows)
-        return score(scores, split.targets, self._data.labels, multi_label=self._data.multi_label)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.reference", description="Full fine-tuning, for comparison."
-    )
-    parser.add_argument("--train", required=True)
-    parser.add_argument("--dev")
-    parser.add_argument("--test")
-    parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--lr", type=float, default=5e-5)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, help="a JSON file for the scores")
-    given = parser.parse_args(arguments)
-    console = Console()
-    try:
-        config = load_config(
-            None,
-            {
-                "task_id": "reference", "method": "head-only", "output": "unused", "backbone": given.backbone,
-                "data.train": given.train, "data.dev": given.dev, "data.test": given.test,
-                "optimiser.epochs": given.epochs, "optimiser.batch_size": given.batch_size, "optimiser.evaluations": 4,
-            },
-        )  # fmt: skip
+    def _tuned(
+        self, strategy: Strategy, lr: float, seed: int, progress: TrainingProgress, stop: StopRequest
+    ) -> Cell:
+        name = f"{strategy}-lr-{lr:g}-seed-{seed}"
+        cell = self._folder.load(name)
+        if cell is not None:
+            self._say(f"{name}: kept from before, dev {100 * cell.dev.accuracy:.1f} %")
+            return cell
+        start = self._bare.start if strategy == "full-fine-tuning" else self._fixed
+        self._stop_here(stop)
         began = time.monotonic()
-        data = load_examples(config)
-        runs = [FineTuning(config, data, lr=given.lr, seed=seed).run(console) for seed in given.seeds]
-    except TrainerError as error:
-        console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
-        return error.exit_code
-    for split, at in (("dev", 0), ("test" if data.test else "dev", 1)):
-        row = TableRow("all weights", tuple(run[at] for run in runs))
-        console.print(results_table("full fine-tuning", split, [row]))
-    if given.output is not None:
-        metrics = {
-            "reported_split": split,
-            "summary": {"full fine-tuning": row.summary()},
-            "seeds": [
-                {"seed": seed, "dev": dev.as_dict(), split: test.as_dict()}
-                for seed, (dev, test) in zip(given.seeds, runs, strict=True)
-            ],
-            "settings": {"lr": given.lr, "epochs": given.epochs, "batch_size": given.batch_size},
-            "data": {"sizes": data.sizes(), "digests": data.digests()},
-            "seconds": round(time.monotonic() - began, 1),
+        config = self._config
+        training = FineTuning(
+            config.backbone, config.device, self._data, start, self._recipe, lr=lr, seed=seed
+        )
+        bar = progress.bar(f"{NAMES[strategy]}, lr {lr:g}, seed {seed}", training.schedule.steps)
+        tuned = training.run(listener=bar, stop=stop)
+        if tuned is None:
+            self._stop_here(stop)
+            raise AssertionError("training ends early only when a signal asked for it")
+        seconds = round(time.monotonic() - began, 1)
+        cell = Cell(name, seed, lr, tuned.dev, tuned.test, tuned.points, tuned.steps, seconds)
+        self._folder.save(cell)
+        return cell
+
+    def _stop_here(self, stop: StopRequest) -> None:
+        if stop.signal_number is not None:
+            raise TrainingInterruptedError(
+                f"interrupted; what is finished is kept in {self._folder.root}. Give the same command again to go on",
+                signal_number=stop.signal_number,
+            )
+
+    def _write(
+        self, rows: Mapping[str, ReferenceRow], cells: Sequence[Cell], settings: Mapping[str, object]
+    ) -> None:
+        config, data = self._config, self._data
+        table = results_table(
+            config.task_id, self._split, [TableRow(row.name, row.scores) for row in rows.values()]
+        )
+        write_atomically(self._folder.table, plain_text(table).encode())
+        about = {
+            "task_id": config.task_id,
+            "backbone": self._backbone.name,
+            "settings": {**settings, "learning_rates": self._rates, "seeds": self._seeds},
+            "data": {"sizes": data.sizes(), "digests": data.digests(), "notes": list(data.notes)},
         }
-        write_metrics(given.output, metrics)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        write_metrics(self._folder.metrics, about | figures(rows, cells, self._split))
+        self._console.print(table)
+        self._say(
+            f"scores: {self._folder.metrics}. References are for comparison: there is no prompt file to publish"
+        )

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from trainer.scores import Scores
+from trainer.state import write_atomically
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,43 @@ def percent(values: Sequence[float]) -> str:
     return f"{100 * mean:.1f} ± {100 * spread:.1f}" if len(values) > 1 else f"{100 * mean:.1f}"
 
 
+def titled(title: str) -> Table:
+    """An empty table. Names and reasons in it are `Text`: rich would read square brackets in a str as its markup."""
+    return Table(title=Text(title, style="table.title"), title_justify="left")
+
+
 def results_table(task_id: str, split: str, rows: Sequence[TableRow]) -> Table:
     """The comparison that ends a run."""
     examples = rows[0].scores[0].examples
-    table = Table(title=f"{task_id}: {split} set, {examples} examples", title_justify="left")
+    table = titled(f"{task_id}: {split} set, {examples} examples")
     table.add_column("")
     table.add_column("accuracy %", justify="right")
     table.add_column("macro-F1 %", justify="right")
     table.add_column("seeds", justify="right")
     for row in rows:
         table.add_row(
-            row.name,
+            Text(row.name),
             percent([scores.accuracy for scores in row.scores]),
             percent([scores.macro_f1 for scores in row.scores]),
             str(len(row.scores)) if len(row.scores) > 1 else "–",
         )
+    return table
+
+
+def many_table(finished: Mapping[str, Path], failures: Mapping[str, str]) -> Table:
+    """What came of many tasks: of those that finished the figures in their metrics.json, of the others the reason."""
+    table = titled("accuracy % on the set that each task reports")
+    for name in ("task", "majority", "head only", "prompt", "version"):
+        table.add_column(name, justify="left" if name in ("task", "version") else "right")
+    for task_id, path in finished.items():
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        cells = [row["accuracy"] for row in metrics["summary"].values()]
+        shown = [f"{100 * cell['mean']:.1f} ± {100 * cell['spread']:.1f}" for cell in cells]
+        majority, bare, *own = shown
+        # The last is what is published: the ensemble, where there is one, comes after its seeds.
+        table.add_row(task_id, majority, bare, own[-1] if own else "–", metrics["version"][:12])
+    for task_id, reason in failures.items():
+        table.add_row(task_id, "", "", "failed", Text(reason))
     return table
 
 
@@ -86,9 +110,8 @@ def plain_text(table: Table) -> str:
 
 def write_metrics(path: Path, metrics: Mapping[str, object]) -> None:
     """metrics.json, readable by people and programs."""
-    path.write_text(
-        json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())  # that it is there says that the run is finished
 
 
 def write_curves(
@@ -124,4 +147,40 @@ def write_curves(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def write_sweep(path: Path, title: str, curves: Mapping[str, Sequence[Sequence[Point]]], best: str) -> None:
+    """Mean dev accuracy of each setting's seeds over the share of its training, as a PNG; `best` stands out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10, 4.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_title(title)
+    for name, seeds in curves.items():
+        length = min(map(len, seeds))
+        means = [100 * statistics.fmean(points[at].dev_accuracy for points in seeds) for at in range(length)]
+        chosen = name == best
+        axes.plot(
+            range(1, length + 1),
+            means,
+            marker="o",
+            markersize=5 if chosen else 3,
+            linewidth=2.5 if chosen else 1.2,
+            alpha=1 if chosen else 0.7,
+            zorder=3 if chosen else 2,
+            label=name,
+        )
+    axes.set_xlabel("evaluation")
+    axes.set_ylabel("dev accuracy (%), mean of seeds")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(visible=True, color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    legend = axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a template may have dollars in it, which are no formula
     figure.savefig(path, metadata={"Software": None})

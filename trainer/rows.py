@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -16,7 +15,7 @@ class TrainingRows:
     """Rows and targets [examples, labels] of the training set, in its order.
 
     With word dropout (Iyyer et al. 2015, section 3.2) every epoch sees each text without some of its words, drawn
-    from (seed, epoch) alone. A text keeps at least one word; what has no spaces is one word.
+    from (seed, epoch, the example's place) alone. A text keeps at least one word; what has no spaces is one word.
     """
 
     def __init__(
@@ -26,23 +25,19 @@ class TrainingRows:
         self.targets: Targets = one_hot([example.labels for example in examples], labels)
         self.whole = self._encode([(example.text, example.text_pair) for example in examples])
         self.lengths = tuple(len(row) for row in self.whole)
-        # One epoch is needed at a time; the memory of one more would be wasted.
-        self.of_epoch = lru_cache(maxsize=1)(self._of_epoch)
 
     def __len__(self) -> int:
         return len(self._examples)
 
-    def _of_epoch(self, seed: int, epoch: int) -> Sequence[Row]:
+    def batch(self, places: Sequence[int], seed: int, epoch: int) -> Sequence[Row]:
+        """The rows of the examples at these places, as this epoch sees them."""
         if not self._word_dropout:
-            return self.whole
-        generator = np.random.default_rng([seed, 3, epoch])
-        dropped = [
-            (
-                self._drop(example.text, generator),
-                example.text_pair and self._drop(example.text_pair, generator),
-            )
-            for example in self._examples
-        ]
+            return [self.whole[at] for at in places]
+        dropped = []
+        for at in places:
+            generator, example = np.random.default_rng([seed, 3, epoch, at]), self._examples[at]
+            pair = example.text_pair
+            dropped.append((self._drop(example.text, generator), pair and self._drop(pair, generator)))
         return self._encode(dropped)
 
     def _drop(self, text: str, generator: np.random.Generator) -> str:

@@ -1,40 +1,49 @@
 """Owns one training run from examples to a run folder: head-only reference, every seed, the prompt files, the
 report.
 
-Knows the order of things and nothing of how each is done.
+Knows the order of things and nothing of how each is done. A run's seeds are trained together, and with the seeds of
+other runs where there are several (`trainer.many`).
 """
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from pydantic import JsonValue
 from rich.console import Console
 from torch import Tensor
 
-from backbone import Backbone, BackboneError, load_backbone
-from prompt_store import Manifest, parse_template
+from backbone import Backbone, BackboneError
+from prompt_store import encode_prompt
+from trainer.checkpoints import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import load_examples
-from trainer.errors import ConfigError, RunFolderError, TrainingInterruptedError
-from trainer.evaluation import Encoded, encode, features, score
-from trainer.head_only import fit_probe, random_head
+from trainer.ensemble import join_seeds
+from trainer.errors import ConfigError, RunFolderError, TrainingFailedError, TrainingInterruptedError
+from trainer.gate import Floors
 from trainer.init import Initialiser
 from trainer.interrupt import StopRequest, stop_on_signals
-from trainer.loop import SeedTraining
-from trainer.methods import build_manifest, label_texts, resolve, trains_prompt
+from trainer.label_texts import label_texts
+from trainer.learner import Learned, Learner, Task, Tensors
+from trainer.listeners import Listeners
+from trainer.methods import build_manifest, parameterisation_of, resolve, trains_prompt
+from trainer.mixture import train_together
 from trainer.outcome import Outcome, Reference
+from trainer.probing import encode_splits, probe
 from trainer.progress import TrainingProgress
-from trainer.prompt_file import finish
-from trainer.report import (
-    Point,
-    TableRow,
-)
+from trainer.prompt_file import finish, stored
+from trainer.ranks import ALONE, Ranks
+from trainer.report import TableRow
 from trainer.rows import TrainingRows
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, with_absolute_paths
+from trainer.starts import Starts, check_start, untrained
+from trainer.trackers import ExperimentLog
+from trainer.transfer import save_learned
 
 
 @dataclass(frozen=True)
@@ -48,199 +57,230 @@ class RunResult:
     rows: tuple[TableRow, ...]
 
 
-def train(config: TrainConfig, *, console: Console) -> RunResult:
-    """Run a configuration in a new run folder.
+def train(config: TrainConfig, *, console: Console, ranks: Ranks = ALONE) -> RunResult:
+    """Run a configuration in a new run folder; where it was started in several processes, they are `ranks`.
 
     Raises TrainerError: bad settings or data (exit code 2), a folder in use, or TrainingInterruptedError
     after Ctrl-C or SIGTERM, which leaves a run that `resume` finishes.
     """
-    return _Run(config, console).go(new=True)
+    return _alone(Run(config, load(config, ranks), console, ranks=ranks), new=True)
 
 
-def resume(folder: Path, *, console: Console) -> RunResult:
+def resume(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> RunResult:
     """Go on with a run that was interrupted or killed; it ends as it would have ended. Raises as `train`."""
     config = RunFolder(folder).config()
     if RunFolder(folder).metrics.exists():
-        raise RunFolderError(f"{folder}: this run is finished; there is nothing to resume")
-    return _Run(config, console).go(new=False)
-
-
-class _Run:
-    def __init__(self, config: TrainConfig, console: Console) -> None:
-        self._console = console
-        self._began = time.monotonic()
-        self._folder = RunFolder(Path(config.output))
-        self._data = load_examples(config)
-        self._backbone = _load(config)
-        self._config = resolve(config, self._data, self._backbone)
-        self._manifest = build_manifest(self._config, self._data, self._backbone)
-
-    def go(self, *, new: bool) -> RunResult:
-        """Everything, in order."""
-        if new:
-            self._folder.create(_with_absolute_paths(self._config))
-        identity = {"the backbone": self._backbone.fingerprint} | {
-            f"the {name} set": digest for name, digest in self._data.digests().items()
-        }
-        self._folder.claim(identity)
-        self._describe()
-        with stop_on_signals() as stop:
-            reference = self._reference(stop)
-            splits = self._encode(self._manifest)
-            curves: dict[int, tuple[Point, ...]] = {}
-            learned: dict[int | None, Mapping[str, Tensor]] = {}
-            if trains_prompt(self._config.method):
-                learned, curves = self._train_seeds(reference, splits, stop)
-            elif self._config.method == "head-only":
-                learned = {None: reference.probe.tensors()}
-            else:
-                learned = {None: self._untrained()}
-            files = {
-                seed: finish(self._config, self._data, self._backbone, self._manifest, tensors, seed, splits)
-                for seed, tensors in learned.items()
-            }
-            outcome = Outcome(self._config, self._data, self._backbone.name, reference, files, curves)
-            table = outcome.write(self._folder, seconds=time.monotonic() - self._began)
-        self._console.print(table)
-        for note in outcome.notes:
-            self._say(f"note: {note}")
-        self._say(f"prompt file: {self._folder.prompt} (version {outcome.version[:12]})")
-        return RunResult(
-            self._folder.root, self._folder.prompt, outcome.version, outcome.best_seed, outcome.rows
+        raise RunFolderError(
+            f"{folder}: this run is finished; publish it with: promptmux publish "
+            f"{shlex.quote(str(RunFolder(folder).prompt))}"
         )
-
-    def _describe(self) -> None:
-        sizes = self._data.sizes()
-        self._say(
-            f"{self._config.task_id}: {self._config.method} on {self._backbone.name} "
-            f"({self._backbone.dtype_name}, {self._backbone.device}); {len(self._data.labels)} labels; "
-            + ", ".join(f"{size} {name}" for name, size in sizes.items())
+    if RunFolder(folder).company is not None:  # alone it would learn something else, from the start
+        raise RunFolderError(
+            f"{folder}: this task is trained with others; go on with all: {RunFolder(folder).resume_command()}"
         )
-        for note in self._data.notes:
-            self._say(f"note: {note}")
+    return _alone(Run(config, load(config, ranks), console, ranks=ranks), new=False)
 
-    def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _encode(self, manifest: Manifest) -> dict[str, Encoded]:
-        encoder, data = self._backbone.row_encoder(manifest), self._data
-        sets = {"train": data.train, "dev": data.dev, "test": data.test}
-        return {name: encode(encoder, examples, data.labels) for name, examples in sets.items()}
-
-    def _reference(self, stop: StopRequest) -> Reference:
-        """Fit the linear probe on features that are computed once."""
-        manifest = build_manifest(self._config, self._data, self._backbone, method="head-only")
-        splits = self._encode(manifest)
-        names = ("train", "dev", "test")
-        bare = self._backbone.bind(manifest, _zero_head(manifest))
-        states: dict[str, Tensor] = {}
-        for name in names:
-            states[name] = features(self._backbone, bare, splits[name].rows)
-            self._stop_here(stop)
-        labels, multi_label = self._data.labels, self._data.multi_label
-        probe = fit_probe(
-            states["train"],
-            splits["train"].targets,
-            states["dev"],
-            splits["dev"].targets,
-            labels,
-            multi_label=multi_label,
-        )
-        reported = "test" if self._data.test else "dev"
-        test = score(
-            probe.logits(states[reported]), splits[reported].targets, labels, multi_label=multi_label
-        )
-        self._say(f"head only: dev {100 * probe.dev.accuracy:.1f} %")
-        return Reference(probe, test)
-
-    def _untrained(self) -> dict[str, Tensor]:
-        if self._config.head.type != "label_embeddings":
-            return {}
-        return {
-            "verbalizer.label_embeddings": torch.from_numpy(
-                self._backbone.encode_labels(label_texts(self._config))
+def _alone(run: Run, *, new: bool) -> RunResult:
+    with ExperimentLog([run.config], run.folder.root) as log, stop_on_signals(run.ranks.signal) as stop:
+        log.about(run.config)
+        run.begin(new=new)
+        checkpoints = Checkpoints(run.folder.state)
+        run.prepare(stop)
+        with TrainingProgress(run.console) as progress:
+            learners = train_together(
+                run.backbone,
+                run.learners(),
+                checkpoints=checkpoints,
+                listener=Listeners(progress, log),
+                stop=stop,
+                rows_at_once=run.config.rows_at_once,
+                ranks=run.ranks,
             )
-        }
-
-    def _start(self, seed: int, initialiser: Initialiser, reference: Reference) -> dict[str, Tensor]:
-        prompt = self._config.prompt
-        start = self._untrained()
-        if self._config.head.type == "linear":
-            start = reference.probe.tensors()
-            if self._config.head.start == "random":
-                start = random_head(start, seed)
-        if self._config.method == "prompt-tuning":
-            template = parse_template(prompt.template or "")
-            return start | {"soft_prompt": initialiser.soft_prompt(template, prompt.init or (), seed)}
-        keys, values = initialiser.prefix(prompt.init or (), prompt.num_virtual_tokens or 1, seed)
-        stack = self._backbone.prefix_stack
-        return start | {f"prefix.{stack}.key": keys, f"prefix.{stack}.value": values}
-
-    def _train_seeds(
-        self, reference: Reference, splits: Mapping[str, Encoded], stop: StopRequest
-    ) -> tuple[dict[int | None, Mapping[str, Tensor]], dict[int, tuple[Point, ...]]]:
-        config = self._config
-        train = TrainingRows(
-            self._backbone.row_encoder(self._manifest),
-            self._data.train,
-            self._data.labels,
-            word_dropout=config.optimiser.word_dropout or 0.0,
-        )
-        initialiser = Initialiser(
-            self._backbone,
-            train.whole,
-            task_text=config.prompt.task_text,
-            label_texts=label_texts(config),
-        )
-        learned: dict[int | None, Mapping[str, Tensor]] = {}
-        curves: dict[int, tuple[Point, ...]] = {}
-        with TrainingProgress(self._console) as progress:
-            for seed in config.seeds:
-                training = SeedTraining(
-                    self._backbone,
-                    self._manifest,
-                    self._start(seed, initialiser, reference),
-                    config.optimiser,
-                    train,
-                    splits["dev"],
-                    seed=seed,
-                )
-                bar = progress.seed(seed, training.schedule.steps)
-                result = training.run(checkpoint=self._folder.checkpoint(seed), listener=bar, stop=stop)
-                if result is None:
-                    self._stop_here(stop)
-                    raise AssertionError("training ends early only when a signal asked for it")
-                learned[seed], curves[seed] = result.tensors, result.points
-        return learned, curves
-
-    def _stop_here(self, stop: StopRequest) -> None:
-        if stop.signal_number is not None:
-            raise TrainingInterruptedError(
-                f"interrupted; the run is saved. Go on with: {self._folder.resume_command()}",
-                signal_number=stop.signal_number,
-            )
+            for learner in learners:
+                run.take(learner)
+        run.stop_here(stop)
+        result = run.finish()
+        log.finished(result.folder)
+        return result
 
 
-def _load(config: TrainConfig) -> Backbone:
+def load(config: TrainConfig, ranks: Ranks = ALONE) -> Backbone:
+    """The configuration's backbone, in every process. Raises ConfigError."""
     try:
-        return load_backbone(config.backbone, device=config.device, dtype=config.dtype)
+        return ranks.load(config.backbone, device=config.device, dtype=config.dtype)
     except BackboneError as error:
         raise ConfigError(f"backbone: {error}") from None
 
 
-def _zero_head(manifest: Manifest) -> dict[str, Tensor]:
-    """Any head will do where only features are read."""
-    labels, hidden = len(manifest.labels), manifest.backbone.hidden_size
-    return {"head.0.weight": torch.zeros(labels, hidden), "head.0.bias": torch.zeros(labels)}
+class Run:
+    """One configuration on its way: `begin`, `prepare`, then its `learners` are trained and `take`n, then `finish`."""
 
+    def __init__(
+        self,
+        config: TrainConfig,
+        backbone: Backbone,
+        console: Console,
+        *,
+        prefix: str = "",
+        probes: dict[bytes, Reference] | None = None,
+        ranks: Ranks = ALONE,
+        resume_command: str | None = None,
+    ) -> None:
+        """Where several runs are trained together, `prefix` begins the names of its learners, `resume_command` goes on
+        with all (default: with this folder's), and runs on the same examples share their `probes` (head-only references
+        by what they depend on).
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The run folder's config.toml must mean the same from every working folder."""
-    paths = {
-        name: str(Path(path).resolve())
-        for name in ("train", "dev", "test")
-        if (path := getattr(config.data, name)) is not None and not path.startswith("hf:")
-    }
-    return config.model_copy(
-        update={"data": config.data.model_copy(update=paths), "output": str(Path(config.output).resolve())}
-    )
+        Raises TrainerError for all that can be known to be wrong before anything is computed.
+        """
+        self._began = time.monotonic()
+        self.console, self.backbone, self.ranks, self._prefix = console, backbone, ranks, prefix
+        self.folder = RunFolder(Path(config.output))
+        self._resume_command = resume_command or self.folder.resume_command()
+        self.data = load_examples(config)
+        self.config = resolve(config, self.data, backbone)
+        self._manifest = build_manifest(self.config, self.data, backbone)
+        check_start(self.config, self._manifest, backbone)
+        self._parameterisation = parameterisation_of(self.config, backbone)
+        self._learned: dict[int, Learned] = {}
+        self._probes = {} if probes is None else probes
+
+    def begin(self, *, new: bool) -> None:
+        """Make the run folder, or go on in it; say what is done. Raises RunFolderError."""
+        if new:
+            self.folder.create(with_absolute_paths(self.config))
+        self.claim()
+        sizes = self.data.sizes()
+        self._say(
+            f"{self.config.task_id}: {self.config.method} on {self.backbone.name} "
+            f"({self.backbone.dtype_name}, {self.backbone.device}); {len(self.data.labels)} labels; "
+            + ", ".join(f"{size} {name}" for name, size in sizes.items())
+        )
+        for note in self.data.notes:
+            self._say(f"note: {note}")
+
+    def claim(self) -> None:
+        """Bind the folder's state to data and backbone. Raises RunFolderError when it was made with others."""
+        identity = {"the backbone": self.backbone.fingerprint} | {
+            f"the {name} set": digest for name, digest in self.data.digests().items()
+        }
+        self.folder.claim(identity)
+
+    def prepare(self, stop: StopRequest) -> None:
+        """Fit the head-only reference and tokenise everything."""
+        bare = build_manifest(self.config, self.data, self.backbone, method="head-only")
+        key = bare.canonical_json() + json.dumps(self.data.digests()).encode()
+        if key not in self._probes:
+            self._probes[key] = probe(
+                self.backbone, bare, self.data, between=lambda: self.stop_here(stop), ranks=self.ranks
+            )
+            self._say(f"head only: dev {100 * self._probes[key].probe.dev.accuracy:.1f} %")
+        self._reference = self._probes[key]
+        self._splits = encode_splits(self.backbone, self._manifest, self.data)
+
+    def task(self) -> Task:
+        """What its prompt learns from."""
+        config = self.config
+        train = TrainingRows(
+            self.backbone.row_encoder(self._manifest),
+            self.data.train,
+            self.data.labels,
+            word_dropout=config.optimiser.word_dropout or 0.0,
+        )
+        return Task(self._manifest, train, self._splits["dev"])
+
+    def starts(self, task: Task, initialiser: Initialiser | None = None) -> Starts:
+        """What its training starts from; its own words, if no `initialiser` brings others."""
+        own = initialiser or Initialiser(
+            self.backbone,
+            task.train.whole,
+            task_text=self.config.prompt.task_text,
+            label_texts=label_texts(self.config),
+        )
+        return Starts(self.config, self.backbone, own, self._reference.probe)
+
+    def learners(self, begun: Mapping[int, Tensors] | None = None) -> Iterator[Learner]:
+        """One learner for each seed; none where the method trains no prompt.
+
+        `begun` are the tensors that seeds go on from, named as in the prompt file; without them they start anew.
+        """
+        if not trains_prompt(self.config.method):
+            return
+        task, parameterisation = self.task(), self._parameterisation
+        starts = self.starts(task)
+        for seed in self.config.seeds:
+            raw = (
+                starts.raw(seed, parameterisation)
+                if begun is None
+                else parameterisation.start(begun[seed], seed)
+            )
+            yield Learner(
+                f"{self._prefix}seed-{seed}",
+                self.backbone,
+                [task],
+                raw,
+                self.config.optimiser,
+                seed=seed,
+                fold=lambda raw: (parameterisation.fold(raw),),
+                ranks=self.ranks,
+            )
+
+    def learned_jointly(self, how: Mapping[str, JsonValue]) -> None:
+        """Let its prompt files say with whom and how it learned."""
+        self._manifest = self._manifest.model_copy(update={"training": {"jointly": dict(how)}})
+
+    def take(self, learner: Learner) -> bool:
+        """One of `learners` is trained; returns whether all are. Raises TrainingFailedError."""
+        if learner.failure is not None:
+            raise TrainingFailedError(learner.failure)
+        return self.take_learned(learner.seed, learner.learned())
+
+    def take_learned(self, seed: int, learned: Learned) -> bool:
+        """What a seed came to; returns whether all seeds are there."""
+        self._learned[seed] = learned
+        return len(self._learned) == len(self.config.seeds)
+
+    def finish(self) -> RunResult:
+        """Write the prompt files and the report."""
+        prompts: dict[int | None, Mapping[str, Tensor]]
+        if trains_prompt(self.config.method):
+            # In the order of the seeds, whichever was trained first.
+            prompts = {seed: self._learned[seed].prompts[0] for seed in self.config.seeds}
+        elif self.config.method == "head-only":
+            prompts = {None: self._reference.probe.tensors()}
+        else:
+            prompts = {None: untrained(self.config, self.backbone)}
+        floors = Floors.of(self.data, self._reference.probe.dev)
+        own = (self.config, self.data, self.backbone, self._manifest)
+        files = {seed: finish(*own, tensors, seed, self._splits, floors) for seed, tensors in prompts.items()}
+        for seed, learned in self._learned.items():
+            save_learned(self.folder.learned(seed), learned.raw, learned.prompts[0])
+        curves = {seed: self._learned[seed].points for seed in self.config.seeds if seed in self._learned}
+        joint = join_seeds(self.backbone, self.data, files, self._splits) if self.config.ensemble else None
+        outcome = Outcome(self.config, self.data, self.backbone.name, self._reference, files, curves, joint)
+        table = outcome.write(self.folder, seconds=time.monotonic() - self._began)
+        self.console.print(table)
+        for note in outcome.notes:
+            self._say(f"note: {note}")
+        self._say(f"prompt file: {self.folder.prompt} (version {outcome.version[:12]})")
+        return RunResult(
+            self.folder.root, self.folder.prompt, outcome.version, outcome.best_seed, outcome.rows
+        )
+
+    def as_source(self, tensors: Tensors) -> bytes:
+        """A prompt file with this soft prompt or prefix and this task's untrained head, to start other tasks from."""
+        linear = self.config.head.type == "linear"
+        head = self._reference.probe.tensors() if linear else untrained(self.config, self.backbone)
+        arrays = {name: stored(name, tensor) for name, tensor in (dict(tensors) | head).items()}
+        return encode_prompt(self._manifest, arrays)
+
+    def stop_here(self, stop: StopRequest) -> None:
+        """Raise TrainingInterruptedError if a signal asked for an end."""
+        if stop.signal_number is not None:
+            raise TrainingInterruptedError(
+                f"interrupted; the run is saved. Go on with: {self._resume_command}",
+                signal_number=stop.signal_number,
+            )
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

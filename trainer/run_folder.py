@@ -2,8 +2,9 @@
 
 config.toml               everything that is needed to repeat the run
 metrics.json  table.txt   curves.png
-prompt.safetensors        the best seed on dev: the one to publish
+prompt.safetensors        the one to publish: the best seed on dev, or the ensemble of all seeds
 seeds/seed-N.safetensors  every seed's prompt
+seeds/seed-N.learned.safetensors   what was trained, in full precision: what a warm start begins with
 state/                    what resuming needs; may be deleted once the run is finished
 """
 
@@ -13,12 +14,14 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from trainer.config import TrainConfig, load_config, to_toml
+from trainer.config import TrainConfig, backbone_in, load_config, source_in, to_toml
 from trainer.errors import RunFolderError
+from trainer.many_config import LIST
 from trainer.state import write_atomically
 
-CONFIG = "config.toml"
+CONFIG, SWEEP = "config.toml", "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,37 @@ class RunFolder:
         """One seed's prompt file."""
         return self.root / "seeds" / f"seed-{seed}.safetensors"
 
-    def checkpoint(self, seed: int) -> Path:
-        """One seed's training state."""
-        return self.root / "state" / f"seed-{seed}.safetensors"
+    def learned(self, seed: int) -> Path:
+        """What one seed trained, in full precision and before any folding."""
+        return self.root / "seeds" / f"seed-{seed}.learned.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """The folder of what resuming needs."""
+        return self.root / "state"
 
     @property
     def identity(self) -> Path:
         """What the state belongs to: digests of data and backbone."""
         return self.root / "state" / "identity.json"
 
-    def create(self, config: TrainConfig) -> None:
-        """Make the folder and write config.toml. Raises RunFolderError when a run is in it already."""
-        if (self.root / CONFIG).exists():
+    @property
+    def started(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.root / CONFIG).exists()
+
+    @property
+    def company(self) -> Path | None:
+        """The folder of the tasks that this one is trained with, where it is one of many."""
+        own = self.root.absolute()
+        try:
+            return own.parent if own.name in read_list(own.parent)["tasks"] else None
+        except RunFolderError:  # none there, or a file of that name that is something else
+            return None
+
+    def refuse_started(self) -> None:
+        """Raise RunFolderError when a run is in it already."""
+        if self.started:
             done = self.metrics.exists()
             advice = (
                 "choose another --output"
@@ -70,6 +92,10 @@ class RunFolder:
                 else f"go on with it ({self.resume_command()}) or choose another"
             )
             raise RunFolderError(f"{self.root}: there is a run in it already; {advice}")
+
+    def create(self, config: TrainConfig) -> None:
+        """Make the folder and write config.toml. Raises RunFolderError when a run is in it already."""
+        self.refuse_started()
         try:
             for folder in (self.root, self.root / "seeds", self.root / "state"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +107,12 @@ class RunFolder:
         """The configuration that the run was started with; its `output` is this folder, wherever it was
         moved.
         """
-        if not (self.root / CONFIG).exists():
+        if (self.root / SWEEP).exists() and not self.metrics.exists():
+            where = shlex.quote(str(self.root))
+            raise RunFolderError(
+                f"{self.root}: this is a sweep; go on with: promptmux sweep --resume {where}"
+            )
+        if not self.started:
             raise RunFolderError(f"{self.root}: no run to resume here ({CONFIG} is missing)")
         return load_config(self.root / CONFIG, {"output": str(self.root)})
 
@@ -90,6 +121,7 @@ class RunFolder:
         try:
             known = json.loads(self.identity.read_text())
         except FileNotFoundError:
+            self.state.mkdir(parents=True, exist_ok=True)
             write_atomically(self.identity, json.dumps(identity).encode())
             return
         changed = sorted(key for key in identity if known.get(key) != identity[key])
@@ -100,4 +132,39 @@ class RunFolder:
 
     def resume_command(self) -> str:
         """What to type to go on."""
-        return f"promptmux train --resume {shlex.quote(str(self.root))}"
+        return f"promptmux train --resume {shlex.quote(str(self.company or self.root))}"
+
+
+def read_list(folder: Path) -> dict[str, Any]:
+    """What `trainer.many` wrote of the tasks that are trained in a folder. Raises RunFolderError."""
+    path = folder / LIST
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        listed = None
+    names = listed.get("tasks") if isinstance(listed, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise RunFolderError(f"{path}: not a list of tasks that are trained here; put back the one that was")
+    return dict(listed)
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The run folder's config.toml must mean the same from every working folder."""
+    paths = {
+        name: str(Path(path).resolve())
+        for name in ("train", "dev", "test")
+        if (path := getattr(config.data, name)) is not None and not path.startswith("hf:")
+    }
+    prompt = config.prompt
+    if prompt.init_from is not None:
+        prompt = prompt.model_copy(update={"init_from": source_in(Path.cwd(), prompt.init_from)})
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=paths),
+            "prompt": prompt,
+            "output": str(Path(config.output).resolve()),
+            "backbone": backbone_in(Path.cwd(), config.backbone),
+        }
+    )

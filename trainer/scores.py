@@ -8,14 +8,19 @@ scikit-learn with zero_division=0; the mean runs over the labels that occur or a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Targets = npt.NDArray[np.float32]
 """[examples, labels], 1.0 where the label applies."""
+
+# A confusion matrix of more labels is written without its zeros: 3,000 labels would be 9 million numbers.
+MAX_DENSE_LABELS = 200
 
 
 @dataclass(frozen=True)
@@ -33,19 +38,48 @@ class LabelScores:
 class Scores:
     """How a set of predictions compares with the gold labels. Fractions in [0, 1].
 
-    `confusion[g][p]` counts examples of gold label g predicted as p; for a multi-label task, where gold and
-    predicted sets have no pairing, it is empty.
+    `confusion` has (gold label, predicted label, examples), labels by their place in `per_label`, in this order and
+    without zeros; for a multi-label task, where gold and predicted sets have no pairing, it is empty.
     """
 
     examples: int
     accuracy: float
     macro_f1: float
     per_label: tuple[LabelScores, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[int, int, int], ...]
 
-    def as_dict(self) -> dict[str, object]:
-        """Plain data for metrics.json."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for metrics.json.
+
+        There `confusion[g][p]` counts examples of gold label g predicted as p, by place up to MAX_DENSE_LABELS labels
+        and by name beyond, where only what occurs is in it.
+        """
+        plain = {name: value for name, value in vars(self).items() if name not in ("per_label", "confusion")}
+        return plain | {"per_label": [asdict(one) for one in self.per_label], "confusion": self._matrix()}
+
+    def _matrix(self) -> list[list[int]] | dict[str, dict[str, int]]:
+        names = [one.label for one in self.per_label]
+        if len(names) > MAX_DENSE_LABELS:
+            sparse: dict[str, dict[str, int]] = {}
+            for gold, predicted, count in self.confusion:
+                sparse.setdefault(names[gold], {})[names[predicted]] = count
+            return sparse
+        dense = [[0] * len(names) for _ in names] if self.confusion else []
+        for gold, predicted, count in self.confusion:
+            dense[gold][predicted] = count
+        return dense
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Scores:
+        """What `as_dict` made, as it was. Raises KeyError, TypeError, ValueError or AttributeError for other data."""
+        per_label = tuple(LabelScores(**one) for one in plain["per_label"])
+        place = {one.label: at for at, one in enumerate(per_label)}
+        matrix = plain["confusion"]
+        if isinstance(matrix, dict):
+            cells = [(place[g], place[p], n) for g, row in matrix.items() for p, n in row.items()]
+        else:
+            cells = [(g, p, n) for g, row in enumerate(matrix) for p, n in enumerate(row) if n]
+        return cls(**{**plain, "per_label": per_label, "confusion": tuple(cells)})
 
 
 def one_hot(label_sets: Sequence[Sequence[str]], labels: Sequence[str]) -> Targets:
@@ -74,12 +108,12 @@ def decide(
 
 def measure(gold: Targets, predicted: Targets, labels: Sequence[str], *, multi_label: bool) -> Scores:
     """Compare predictions with gold labels, both [examples, labels] of 0 and 1."""
-    hits, chosen, support = (gold * predicted).sum(axis=0), predicted.sum(axis=0), gold.sum(axis=0)
+    # einsum makes no product as large as both.
+    hits, chosen, support = np.einsum("el,el->l", gold, predicted), predicted.sum(axis=0), gold.sum(axis=0)
     precision = np.divide(hits, chosen, out=np.zeros_like(hits), where=chosen > 0)
     recall = np.divide(hits, support, out=np.zeros_like(hits), where=support > 0)
     f1 = np.divide(2 * hits, chosen + support, out=np.zeros_like(hits), where=chosen + support > 0)
     present = chosen + support > 0
-    confusion = () if multi_label else tuple(tuple(map(int, row)) for row in gold.T @ predicted)
     return Scores(
         examples=len(gold),
         accuracy=float((gold == predicted).all(axis=1).mean()) if len(gold) else 0.0,
@@ -88,8 +122,16 @@ def measure(gold: Targets, predicted: Targets, labels: Sequence[str], *, multi_l
             LabelScores(label, float(p), float(r), float(f), int(s))
             for label, p, r, f, s in zip(labels, precision, recall, f1, support, strict=True)
         ),
-        confusion=confusion,
+        confusion=() if multi_label else _confusion(gold, predicted),
     )
+
+
+def _confusion(gold: Targets, predicted: Targets) -> tuple[tuple[int, int, int], ...]:
+    # Counted by example: a product of the two is cubic, and as Python numbers it is what an evaluation would wait for.
+    labels = gold.shape[1]
+    places, counts = np.unique(gold.argmax(axis=1) * labels + predicted.argmax(axis=1), return_counts=True)
+    golds, predictions = np.divmod(places, labels)
+    return tuple(zip(golds.tolist(), predictions.tolist(), counts.tolist(), strict=True))
 
 
 def majority(train: Targets, gold: Targets, labels: Sequence[str], *, multi_label: bool) -> Scores:
@@ -97,7 +139,7 @@ def majority(train: Targets, gold: Targets, labels: Sequence[str], *, multi_labe
 
     Multi-label: the commonest whole label set, ties to the first in training order.
     """
-    sets, first, counts = np.unique(train, axis=0, return_index=True, return_counts=True)
-    best = min(range(len(sets)), key=lambda at: (-counts[at], first[at]))
-    predicted = np.repeat(sets[best][None].astype(np.float32), len(gold), axis=0)
-    return measure(gold, predicted, labels, multi_label=multi_label)
+    sets = Counter(bits.tobytes() for bits in np.packbits(train > 0, axis=1))
+    commonest = np.frombuffer(max(sets, key=lambda bits: sets[bits]), dtype=np.uint8)
+    answer = np.unpackbits(commonest, count=len(labels)).astype(np.float32)
+    return measure(gold, np.repeat(answer[None], len(gold), axis=0), labels, multi_label=multi_label)

@@ -183,6 +183,11 @@ def _example(record: Mapping[str, Any], place: str, columns: Columns) -> Example
     if columns.pairs or (columns.pairs is None and record.get(columns.text_pair) not in (None, "")):
         pair = _text(record, columns.text_pair, "data.text_pair_column", place)
     if not columns.multi_label:
+        if columns.label not in record and columns.labels in record:
+            raise DataError(
+                f"{place}: no column {columns.label!r} but {columns.labels!r}: set multi_label = true (--set "
+                f'multi_label=true) or, if no text has several labels, data.label_column = "{columns.labels}"'
+            )
         value = _field(record, columns.label, "data.label_column", place)
         return Example(text, pair, (_label(value, place),), place)
     value = _field(record, columns.labels, "data.labels_column", place)
@@ -215,7 +220,7 @@ def _label(value: object, place: str) -> str:
     if isinstance(value, bool | int):
         return str(value).lower() if isinstance(value, bool) else str(value)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place}: a label must be a non-empty text or a whole number")
+        raise DataError(f"{place}: a label must be non-empty text or an integer (lists: multi_label = true)")
     return value.strip()
 
 

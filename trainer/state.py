@@ -64,5 +64,5 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
         return Checkpoint(load(data), values)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
-            f"{path}: not a checkpoint of a run ({error}); delete it to train this seed again"
+            f"{path}: not a checkpoint of a run ({error}); delete {path.parent} and resume: training begins anew"
         ) from None

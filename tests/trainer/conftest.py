@@ -41,6 +41,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take seconds; what they show is tested in test_report.py."""
     monkeypatch.setattr("trainer.outcome.write_curves", lambda *_: None)
+    monkeypatch.setattr("trainer.successive_halving.write_sweep", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +93,53 @@ def settings(tmp_path: Path) -> Callable[..., TrainConfig]:
         return load_config(None, values)
 
     return make
+
+
+MANY = """
+output = "all"
+rows_at_once = 40
+
+[defaults]
+backbone = "{backbone}"
+device = "cpu"
+dtype = "float32"
+method = "p-tuning-v2"
+seeds = [0, 1]
+[defaults.prompt]
+num_virtual_tokens = 3
+[defaults.optimiser]
+epochs = 3
+batch_size = 16
+evaluations = 2
+prompt_lr = 0.05
+
+[[task]]
+task_id = "film"
+data.train = "film.jsonl"
+
+[[task]]
+task_id = "book"
+seeds = [2]
+data.train = "book.jsonl"
+optimiser.epochs = 5
+
+[[task]]
+task_id = "probe"
+method = "head-only"
+data.train = "film.jsonl"
+
+[[task]]
+task_id = "wild"
+data.train = "book.jsonl"
+optimiser.prompt_lr = 1e30
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file of four tasks: two of different settings, one that trains no prompt, one that diverges."""
+    write_jsonl(tmp_path / "film.jsonl", separable(96))
+    write_jsonl(tmp_path / "book.jsonl", separable(80, seed=4))
+    path = tmp_path / "many.toml"
+    path.write_text(MANY.format(backbone=checkpoint("bert")))
+    return path

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer import ConfigError, TrainConfig, load_config, to_toml
+from trainer.run_folder import with_absolute_paths
 
 MINIMAL = 'task_id = "t"\noutput = "run"\n[data]\ntrain = "train.jsonl"\n'
 
@@ -27,6 +28,30 @@ def test_paths_in_a_file_are_relative_to_it_and_hub_names_are_left_alone(tmp_pat
     assert config.data.dev == "hf:imdb:test"
 
 
+def test_a_backbone_that_is_a_folder_beside_the_file_is_a_path_and_else_an_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("model", "minilm"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "gpt2").mkdir()  # no model is in it, so that id goes on meaning what it means elsewhere
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / "runs" / "config.toml"
+    for given, expected in (
+        ("../model", str(tmp_path / "model")),
+        ("model", "model"),
+        ("../gpt2", "../gpt2"),
+        ("FacebookAI/roberta-base", "FacebookAI/roberta-base"),
+    ):
+        path.write_text(f'backbone = "{given}"\n{MINIMAL}')
+        assert load_config(path).backbone == expected
+    monkeypatch.chdir(tmp_path)
+    for given, expected in (("model", str(tmp_path / "model")), ("minilm", "minilm"), ("gpt2", "gpt2")):
+        config = load_config(path, {"backbone": given})
+        assert config.backbone == given  # a flag is relative to the working folder
+        assert with_absolute_paths(config).backbone == expected  # and the run folder is gone on with from any
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -36,6 +61,7 @@ def test_paths_in_a_file_are_relative_to_it_and_hub_names_are_left_alone(tmp_pat
         (MINIMAL + "[optimiser]\nprompt_lr = -1\n", "optimiser.prompt_lr: "),
         (MINIMAL + "[optimiser]\nprompt_lr = nan\n", "optimiser.prompt_lr: "),
         ("seeds = [1, 1]\n" + MINIMAL, "the same seed twice"),
+        ("seeds = [-1]\n" + MINIMAL, "seeds.0: Input should be greater than or equal to 0"),
         (MINIMAL + '[head]\ntype = "verbalizer"\n', "head.words"),
         ('method = "hard-prompt"\n' + MINIMAL + '[head]\ntype = "linear"\n', "trains nothing"),
         ('method = "head-only"\n' + MINIMAL + '[head]\ntype = "label_embeddings"\n', "linear head"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import separable, write_jsonl
-from trainer import DataError, Example, TrainConfig, load_examples
+from trainer import ConfigError, DataError, Example, TrainConfig, load_examples
 from trainer.data import digest, stratified_split
 
 Settings = Callable[..., TrainConfig]
@@ -43,6 +43,28 @@ def test_a_label_with_one_text_stays_in_the_training_set() -> None:
     rest, aside = stratified_split(examples, 0.5, seed=0)
     assert "single" in {e.labels[0] for e in rest}
     assert "single" not in {e.labels[0] for e in aside}
+
+
+@pytest.mark.parametrize("rare", [("many", "rare"), ("rare",)])
+def test_no_label_is_set_aside_whole(rare: tuple[str, ...]) -> None:
+    """One that is never listed first, or is a second line of a text that has another label."""
+    examples = [Example(str(at), None, ("many",)) for at in range(20)]
+    examples.append(Example("7" if len(rare) == 1 else "another", None, rare))
+    for seed in range(20):
+        rest, aside = stratified_split(examples, 0.5, seed)
+        assert {label for example in rest for label in example.labels} == {"many", "rare"}
+        assert {example.key for example in rest}.isdisjoint(example.key for example in aside)
+        assert sorted(map(id, (*rest, *aside))) == sorted(map(id, examples))
+
+
+def test_nothing_is_put_back_where_the_rest_has_every_label() -> None:
+    """The draw of before, so that a seeded run has the sets that it had."""
+    examples = [Example(str(at), None, ("even",) if at % 2 == 0 else ("odd", "even")) for at in range(12)]
+    aside = [stratified_split(examples, 0.34, seed)[1] for seed in (0, 1)]
+    assert [[example.text for example in one] for one in aside] == [
+        ["3", "6", "9", "10"],
+        ["0", "3", "4", "9"],
+    ]
 
 
 def test_only_one_label(settings: Settings, tmp_path: Path) -> None:
@@ -100,3 +122,17 @@ def test_digest_is_of_contents_not_of_files(settings: Settings, tmp_path: Path) 
     ]
     assert digests[0] == digests[1]
     assert digest([Example("a", None, ("x",))]) != digest([Example("a", "", ("x",))])
+
+
+@pytest.mark.parametrize(
+    ("golden", "says"),
+    [
+        ({"text": "good", "label": "fine"}, "'fine' is no label of this task"),
+        ({"text": "good", "text_pair": "bad", "label": "positive"}, "text_pair is given for tasks on pairs"),
+    ],
+)
+def test_a_golden_example_that_is_none_of_the_task_shows_before_training(
+    settings: Settings, golden: dict[str, str], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_examples(settings(golden=(golden,)))

@@ -10,10 +10,12 @@ import trainer
 
 def test_exports() -> None:
     assert trainer.__all__ == [
-        "Columns", "ConfigError", "DataConfig", "DataError", "Example", "HeadConfig", "LabelScores", "OptimiserConfig",
-        "PromptConfig", "Publication", "RunFolderError", "RunResult", "Scores", "TaskData", "TrainConfig",
-        "TrainerError", "TrainingFailedError", "TrainingInterruptedError", "evaluate", "load_config", "load_examples",
-        "publish", "read_examples", "resume", "to_toml", "train",
+        "Columns", "ConfigError", "DataConfig", "DataError", "Example", "HeadConfig", "Helper", "LabelScores",
+        "ManyConfig", "ManyResult", "NotAllPublishedError", "NotBetterError", "OptimiserConfig", "PromptConfig",
+        "Publication", "RanksError", "RunFolderError", "RunResult", "Scores", "TaskData", "TrainConfig", "TrainerError",
+        "TrainingFailedError", "TrainingInterruptedError", "evaluate", "is_many", "is_many_folder",
+        "join", "load_config", "load_examples", "load_many", "plan", "publish", "read_examples", "resume",
+        "resume_many", "resume_sweep", "sweep", "to_toml", "train", "train_many",
     ]  # fmt: skip
     assert all(hasattr(trainer, name) for name in trainer.__all__)
 

@@ -7,7 +7,7 @@ import torch
 from backbone import Backbone
 from backbone.family import bare_manifest
 from prompt_store import parse_template
-from tests.backbone.families import FAMILIES, tiny
+from tests.backbone.families import PREFIXED, tiny
 from trainer.init import Initialiser
 
 TEXTS = ["the film is good", "the book is bad", "this is not great"]
@@ -76,7 +76,7 @@ def test_seeds_draw_differently_and_reproducibly(initialiser: Initialiser) -> No
     assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PREFIXED)
 def test_recorded_keys_and_values_are_those_of_the_model(family: str) -> None:
     """A prefix of the real activations of some text, before the same kind of text, is what the model itself sees."""
     backbone = tiny(family)

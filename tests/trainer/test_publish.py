@@ -119,7 +119,7 @@ def test_to_a_running_server_which_then_serves_it(
         ]
         # A second training of the same task, published and rolled back.
         second = train(settings(output=str(tmp_path / "second"), optimiser__epochs=1), console=console)
-        assert publish(second.prompt, admin_url).version == version_of(second.prompt.read_bytes())
+        assert publish(second.prompt, admin_url, force=True).version == version_of(second.prompt.read_bytes())
         assert client.classify("tiny", "good").version == second.version
         task = admin.task("tiny")
         assert {version.version for version in task.versions} == {result.version, second.version}

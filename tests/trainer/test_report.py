@@ -8,12 +8,14 @@ import pytest
 from trainer.report import (
     Point,
     TableRow,
+    many_table,
     mean_and_spread,
     percent,
     plain_text,
     results_table,
     write_curves,
     write_metrics,
+    write_sweep,
 )
 from trainer.scores import Scores
 
@@ -65,3 +67,47 @@ def test_metrics_are_strict_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "m.json").read_text(encoding="utf-8")) == {"accuracy": 0.5, "label": "é"}
     with pytest.raises(ValueError, match="Out of range"):
         write_metrics(tmp_path / "m.json", {"accuracy": float("nan")})
+
+
+def test_metrics_are_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their presence says that a run is finished: one that is killed on the way has none."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_metrics(tmp_path / "metrics.json", {"accuracy": 0.5})
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_square_brackets_in_names_and_reasons_are_shown_as_they_are() -> None:
+    reason = "runs/[old]/x.jsonl: no such [/b] file"
+    assert reason in plain_text(many_table({}, {"a": reason}))
+    rows = [TableRow("[/INST] {text}", (_scores(0.5),))]
+    shown = plain_text(results_table("[/task]", "test", rows))
+    assert "[/INST] {text}" in shown
+    assert "[/task]: test set" in shown
+
+
+def test_dollars_in_a_settings_name_are_no_formula(tmp_path: Path) -> None:
+    point = Point(1.0, 0.5, 0.5, 0.5)
+    write_sweep(tmp_path / "s.png", "t", {r"template=$ \nothing{text} $": [[point]]}, "none")
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_many_tasks_the_prompts_figure_is_what_is_published(tmp_path: Path) -> None:
+    def told(*rows: TableRow) -> str:
+        metrics = {"summary": {row.name: row.summary() for row in rows}, "version": "0123456789abcdef"}
+        write_metrics(tmp_path / "m.json", metrics)
+        return plain_text(many_table({"film": tmp_path / "m.json"}, {}))
+
+    floors = TableRow("majority", (_scores(0.5),)), TableRow("head only", (_scores(0.7),))
+    seeds, joint = (
+        TableRow("p-tuning-v2", (_scores(0.8), _scores(0.82))),
+        TableRow("ensemble of 2", (_scores(0.9),)),
+    )
+    assert "81.0 ± 1.4" in told(*floors, seeds)
+    assert "90.0" in (table := told(*floors, seeds, joint))
+    assert "81.0" not in table
+    assert "–" in told(*floors)

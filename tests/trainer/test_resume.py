@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 
 from trainer import RunFolderError, TrainConfig, TrainingInterruptedError, resume, to_toml, train
-from trainer.progress import SeedBar
+from trainer.learner import Learner
+from trainer.progress import TrainingProgress
 from trainer.run_folder import RunFolder
 
 Settings = Callable[..., TrainConfig]
@@ -69,10 +70,10 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(
     alone = train(long_run.model_copy(update={"output": str(tmp_path / "alone")}), console=console)
     folder = RunFolder(Path(long_run.output))
     process = _start(long_run, tmp_path / "config.toml")
-    _wait_for(folder.checkpoint(3), process)  # somewhere between two checkpoints of the first seed
+    _wait_for(folder.state / "index.json", process)  # somewhere between two checkpoints
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not folder.checkpoint(4).exists()
+    assert not folder.metrics.exists()
     result = resume(folder.root, console=console)
     for name in ("prompt.safetensors", "seeds/seed-3.safetensors", "seeds/seed-4.safetensors"):
         assert (result.folder / name).read_bytes() == (alone.folder / name).read_bytes()
@@ -82,7 +83,7 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(
 
 def test_a_terminated_run_says_how_to_go_on(long_run: TrainConfig, tmp_path: Path) -> None:
     process = _start(long_run, tmp_path / "config.toml")
-    _wait_for(RunFolder(Path(long_run.output)).checkpoint(3), process)
+    _wait_for(RunFolder(Path(long_run.output)).state / "index.json", process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
@@ -94,17 +95,17 @@ def test_stopped_at_any_step_it_ends_as_if_left_alone(
     long_run: TrainConfig, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C saves at the very step; the last of many resumes has the bits of the run that was left alone."""
-    short = long_run.model_copy(update={"seeds": (3,)})
+    short = long_run.model_copy(update={"seeds": (3, 4)})
     alone = train(short.model_copy(update={"output": str(tmp_path / "alone")}), console=console)
     steps = 0
 
-    def stepped(bar: SeedBar, step: int, loss: float) -> None:
+    def stepped(progress: TrainingProgress, learner: Learner, loss: float) -> None:
         nonlocal steps
         steps += 1
         if steps % 17 == 0:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(SeedBar, "stepped", stepped)
+    monkeypatch.setattr(TrainingProgress, "stepped", stepped)
     with pytest.raises(TrainingInterruptedError, match="--resume") as interrupted:
         train(short, console=console)
     assert interrupted.value.exit_code == 130
@@ -138,12 +139,21 @@ def test_a_moved_run_folder_resumes(settings: Settings, console: Console, tmp_pa
 def test_a_torn_checkpoint_is_said_so(settings: Settings, console: Console) -> None:
     result = train(settings(optimiser__epochs=1), console=console)
     (result.folder / "metrics.json").unlink()
-    checkpoint = RunFolder(result.folder).checkpoint(0)
+    (checkpoint,) = RunFolder(result.folder).state.glob("seed-0.*.safetensors")
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
-    with pytest.raises(RunFolderError, match="not a checkpoint of a run"):
+    before = result.prompt.read_bytes()
+    with pytest.raises(RunFolderError, match=r"not a checkpoint of a run.*delete .*state and resume"):
         resume(result.folder, console=console)
+    checkpoint.unlink()
+    with pytest.raises(RunFolderError, match=r"the state is gone; delete .*state and resume"):
+        resume(result.folder, console=console)
+    shutil.rmtree(RunFolder(result.folder).state)  # the advice is true
+    assert resume(result.folder, console=console).prompt.read_bytes() == before
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path, console: Console) -> None:
     with pytest.raises(RunFolderError, match="no run to resume here"):
+        resume(tmp_path, console=console)
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="promptmux sweep --resume"):
         resume(tmp_path, console=console)

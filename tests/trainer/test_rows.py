@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from backbone import Backbone
+from backbone import Backbone, Row
 from backbone.family import bare_manifest
 from trainer import Example
 from trainer.rows import TrainingRows
@@ -17,9 +17,18 @@ def _rows(backbone: Backbone, word_dropout: float) -> TrainingRows:
     return TrainingRows(encoder, EXAMPLES, ("a", "b"), word_dropout=word_dropout)
 
 
+def _epoch(rows: TrainingRows, seed: int, epoch: int) -> list[Row]:
+    return list(rows.batch(range(len(rows)), seed, epoch))
+
+
+def test_a_row_does_not_depend_on_its_batch(bert: Backbone) -> None:
+    rows = _rows(bert, 0.5)
+    assert [rows.batch([at], 0, 7)[0] for at in range(3)] == _epoch(rows, 0, 7)
+
+
 def test_without_dropout_every_epoch_sees_the_same_rows(bert: Backbone) -> None:
     rows = _rows(bert, 0.0)
-    assert rows.of_epoch(0, 0) is rows.of_epoch(1, 5) is rows.whole
+    assert _epoch(rows, 0, 0) == _epoch(rows, 1, 5) == list(rows.whole)
     assert rows.targets.tolist() == [[1, 0], [0, 1], [1, 0]]
     assert rows.lengths == tuple(len(row) for row in rows.whole)
 
@@ -27,17 +36,17 @@ def test_without_dropout_every_epoch_sees_the_same_rows(bert: Backbone) -> None:
 def test_dropout_depends_on_seed_and_epoch_alone(bert: Backbone) -> None:
     rows, other = _rows(bert, 0.5), _rows(bert, 0.5)
     epochs = [
-        [row.token_ids for row in rows.of_epoch(seed, epoch)] for seed, epoch in ((0, 0), (0, 1), (1, 0))
+        [row.token_ids for row in _epoch(rows, seed, epoch)] for seed, epoch in ((0, 0), (0, 1), (1, 0))
     ]
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert [row.token_ids for row in other.of_epoch(0, 1)] == epochs[1]
+    assert [row.token_ids for row in _epoch(other, 0, 1)] == epochs[1]
 
 
 def test_dropout_leaves_words_out_in_order_and_keeps_at_least_one(bert: Backbone) -> None:
     rows = _rows(bert, 0.9)
     whole = rows.whole[0].token_ids
     for epoch in range(30):
-        first, single, blank = rows.of_epoch(0, epoch)
+        first, single, blank = _epoch(rows, 0, epoch)
         position = iter(whole)
         assert all(token in position for token in first.token_ids)
         assert len(first) > 2  # more than the special tokens
@@ -47,5 +56,5 @@ def test_dropout_leaves_words_out_in_order_and_keeps_at_least_one(bert: Backbone
 
 def test_about_the_given_share_is_left_out(bert: Backbone) -> None:
     rows = _rows(bert, 0.25)
-    kept = [len(rows.of_epoch(0, epoch)[0]) - 2 for epoch in range(400)]
+    kept = [len(_epoch(rows, 0, epoch)[0]) - 2 for epoch in range(400)]
     assert 0.7 < sum(kept) / (400 * (len(rows.whole[0]) - 2)) < 0.8

@@ -27,7 +27,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"x", b"\xff" * 64, (2).to_bytes(8, "little") + b"{}"])
 def test_what_is_no_checkpoint_is_said_so(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "c").write_bytes(data)
-    with pytest.raises(RunFolderError, match="delete it to train this seed again"):
+    with pytest.raises(RunFolderError, match="and resume: training begins anew"):
         load_checkpoint(tmp_path / "c")
 
 

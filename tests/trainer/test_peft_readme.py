@@ -1,0 +1,87 @@
+"""README.md of an exported folder says what PEFT's files cannot, and runs nothing but its own lines."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from prompt_store import decode_prompt
+from promptmux.__main__ import build
+from tests.docs.pages import blocks
+from tests.trainer.peft_folders import LABELS, LONG, TEXTS, adapter, base
+from tests.trainer.test_peft_export import page_of, quiet, remade
+from tests.trainer.test_peft_import import NEAR, ours
+from trainer.peft_export import export_peft
+from trainer.peft_import import Choices, Imported, import_peft
+
+
+def exported(tmp_path: Path, **changes: Any) -> tuple[bytes, str]:
+    """A prompt file with these fields, and the page of the folder that is written for it."""
+    adapter(tmp_path / "it", "PROMPT_TUNING", "bert")
+    data = remade(import_peft(tmp_path / "it", Choices(task_id="it")).data, **changes)
+    export_peft(data, tmp_path / "out", backbone=str(base("bert")))
+    return data, (tmp_path / "out" / "README.md").read_text()
+
+
+def test_labels_are_no_lines_of_their_own(tmp_path: Path) -> None:
+    evil = "a\n\n```python\nraise SystemExit\n```\n"
+    _, page = exported(tmp_path, labels=(evil, "```python", "b\r```sh", "d\u2028e", "\u00fc", "g", "h"))
+    assert [block.language for block in blocks(page)] == ["python"]
+    assert "raise SystemExit" not in page.splitlines()
+    assert '4. "\u00fc"' in page
+
+
+@pytest.mark.parametrize("cut", ["left", "right"])
+@pytest.mark.parametrize("counts", ["text", "row"])
+def test_texts_are_cut_as_the_prompt_cuts_them(
+    cut: str, counts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = {"tokens": 7 if counts == "text" else 14, "counts": counts, "cut": cut}
+    data, _ = exported(tmp_path, max_length=limit)
+    made, page = Imported(data, decode_prompt(data).manifest, ()), page_of(tmp_path / "out", monkeypatch)
+    where = base("bert")
+    torch.testing.assert_close(quiet(page, LONG), ours(made, where, (LONG,))[0], **NEAR)
+    pair = " ".join(TEXTS)
+    torch.testing.assert_close(quiet(page, LONG, pair), ours(made, where, (LONG,), (pair,))[0], **NEAR)
+
+
+def test_the_command_of_the_page_gives_the_prompt_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = tuple(f"a label {at}" for at in range(LABELS))
+    limit = {"tokens": 40, "counts": "row", "cut": "left"}
+    data, page = exported(
+        tmp_path, labels=labels, multi_label=True, max_length=limit, thresholds=(0.25,) * LABELS
+    )
+    assert "0.25" in page
+    (command,) = [block.text for block in blocks(page) if block.language == "sh"]
+    monkeypatch.chdir(tmp_path / "out")
+    done = CliRunner().invoke(build(), shlex.split(command)[1:])
+    assert done.exit_code == 0, done.output
+    one, two = (decode_prompt(each).manifest for each in (data, Path("it.safetensors").read_bytes()))
+    drop = {"method", "training", "thresholds"}
+    assert one.model_dump(exclude=drop) == two.model_dump(exclude=drop)
+
+
+def test_the_command_of_the_page_keeps_the_label_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter(tmp_path / "it", "PROMPT_TUNING", "gpt2", "CAUSAL_LM")
+    words = {"yes": ["good", "great"], "no": ["bad"]}
+    data = import_peft(tmp_path / "it", Choices(task_id="it", words=words, aggregate="max")).data
+    export_peft(data, tmp_path / "out", backbone=str(base("gpt2")))
+    made = Imported(data, decode_prompt(data).manifest, ())
+    page = page_of(tmp_path / "out", monkeypatch)
+    torch.testing.assert_close(quiet(page, TEXTS[0]), ours(made, base("gpt2"), TEXTS[:1])[0], **NEAR)
+    readme = (tmp_path / "out" / "README.md").read_text()
+    (command,) = [block.text for block in blocks(readme) if block.language == "sh"]
+    done = CliRunner().invoke(build(), shlex.split(command)[1:])
+    assert done.exit_code == 0, done.output
+    head = decode_prompt(Path("it.safetensors").read_bytes()).manifest.head
+    assert head == made.manifest.head
+    assert head.model_dump()["aggregate"] == "max"

@@ -1,0 +1,191 @@
+"""What cannot be imported or exported is refused in one sentence that says what to do, before anything is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.trainer.peft_folders import TEXTS, adapter, base, config_of, load, logits
+from tests.trainer.test_peft_import import NEAR, ours
+from trainer.errors import AdapterError
+from trainer.peft_format import conversion
+from trainer.peft_import import Choices, import_peft
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A soft prompt for the tiny BERT; tests that change it copy it first."""
+    where = tmp_path_factory.mktemp("adapter") / "it"
+    adapter(where, "PROMPT_TUNING", "bert")
+    return where
+
+
+def changed(folder: Path, to: Path, **settings: Any) -> Path:
+    """A copy with other settings; None takes one out."""
+    to.mkdir()
+    before = json.loads((folder / "adapter_config.json").read_text()) | settings
+    (to / "adapter_config.json").write_text(json.dumps({k: v for k, v in before.items() if v is not None}))
+    (to / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
+    return to
+
+
+def said(folder: Path, choices: Choices | None = None) -> str:
+    with pytest.raises(AdapterError) as caught:
+        import_peft(folder, choices)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"peft_type": "LORA"}, "changes the model's own weights"),
+        ({"peft_type": "CARTRIDGE"}, "labels nothing"),
+        ({"peft_type": None}, "not what PEFT wrote"),
+        ({"task_type": "TOKEN_CLS"}, "labels single tokens"),
+        ({"task_type": "QUESTION_ANS"}, "marks answers"),
+        ({"task_type": "FEATURE_EXTRACTION"}, "no head"),
+        ({"task_type": None}, "task_type must be"),
+        ({"num_virtual_tokens": None}, "num_virtual_tokens is missing"),
+        ({"num_virtual_tokens": True}, "whole number"),
+        ({"num_virtual_tokens": 4}, "does not fit"),
+        ({"base_model_name_or_path": None}, "--backbone"),
+        ({"base_model_name_or_path": "./nowhere"}, "--backbone"),
+        ({"task_type": "CAUSAL_LM"}, "is no decoder"),
+        ({"peft_type": "MULTITASK_PROMPT_TUNING"}, "prefix_task_cols"),
+    ],
+)
+def test_settings(settings: dict[str, Any], words: str, folder: Path, tmp_path: Path) -> None:
+    assert words in said(changed(folder, tmp_path / "it", **settings))
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        (Choices(labels=["a", "b"]), "7 labels"),
+        (Choices(words={"a": ["good"]}), "leave them out"),
+        (Choices(aggregate="max"), "no label words"),
+        (Choices(task_index=0), "--task-index"),
+        (Choices(template="{soft:3}{text}"), "leave soft slots out"),
+        (Choices(template="{nothing}"), "--template"),
+        (Choices(task_id="No Good Name"), "task_id"),
+        (Choices(labels=["a"] * 7), "labels"),
+    ],
+)
+def test_choices(choices: Choices, words: str, folder: Path) -> None:
+    assert words in said(folder, choices)
+
+
+def test_language_models_need_words(tmp_path: Path) -> None:
+    adapter(tmp_path / "it", "PROMPT_TUNING", "gpt2", "CAUSAL_LM")
+    assert "--words positive=great,good" in said(tmp_path / "it")
+    assert "is 2 tokens" in said(tmp_path / "it", Choices(words={"a": ["good film"], "b": ["bad"]}))
+    assert "end the template with {mask}" in said(
+        tmp_path / "it", Choices(words={"a": ["good"], "b": ["bad"]}, template="{mask} {text}")
+    )
+
+
+def test_other_base_models(folder: Path, tmp_path: Path) -> None:
+    assert "does not fit" in said(folder, Choices(backbone=str(base("opt"))))
+    adapter(tmp_path / "prefix", "PREFIX_TUNING", "llama")
+    message = said(tmp_path / "prefix", Choices(backbone=str(base("gpt2"))))
+    assert "2 heads" in message
+    assert "4 heads of 6" in message
+
+
+def test_tensors_of_the_model_itself(folder: Path, tmp_path: Path) -> None:
+    it = changed(folder, tmp_path / "it")
+    file = it / "adapter_model.safetensors"
+    save_file(
+        {**load_file(file), "base_model.bert.embeddings.word_embeddings.weight": torch.zeros(3, 2)}, file
+    )
+    assert "word_embeddings" in said(it)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(value: float, folder: Path, tmp_path: Path) -> None:
+    it = changed(folder, tmp_path / "it")
+    file = it / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights["prompt_embeddings"][1, 2] = value
+    save_file(weights, file)
+    assert "not finite" in said(it)
+
+
+def test_files_without_a_head(folder: Path, tmp_path: Path) -> None:
+    it = changed(folder, tmp_path / "it")
+    file = it / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "classifier" not in k}, file)
+    assert "no weights for classifier" in said(it)
+
+
+def test_base_models_without_a_pooler(folder: Path) -> None:
+    from tests.backbone.families import checkpoint
+
+    assert "draws them at random" in said(folder, Choices(backbone=str(checkpoint("bert"))))
+
+
+@pytest.mark.parametrize("family", ["albert", "modernbert"])
+def test_prefixes_that_peft_cannot_run(family: str, tmp_path: Path) -> None:
+    wrapped = adapter(tmp_path / "it", "PREFIX_TUNING", family)
+    with pytest.raises(ValueError, match="past key values"):
+        logits(wrapped, base(family), TEXTS[0])
+    assert "PEFT itself cannot run" in said(tmp_path / "it")
+
+
+def test_several_adapters_in_one_folder(folder: Path, tmp_path: Path) -> None:
+    changed(folder, tmp_path / "a")
+    changed(folder, tmp_path / "b")
+    assert "name one of" in said(tmp_path)
+    assert "save_pretrained" in said(tmp_path / "a" / "nothing")
+    assert "damaged" in _truncated(tmp_path / "a")
+
+
+def _truncated(folder: Path) -> str:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    return said(folder)
+
+
+def test_pickles_come_with_the_command_that_converts_them(folder: Path, tmp_path: Path) -> None:
+    it = changed(folder, tmp_path / "it's here")
+    file = it / "adapter_model.safetensors"
+    torch.save(load_file(file), it / "adapter_model.bin")
+    file.unlink()
+    message = said(it)
+    assert conversion(it) in message
+    command = conversion(it).replace("python -c", f"{sys.executable} -c", 1)
+    subprocess.run(command, shell=True, check=True, timeout=120)
+    where = base("bert")
+    want = logits(load(folder, where), where, TEXTS[0])
+    torch.testing.assert_close(
+        ours(import_peft(it, Choices(task_id="it")), where, TEXTS[:1])[0], want, **NEAR
+    )
+
+
+def test_multitask_adapters_need_a_choice(tmp_path: Path) -> None:
+    adapter(tmp_path / "it", "MULTITASK_PROMPT_TUNING", "bert")
+    assert "--task-index 0 to 2" in said(tmp_path / "it")
+    assert "not 3" in said(tmp_path / "it", Choices(task_index=3))
+
+
+def test_no_kind_of_pefts_prompts_is_unknown_here() -> None:
+    """PEFT's own list of prompt learning methods, so that a new one does not go unnoticed."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    from trainer.peft_format import _METHODS
+
+    made = {
+        kind.value
+        for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        if issubclass(cls, type(config_of("CPT", "gpt2", "CAUSAL_LM")).__mro__[1])
+    }
+    assert made - {"CARTRIDGE"} == set(_METHODS)

@@ -1,0 +1,136 @@
+"""A start from what was learned before loses nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from backbone import Backbone
+from prompt_store import LinearHead, LinearLayer, decode_prompt, encode_prompt
+from tests.backbone.seq2seq import checkpoint, tiny
+from trainer import ConfigError, TrainConfig, train
+from trainer.interrupt import StopRequest
+from trainer.learner import Learner
+from trainer.run import Run
+from trainer.run_folder import RunFolder
+from trainer.state import load_checkpoint
+
+Settings = Callable[..., TrainConfig]
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+
+def _learner(config: TrainConfig, backbone: Backbone, console: Console) -> Learner:
+    run = Run(config, backbone, console)
+    run.prepare(StopRequest())
+    (learner,) = run.learners()
+    return learner
+
+
+@pytest.mark.parametrize(
+    "method", ["prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2"]
+)  # each trains other tensors
+def test_a_warm_start_goes_on_bit_for_bit(
+    method: str, bert: Backbone, settings: Settings, console: Console, tmp_path: Path
+) -> None:
+    done = train(settings(method=method, optimiser__prompt_lr=0.01), console=console)
+    saved = load_checkpoint(RunFolder(done.folder).learned(0))
+    assert saved is not None
+    again = settings(
+        method=method,
+        output=str(tmp_path / "again"),
+        prompt__init_from=str(done.folder),
+        head__start="source",
+    )
+    learner = _learner(again, bert, console)
+    assert {f"raw/{name}" for name in learner.parameters} == {
+        n for n in saved.tensors if n.startswith("raw/")
+    }
+    for name, tensor in learner.parameters.items():
+        assert torch.equal(tensor, saved.tensors[f"raw/{name}"]), name
+    best = max((row.scores[0] for row in done.rows if row.name == method), key=lambda s: s.accuracy)
+    assert best.accuracy > 0.6
+    before = learner.evaluate()
+    curve = _points(done.folder)
+    assert before.dev_accuracy == max(point["dev_accuracy"] for point in curve)
+
+
+def _points(folder: Path) -> list[dict[str, float]]:
+    curve: list[dict[str, float]] = json.loads((folder / "metrics.json").read_text())["seeds"][0]["curve"]
+    return curve
+
+
+def test_another_network_starts_from_the_same_prompt_in_full_precision(
+    bert: Backbone, settings: Settings, console: Console, tmp_path: Path
+) -> None:
+    done = train(settings(method="p-tuning-v2"), console=console)
+    learner = _learner(
+        settings(method="prefix-tuning", output=str(tmp_path / "again"), prompt__init_from=str(done.folder)),
+        bert,
+        console,
+    )
+    (folded,) = learner.folded()
+    stored = decode_prompt(done.prompt.read_bytes()).tensors["prefix.encoder.key"]
+    saved = load_checkpoint(RunFolder(done.folder).learned(0))
+    assert saved is not None
+    exact = saved.tensors["prompt/prefix.encoder.key"]
+    assert np.abs(exact.numpy() - stored).max() > 0  # half precision lost something
+    torch.testing.assert_close(folded["prefix.encoder.key"], exact, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_of_other_labels_is_refused(
+    bert: Backbone, settings: Settings, console: Console, tmp_path: Path
+) -> None:
+    done = train(settings(method="p-tuning-v2"), console=console)
+    other = settings(
+        method="p-tuning-v2", output=str(tmp_path / "b"), prompt__init_from=str(done.folder), head__start="source",
+        labels=("positive", "negative"),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="other labels, or in another order"):
+        _learner(other, bert, console)
+    alone = settings(method="p-tuning-v2", output=str(tmp_path / "c"), head__start="source")
+    with pytest.raises(ConfigError, match="name a prompt there"):
+        _learner(alone, bert, console)
+
+
+def test_a_prefix_for_other_stacks_is_refused_before_anything_is_computed(
+    settings: Settings, console: Console, tmp_path: Path
+) -> None:
+    """What the decoder reads decides which stacks a prefix is for."""
+    t5 = {"backbone": str(checkpoint("t5")), "method": "p-tuning-v2", "optimiser__epochs": 1}
+    done = train(settings(**t5), console=console)
+    again = settings(
+        **t5, output=str(tmp_path / "b"), prompt__init_from=str(done.folder), prompt__decoder="start"
+    )
+    with pytest.raises(
+        ConfigError, match=r"^prompt.init_from: that prompt has a prefix for encoder, and .* decoder "
+    ):
+        Run(again, tiny("t5"), console)
+
+
+def test_a_head_of_other_layers_is_refused(
+    bert: Backbone, settings: Settings, console: Console, tmp_path: Path
+) -> None:
+    """What came from PEFT may have a head of two layers, and the one that is trained has one."""
+    done = decode_prompt(
+        train(settings(method="p-tuning-v2", optimiser__epochs=1), console=console).prompt.read_bytes()
+    )
+    width = bert.shape.hidden_size
+    layers = (
+        LinearLayer(in_features=width, out_features=width, activation="tanh"),
+        *done.manifest.head.layers,
+    )
+    manifest = done.manifest.model_copy(update={"head": LinearHead(layers=layers), "golden": ()})
+    own = dict(done.tensors)
+    own |= {f"head.1.{kind}": own[f"head.0.{kind}"] for kind in ("weight", "bias")}
+    own |= {"head.0.weight": np.eye(width, dtype=np.float32), "head.0.bias": np.zeros(width, np.float32)}
+    (tmp_path / "deep.safetensors").write_bytes(encode_prompt(manifest, own))
+    again = settings(method="p-tuning-v2", output=str(tmp_path / "b"), head__start="source",
+                     prompt__init_from=str(tmp_path / "deep.safetensors"))  # fmt: skip
+    with pytest.raises(ConfigError, match="has other layers than the one that is trained here"):
+        Run(again, bert, console)

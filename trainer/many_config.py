@@ -1,0 +1,102 @@
+"""Owns the file that describes many tasks to be trained in one go. Knows no torch and trains nothing.
+
+output = "runs/all"                 # each task's folder is made in it
+rows_at_once = 128                  # optional: rows of one step, all tasks together
+share = "factored"                  # optional: tasks that learn together (`trainer.joint`), with its rank
+
+[defaults]                          # any settings of a run, for all tasks
+method = "p-tuning-v2"
+
+[[task]]
+task_id = "reviews"
+data.train = "reviews.jsonl"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from trainer.config import TrainConfig, config_of, read_toml, with_paths_from
+from trainer.errors import ConfigError
+
+Share = Literal["prompt", "factored"]
+MAX_RANK = 64
+# What the output folder holds beside the tasks' folders, and a task may not be called.
+LIST, NEW_TASK, STATE = "many.json", "new-task.safetensors", "state"
+TAKEN = (LIST, NEW_TASK, STATE, "logs")
+
+
+@dataclass(frozen=True)
+class ManyConfig:
+    """Several tasks' configurations, all on one backbone; their run folders are in `output`."""
+
+    output: Path
+    tasks: tuple[TrainConfig, ...]
+    rows_at_once: int | None = None
+    share: Share | None = None
+    rank: int = 1
+
+
+def is_many(path: Path) -> bool:
+    """Whether a TOML file describes several tasks."""
+    return "task" in read_toml(path)
+
+
+def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> ManyConfig:
+    """Read a file of several tasks; `overrides` (dotted keys) are laid over every task.
+
+    Paths are relative to the file. Raises ConfigError with one line that names the task and the key.
+    """
+    values, given = read_toml(path), dict(overrides or {})
+    if unknown := sorted(set(values) - {"output", "rows_at_once", "share", "rank", "defaults", "task"}):
+        raise ConfigError(
+            f"{path}: {unknown[0]}: unknown setting; what all tasks share belongs under [defaults]"
+        )
+    entries, defaults = values["task"], values.get("defaults", {})
+    laid_over = given.pop("rows_at_once", None)
+    rows = values.get("rows_at_once") if laid_over is None else laid_over
+    output = given.pop("output", None) or with_paths_from(path.parent, values).get("output")
+    tables = isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)
+    if not isinstance(output, str) or not tables or not isinstance(defaults, dict):
+        raise ConfigError(
+            f'{path}: expected output = "FOLDER", a table [defaults], and a [[task]] for each task'
+        )
+    if rows is not None and (type(rows) is not int or rows < 1):
+        raise ConfigError(f"{path}: rows_at_once: expected a whole number of rows")
+    share, rank = values.get("share"), values.get("rank", 1)
+    if share not in (None, *get_args(Share)):
+        raise ConfigError(f'{path}: share: expected "prompt" or "factored", or leave it out')
+    if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+        raise ConfigError(f"{path}: rank: expected a whole number from 1 to {MAX_RANK}")
+    if given.get("task_id") is not None or "task_id" in defaults:
+        raise ConfigError(f"{path}: task_id: each [[task]] has its own; give none for all of them")
+    if any("rows_at_once" in table for table in (defaults, *entries)):
+        raise ConfigError(f"{path}: rows_at_once: one step is for all tasks: give it at the top of the file")
+    tasks: dict[str, TrainConfig] = {}
+    for at, entry in enumerate(entries, 1):
+        name = str(entry.get("task_id", f"number {at}"))
+        if name in tasks:
+            raise ConfigError(f"{path}: task {name} is there twice")
+        if name in TAKEN:
+            raise ConfigError(f"{path}: task {name}: a file or folder of that name is made beside the tasks'")
+        merged = with_paths_from(path.parent, _merged(defaults, entry)) | {"output": str(Path(output) / name)}
+        try:
+            tasks[name] = config_of(merged, given)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: task {name}: {error}") from None
+    if len({(task.backbone, task.device, task.dtype) for task in tasks.values()}) > 1:
+        raise ConfigError(f"{path}: tasks that share a batch share the backbone, its device and its dtype")
+    return ManyConfig(Path(output), tuple(tasks.values()), rows, share, rank)
+
+
+def _merged(defaults: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """`own` over `defaults`, table by table."""
+    result = dict(defaults)
+    for key, value in own.items():
+        before = result.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        result[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
+    return result

@@ -1,0 +1,203 @@
+"""Owns what stands between the hidden states and the logits in transformers' sequence classifiers, family by family.
+
+PEFT hands its virtual tokens to these heads as they are. Here each is written as layers of a prompt file, taken from
+the adapter where PEFT saved them (`modules_to_save`) and from the base model's checkpoint where they stayed frozen.
+Knows transformers' names; knows no prompt and no PEFT configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from prompt_store import LinearLayer
+from prompt_store.prompt import Array
+from trainer.errors import AdapterError
+from trainer.peft_format import HEAD_PREFIX
+
+Activation = Literal["tanh", "relu", "gelu"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One layer of a stock head: a Linear by its name in the classifier, what follows it, and who keeps its weights.
+
+    `frozen`: PEFT leaves it as the checkpoint has it. `setting` is the configuration's key for the activation.
+    """
+
+    name: str
+    activation: Activation | None = None
+    frozen: bool = False
+    setting: str | None = None
+    norm: str | None = None
+
+
+@dataclass(frozen=True)
+class StockHead:
+    """A family's head, and whether PEFT can run prefix tuning on that family: the model must take past keys."""
+
+    stages: tuple[Stage, ...]
+    takes_prefix: bool = True
+
+
+_CLASSIFIER = Stage("classifier")
+_DENSE_AND_OUT = Stage("classifier.dense", "tanh"), Stage("classifier.out_proj")
+_ENCODERS: Mapping[str, StockHead] = {
+    "bert": StockHead((Stage("bert.pooler.dense", "tanh", frozen=True), _CLASSIFIER)),
+    "roberta": StockHead(_DENSE_AND_OUT),
+    "xlm-roberta": StockHead(_DENSE_AND_OUT),
+    "camembert": StockHead(_DENSE_AND_OUT),
+    "electra": StockHead((Stage("classifier.dense", "gelu"), Stage("classifier.out_proj"))),
+    "albert": StockHead((Stage("albert.pooler", "tanh", frozen=True), _CLASSIFIER), takes_prefix=False),
+    "distilbert": StockHead((Stage("pre_classifier", "relu"), _CLASSIFIER), takes_prefix=False),
+    "deberta-v2": StockHead(
+        (Stage("pooler.dense", "gelu", frozen=True, setting="pooler_hidden_act"), _CLASSIFIER),
+        takes_prefix=False,
+    ),
+    "modernbert": StockHead(
+        (
+            Stage("head.dense", "gelu", frozen=True, setting="classifier_activation", norm="head.norm"),
+            _CLASSIFIER,
+        ),
+        takes_prefix=False,
+    ),
+}
+_DECODER = StockHead((Stage("score"),))
+
+
+@dataclass(frozen=True)
+class HeadLayers:
+    """A head as a prompt file has it: layers, tensors by the file's names, and PEFT's names of those that were used."""
+
+    layers: tuple[LinearLayer, ...]
+    tensors: Mapping[str, Array]
+    used: frozenset[str]
+
+
+def stock_head(config: Any, *, is_causal: bool) -> StockHead:
+    """The head of transformers' sequence classifier for a model's configuration. Raises AdapterError if unknown."""
+    head = _DECODER if is_causal else _ENCODERS.get(config.model_type)
+    if head is None:
+        known = ", ".join(sorted(_ENCODERS))
+        raise AdapterError(
+            f"the head of a sequence classifier on {config.model_type} is not known here: SEQ_CLS is imported for "
+            f"decoders and for {known}"
+        )
+    for stage in head.stages:
+        if stage.setting and getattr(config, stage.setting, stage.activation) != stage.activation:
+            raise AdapterError(
+                f"{config.model_type} with {stage.setting} = {getattr(config, stage.setting)!r} has a head that a "
+                f"prompt file cannot hold: only {stage.activation!r} can be imported"
+            )
+    return head
+
+
+def pooled_place(
+    config: Any, suffixes: tuple[Sequence[int], Sequence[int]], *, is_causal: bool, is_prefix: bool
+) -> Literal["last", "row"] | int:
+    """Which place of the row PEFT's classifier reads, virtual tokens included: the manifest's `pooling`.
+
+    `suffixes` are the special tokens behind one text and behind a pair. Behind a prefix transformers' decoders see the
+    tokens, and pass over those that are padding in the configuration; of a soft prompt they see vectors, and read the
+    last. Raises AdapterError where one text and a pair are read at different places.
+    """
+    if not is_causal:
+        return "row" if getattr(config, "classifier_pooling", None) == "mean" else 0
+    pad = config.get_text_config().pad_token_id
+    if not is_prefix or pad is None:
+        return "last"
+    single, pair = (sum(1 for _ in takewhile(lambda i: i == pad, reversed(suffix))) for suffix in suffixes)
+    if single != pair:
+        raise AdapterError(
+            "PEFT's classifier passes over the padding token at the end, which one text and a pair do not share: no "
+            "prompt file can say that"
+        )
+    return -1 - single if single else "last"
+
+
+def window_of(config: Any) -> int | None:
+    """How far back some layer of a model sees, if not all the way."""
+    size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    return int(size) if size is not None and getattr(config, "use_sliding_window", True) else None
+
+
+def head_layers(head: StockHead, adapter: Mapping[str, Array], base: Path, config: Any) -> HeadLayers:
+    """The layers of a stock head, from an adapter's tensors and its base model's folder.
+
+    Raises:
+        AdapterError: the adapter has no trained head, or the base model no weights for what stayed frozen.
+
+    """
+    layers, tensors, used = [], {}, set()
+    for at, stage in enumerate(head.stages):
+        for part, name in (("", stage.name), ("norm.", stage.norm)):
+            if name is None:
+                continue
+            for kind in ("weight", "bias"):
+                key = f"{HEAD_PREFIX}{name}.{kind}"
+                array = adapter.get(key)
+                if array is not None:
+                    used.add(key)
+                elif stage.frozen:
+                    # A checkpoint of the bare model leaves the model's own name out.
+                    names = (f"{name}.{kind}", f"{name}.{kind}".removeprefix(f"{config.model_type}."))
+                    array = checkpoint_tensor(base, names)
+                if array is not None:
+                    tensors[f"head.{at}.{part}{kind}"] = array
+        weight = tensors.get(f"head.{at}.weight")
+        if weight is None:
+            raise AdapterError(_missing(stage, base))
+        if weight.ndim != 2:
+            raise AdapterError(
+                f"{stage.name}.weight must be a matrix, and has the shape {list(weight.shape)}"
+            )
+        if stage.norm is not None:
+            # A norm without a bias shifts by nothing.
+            tensors.setdefault(f"head.{at}.norm.bias", np.zeros(weight.shape[0], np.float32))
+        layers.append(
+            LinearLayer(
+                in_features=weight.shape[1],
+                out_features=weight.shape[0],
+                bias=f"head.{at}.bias" in tensors,
+                activation=stage.activation,
+                norm_eps=float(config.norm_eps) if stage.norm else None,
+            )
+        )
+    return HeadLayers(tuple(layers), tensors, frozenset(used))
+
+
+def _missing(stage: Stage, base: Path) -> str:
+    if stage.frozen:
+        return (
+            f"neither the adapter nor the base model in {base} has weights for {stage.name}: PEFT draws them at random "
+            "each time it loads such a model, so the adapter has no answers of its own to keep: train it again"
+        )
+    return (
+        f"the adapter has no weights for {stage.name}: PEFT from before July 2025 did not save the trained head of "
+        "such adapters, so its answers cannot be restored: train it again"
+    )
+
+
+def checkpoint_tensor(folder: Path, names: Sequence[str]) -> Array | None:
+    """The first of these tensors that a checkpoint has, as float32; None if it has none. Raises AdapterError."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        if index.is_file():
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        else:
+            with safe_open(folder / "model.safetensors", "pt") as file:
+                files = dict.fromkeys(file.keys(), "model.safetensors")
+        found = next((name for name in names if name in files), None)
+        if found is None:
+            return None
+        with safe_open(folder / files[found], "pt") as file:
+            return np.ascontiguousarray(file.get_tensor(found).float().numpy())
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise AdapterError(f"the base model's weights in {folder} cannot be read: {error}") from None

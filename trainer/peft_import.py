@@ -1,0 +1,263 @@
+"""Owns how an adapter that PEFT wrote becomes a prompt file which gives PEFT's logits, its quirks included.
+
+What PEFT does otherwise than a prompt trained here: a sequence classifier reads place 0 of [virtual tokens; CLS; …],
+and text begins at position n behind a prefix too. Knows PEFT's files through `peft_format`, the prompt's tensors
+through `peft_tensors`, the classifier's through `peft_heads`, what it answers through `peft_answers`, and the rows'
+length through `peft_lengths`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from typing import Literal as OneOf
+
+from pydantic import ValidationError
+from transformers import AutoConfig, AutoTokenizer
+
+from backbone import Backbone, BackboneError, load_backbone
+from backbone.loader import locate
+from prompt_store import (
+    DecoderInput,
+    Head,
+    LinearHead,
+    Manifest,
+    MaxLength,
+    PromptStoreError,
+    VerbalizerHead,
+    decode_prompt,
+    encode_prompt,
+)
+from prompt_store.prompt import Array
+from trainer.errors import AdapterError
+from trainer.peft_answers import labels_of, several_labels
+from trainer.peft_format import Adapter, read_adapter
+from trainer.peft_heads import head_layers, pooled_place, stock_head
+from trainer.peft_lengths import most_places
+from trainer.peft_template import check_template, chosen_template
+from trainer.peft_tensors import own_tensors, prefix, soft_prompt, task_index
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What PEFT's files do not say. `words` are the label words of each label; None: what the adapter's kind implies.
+
+    `max_tokens` is the tokenizer's `max_length` in the program that used PEFT: text and special tokens together,
+    `truncation_side` the tokenizer's; None: the base model's tokenizer has it. `multi_label`: None: the base model's
+    `problem_type` says it. `aggregate`: how the scores of one label's words become one.
+    """
+
+    task_id: str | None = None
+    backbone: str | None = None
+    labels: Sequence[str] | None = None
+    words: Mapping[str, Sequence[str]] | None = None
+    template: str | None = None
+    task_index: int | None = None
+    max_tokens: int | None = None
+    truncation_side: OneOf["right", "left"] | None = None
+    multi_label: bool | None = None
+    aggregate: OneOf["mean", "max"] = "mean"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A prompt file that has been tried on its backbone, and what a person should know about it."""
+
+    data: bytes
+    manifest: Manifest
+    notes: tuple[str, ...]
+
+
+def import_peft(folder: Path, choices: Choices | None = None) -> Imported:
+    """Read an adapter and make the prompt file that answers as PEFT does with it. Nothing is written.
+
+    Raises:
+        AdapterError: the adapter cannot become a prompt, or does not fit its base model; with what to do.
+        BackboneError: the base model cannot be loaded.
+
+    """
+    choices = choices or Choices()
+    adapter = read_adapter(folder)
+    task_id = choices.task_id or _name(adapter.folder)
+    base, backbone = _base(adapter, choices.backbone)
+    config = AutoConfig.from_pretrained(base)
+    return _Importer(adapter, choices, task_id, base, backbone, config).run()
+
+
+class _Importer:
+    """One import: what the parts have in common, and the notes that they leave."""
+
+    def __init__(
+        self, adapter: Adapter, choices: Choices, task_id: str, base: Path, backbone: Backbone, config: Any
+    ) -> None:
+        self.adapter, self.choices, self.task_id = adapter, choices, task_id
+        self.base, self.backbone, self.config = base, backbone, config
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self.notes: list[str] = []
+        self.two_stacks = backbone.shape.decoder is not None
+        self._shifts_decoder = self.two_stacks and adapter.is_prefix
+
+    def run(self) -> Imported:
+        adapter, backbone = self.adapter, self.backbone
+        self._refuse_other_models()
+        task, count = task_index(adapter, self.choices.task_index), adapter.num_virtual_tokens
+        if adapter.is_prefix:
+            tensors = prefix(adapter, backbone.shape, "decoder" if self.two_stacks else backbone.prefix_stack)
+        else:
+            tensors = {"soft_prompt": soft_prompt(adapter, backbone.shape, task)}
+        labels: tuple[str, ...]
+        if adapter.task_type == "SEQ_CLS":
+            head, pooling, labels, head_tensors = self._classifier()
+            several = several_labels(self.config, len(labels), self.choices.multi_label, self.notes)
+            tensors |= head_tensors
+        else:
+            head, pooling, labels = self._verbalizer()
+            several = bool(self.choices.multi_label)
+        source = chosen_template(self.choices.template, predicts=isinstance(head, VerbalizerHead))
+        decoder = None
+        if self.two_stacks:
+            decoder = DecoderInput(reads="start", position_offset=count if self._shifts_decoder else 0)
+        places = most_places(adapter, backbone, self.config, self.choices.max_tokens, self.notes)
+        try:
+            manifest = Manifest(
+                task_id=self.task_id,
+                labels=labels,
+                multi_label=several,
+                method=adapter.method,
+                backbone=backbone.shape,
+                template=source if adapter.is_prefix else f"{{soft:{count}}}{source}",
+                pooling=pooling,
+                # Of two stacks the encoder is shifted by soft prompts alone, and the decoder by a prefix alone.
+                position_offset=0 if self._shifts_decoder else count,
+                decoder=decoder,
+                max_length=MaxLength(tokens=places, counts="row", cut=self._cut()),
+                head=head,
+                training=adapter.record(task),
+            )
+            data = encode_prompt(manifest, tensors)
+            prompt = decode_prompt(data)
+            backbone.load_prompt(prompt)
+            if self.choices.template is not None:
+                self.notes += check_template(source, prompt.manifest, backbone)
+        except (ValidationError, PromptStoreError) as error:
+            raise AdapterError(f"{adapter.folder} does not fit {backbone.name}: {_one_line(error)}") from None
+        return Imported(data, prompt.manifest, tuple(self.notes))
+
+    def _refuse_other_models(self) -> None:
+        wanted, name = self.adapter.task_type, self.backbone.name
+        if wanted == "SEQ_CLS" and self.two_stacks:
+            raise AdapterError(
+                f"PEFT itself cannot run virtual tokens on the sequence classifier of {self.config.model_type}: there "
+                "are no answers to keep"
+            )
+        if (wanted == "SEQ_2_SEQ_LM") != self.two_stacks:
+            what = "is no encoder-decoder" if wanted == "SEQ_2_SEQ_LM" else "is an encoder-decoder"
+            raise AdapterError(f"the base model does not fit: {name} {what}, and the adapter is for {wanted}")
+        if wanted == "CAUSAL_LM" and not self.backbone.is_causal:
+            raise AdapterError(
+                f"the base model does not fit: {name} is no decoder, and the adapter is for {wanted}"
+            )
+        if self.two_stacks and self.adapter.is_prefix and self.adapter.submodules != 2:
+            raise AdapterError(
+                "the adapter's num_transformer_submodules is not 2: PEFT cannot run its prefix on an encoder-decoder"
+            )
+
+    def _classifier(self) -> tuple[Head, Any, tuple[str, ...], dict[str, Array]]:
+        causal = self.backbone.is_causal
+        stock = stock_head(self.config, is_causal=causal)
+        if self.adapter.is_prefix and not stock.takes_prefix:
+            raise AdapterError(
+                f"PEFT itself cannot run prefix tuning on {self.config.model_type}: there are no answers to keep"
+            )
+        if self.choices.words is not None:
+            raise AdapterError("--words: a SEQ_CLS adapter has a head of its own: leave them out")
+        if self.choices.aggregate != "mean":
+            raise AdapterError("--aggregate: a SEQ_CLS adapter has no label words: leave it out")
+        found = head_layers(stock, self.adapter.tensors, self.base, self.config)
+        self._refuse_leftovers(found.used)
+        labels = labels_of(self.config, found.layers[-1].out_features, self.choices.labels, self.notes)
+        return (
+            LinearHead(layers=found.layers),
+            self._pooled(),
+            labels,
+            dict(found.tensors),
+        )
+
+    def _pooled(self) -> OneOf["last", "row"] | int:
+        suffixes = self.backbone.tokenizer.layout.suffix, self.backbone.tokenizer.layout.pair_suffix
+        place = pooled_place(
+            self.config, suffixes, is_causal=self.backbone.is_causal, is_prefix=self.adapter.is_prefix
+        )
+        if isinstance(place, int) and place < 0:
+            self.notes.append(
+                "rows end in the padding token, and PEFT's classifier reads what stands before it"
+            )
+        return place
+
+    def _verbalizer(self) -> tuple[Head, Any, tuple[str, ...]]:
+        words = self.choices.words
+        if not words:
+            raise AdapterError(
+                f"a {self.adapter.task_type} adapter answers with words and has no labels: say which words mean what, "
+                "as --words positive=great,good --words negative=bad"
+            )
+        if not self.backbone.has_lm_head:
+            raise AdapterError(
+                f"{self.backbone.name} has no language-model head, which {self.adapter.task_type} needs"
+            )
+        self._refuse_leftovers(frozenset())
+        labels = tuple(self.choices.labels or words)
+        if set(labels) != set(words):
+            raise AdapterError(
+                "--labels and --words: each label needs its words, and there are no other labels"
+            )
+        spoken = tuple(tuple(words[label]) for label in labels)
+        return VerbalizerHead(words=spoken, aggregate=self.choices.aggregate), "mask", labels
+
+    def _refuse_leftovers(self, used: frozenset[str]) -> None:
+        left = sorted(self.adapter.tensors.keys() - used - own_tensors(self.adapter))
+        if left:
+            raise AdapterError(
+                f"the adapter also holds {', '.join(left[:3])} ({len(left)} tensors in all): these change the model "
+                "itself, which all tasks share, so it cannot be served as a prompt"
+            )
+
+    def _cut(self) -> OneOf["right", "left"]:
+        side = self.choices.truncation_side or self.tokenizer.truncation_side
+        if side == "left" and self.choices.truncation_side is None:
+            self.notes.append(
+                "texts are cut on the left, as the base model's tokenizer does it; --truncation-side"
+            )
+        return "left" if side == "left" else "right"
+
+
+def _base(adapter: Adapter, given: str | None) -> tuple[Path, Backbone]:
+    name = given or adapter.config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise AdapterError("the adapter does not name its base model: name it with --backbone")
+    revision = None if given else adapter.config.get("revision")
+    try:
+        folder = locate(name, revision)
+        # Nothing is computed that speed matters for, and float32 has room for every value that an adapter may have.
+        return folder, load_backbone(name, device="cpu", dtype="float32", revision=revision, kernels="off")
+    except BackboneError as error:
+        advice = "" if given else "; --backbone names it where it is here"
+        raise AdapterError(f"the adapter's base model: {error}{advice}") from None
+
+
+def _name(folder: Path) -> str:
+    name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).lstrip("._-")[:64]
+    if not name:
+        raise AdapterError(f"{folder}: no task can be called that: name one with --task")
+    return name
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")
+    return str(error)

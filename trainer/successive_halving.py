@@ -1,0 +1,289 @@
+"""Owns the choice among settings: all of them trained in one batch, the worse half stopped early.
+
+Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943, algorithm 1): every setting gets a short training,
+the better half twice as much, and so on, until one goes to its end. A setting's score is the mean of its seeds' best
+dev accuracy; the set that is reported chooses nothing. A stopped prompt frees its rows, so that the others go faster.
+Knows the order of things; what a run is belongs to `trainer.run`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trainer.checkpoints import Checkpoints
+from trainer.config import TrainConfig
+from trainer.errors import RunFolderError, TrainingFailedError, TrainingInterruptedError, named
+from trainer.grid import Setting
+from trainer.interrupt import StopRequest, stop_on_signals
+from trainer.learner import Learner
+from trainer.listeners import Listeners
+from trainer.mixture import train_together
+from trainer.outcome import Reference
+from trainer.progress import TrainingProgress
+from trainer.ranks import ALONE, Ranks
+from trainer.report import percent, titled, write_sweep
+from trainer.run import Run, RunResult, load
+from trainer.run_folder import SWEEP, RunFolder, with_absolute_paths
+from trainer.state import write_atomically
+from trainer.trackers import ExperimentLog
+
+PLAN, FIGURE = SWEEP, "sweep.png"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One comparison: after `evaluations` of each, every setting's seeds' best dev accuracy, and who goes on."""
+
+    evaluations: int
+    scores: Mapping[str, Sequence[float]]
+    kept: Sequence[str]
+
+
+def sweep(
+    settings: Sequence[Setting], *, console: Console, new: bool = True, ranks: Ranks = ALONE
+) -> RunResult:
+    """Train all settings by successive halving, and finish the best as a run: its folder is the sweep's.
+
+    Raises TrainerError: bad settings or data, a folder in use, every setting diverged, or TrainingInterruptedError
+    (`resume_sweep` goes on).
+    """
+    folder = Path(settings[0].config.output)
+    if new and (folder / PLAN).exists():
+        raise RunFolderError(
+            f"{folder}: there is a sweep in it already; go on ({_resume_command(folder)}) or choose another output"
+        )
+    if new and RunFolder(folder).started:
+        raise RunFolderError(
+            f"{folder}: there is a run in it already, which the sweep's winner would overwrite; choose another output"
+        )
+    log = ExperimentLog([setting.config for setting in settings], folder)
+    work = _Sweep(settings, folder, console, ranks)
+    with stop_on_signals(ranks.signal) as stop, log:
+        work.prepare(stop)
+        for prefix, config in work.prefixes():
+            log.about(config, prefix)
+        with TrainingProgress(console) as progress:
+            for evaluations, keep in halvings(len(settings), work.evaluations)[len(work.rungs) :]:
+                compared = False
+                while not compared:
+                    for _ in train_together(
+                        work.backbone,
+                        work.until(evaluations),
+                        checkpoints=work.checkpoints,
+                        listener=Listeners(progress, log),
+                        stop=stop,
+                        rows_at_once=settings[0].config.rows_at_once,
+                        ranks=ranks,
+                    ):
+                        pass
+                    if stop.signal_number is not None:
+                        raise TrainingInterruptedError(
+                            f"interrupted; the sweep is saved. Go on with: {_resume_command(folder)}",
+                            signal_number=stop.signal_number,
+                        )
+                    compared = work.compare(evaluations, keep)
+        result = work.finish()
+        log.finished(folder, work.best_prefix)
+    return result
+
+
+def resume_sweep(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> RunResult:
+    """Go on with a sweep that was interrupted or killed; it ends as it would have ended."""
+    try:
+        saved = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder}: no sweep to resume here ({PLAN} is missing)") from None
+    if (folder / "metrics.json").exists():
+        raise RunFolderError(f"{folder}: this sweep is finished; there is nothing to resume")
+    settings = [
+        Setting(s["name"], s["values"], TrainConfig.model_validate(s["config"] | {"output": str(folder)}))
+        for s in saved["settings"]
+    ]
+    return sweep(settings, console=console, new=False, ranks=ranks)
+
+
+def halvings(settings: int, evaluations: int) -> list[tuple[int, int]]:
+    """The comparisons: after how many evaluations, and how many settings go on; the last keeps one."""
+    rounds = math.ceil(math.log2(settings)) if settings > 1 else 0
+    steps: dict[int, int] = {}
+    for nth in range(rounds):
+        # The later of two comparisons that fall on one evaluation counts.
+        steps[max(1, evaluations >> (rounds - nth))] = max(1, math.ceil(settings / 2 ** (nth + 1)))
+    return [*((at, keep) for at, keep in steps.items() if at < evaluations), (evaluations, 1)]
+
+
+class _Sweep:
+    def __init__(self, settings: Sequence[Setting], folder: Path, console: Console, ranks: Ranks) -> None:
+        self._settings, self._folder, self._console = settings, folder, console
+        self.backbone = load(settings[0].config, ranks)
+        self.checkpoints = Checkpoints(folder / "state")
+        self.rungs: list[Rung] = []
+        probes: dict[bytes, Reference] = {}
+        self._runs: dict[str, Run] = {}
+        for at, setting in enumerate(settings, 1):
+            with named(f"setting {setting.name}"):
+                self._runs[setting.name] = Run(
+                    setting.config, self.backbone, console, prefix=f"{at}.", probes=probes, ranks=ranks,
+                    resume_command=_resume_command(folder),
+                )  # fmt: skip
+        self._first = self._runs[settings[0].name]
+        self._alive = [setting.name for setting in settings]
+        self._learners: dict[str, list[Learner]] = {}
+        self.evaluations = 1
+
+    def prepare(self, stop: StopRequest) -> None:
+        """Make every setting's learners, and take up the comparisons that were made before."""
+        self.checkpoints.lock()
+        self._first.claim()
+        if (self._folder / PLAN).exists():
+            saved = json.loads((self._folder / PLAN).read_text(encoding="utf-8"))
+            self.rungs = [Rung(**rung) for rung in saved["rungs"]]
+        self._save()  # before the references, which take their time and may be interrupted
+        for name, run in self._runs.items():
+            with named(f"setting {name}"):
+                run.prepare(stop)
+                self._learners[name] = list(run.learners())
+            for learner in self._learners[name]:
+                self.checkpoints.restore(learner)
+        # Settings with more evaluations than the fewest are compared where the others are: at equal shares.
+        self.evaluations = min(len(x.schedule.evaluate_at) for xs in self._learners.values() for x in xs)
+        for at, name in enumerate(self._runs, 1):  # bars and lines begin with the number
+            self._console.print(f"{at}: {name}", highlight=False, markup=False)
+        if self.rungs:
+            self._alive = list(self.rungs[-1].kept)
+
+    def prefixes(self) -> list[tuple[str, TrainConfig]]:
+        """What the names of each setting's learners begin with, and its settings."""
+        return [(f"{at}.", run.config) for at, run in enumerate(self._runs.values(), 1)]
+
+    @property
+    def best_prefix(self) -> str:
+        """What the names of the best setting's learners begin with."""
+        return f"{list(self._runs).index(self._alive[0]) + 1}."
+
+    def until(self, evaluations: int) -> list[Learner]:
+        """The learners that are still in it, to rest after this share of their own training, or at its end."""
+        learners = [learner for name in self._alive for learner in self._learners[name]]
+        for learner in learners:
+            at = sorted(learner.schedule.evaluate_at)
+            last = evaluations >= self.evaluations
+            learner.rest_at = None if last else at[math.ceil(evaluations * len(at) / self.evaluations) - 1]
+        return learners
+
+    def compare(self, evaluations: int, keep: int) -> bool:
+        """Keep the best settings on dev, of equals the first; a setting with a seed that diverged is out.
+
+        False where all diverged and others, which were stopped before, have to come so far in their place. Raises
+        TrainingFailedError where there is none.
+        """
+        scores = {name: [_best(learner) for learner in self._learners[name]] for name in self._alive}
+        fit = [name for name in self._alive if all(math.isfinite(value) for value in scores[name])]
+        if not fit:
+            self._replace_diverged()
+            return False
+        ranked = sorted(fit, key=lambda name: -statistics.fmean(scores[name]))[:keep]
+        self._alive = [name for name in self._alive if name in ranked]
+        finite = {name: [v if math.isfinite(v) else 0.0 for v in values] for name, values in scores.items()}
+        self.rungs.append(Rung(evaluations, finite, self._alive))
+        self._save()
+        if len(scores) > 1:
+            self._say(
+                f"after {_share(evaluations, self.evaluations)} of the training: "
+                f"{len(self._alive)} of {len(scores)} settings stay"
+            )
+        return True
+
+    def _replace_diverged(self) -> None:
+        """As many of those that were stopped last as are alive go on instead, the best first."""
+        failed = [learner.failure for name in self._alive for learner in self._learners[name]]
+        for rung in reversed(self.rungs):
+            stopped = [
+                name
+                for name in rung.scores
+                if name not in self._alive and all(x.failure is None for x in self._learners[name])
+            ]
+            if stopped:
+                break
+        else:
+            raise TrainingFailedError(f"every setting diverged; {next(filter(None, failed))}")
+        ranked = sorted(stopped, key=lambda name: -statistics.fmean(rung.scores[name]))[: len(self._alive)]
+        self._say(f"{'; '.join(self._alive)}: diverged. Instead: {'; '.join(ranked)}")
+        self._alive = [name for name in stopped if name in ranked]
+        # A sweep that is killed now finds those that go on, whoever of them diverges, too.
+        self.rungs[-1] = replace(self.rungs[-1], kept=self._alive)
+        self._save()
+
+    def finish(self) -> RunResult:
+        """The table and the picture; then the best setting's own report."""
+        (best,) = self._alive
+        self._console.print(_table(self._settings, self.rungs, self._folder.name))
+        write_sweep(
+            self._folder / FIGURE,
+            f"{self._settings[0].config.task_id}: successive halving on dev",
+            {name: [learner.points for learner in learners] for name, learners in self._learners.items()},
+            best,
+        )
+        made = sum(x.step * x.batch_size for learners in self._learners.values() for x in learners)
+        whole = sum(x.schedule.steps * x.batch_size for ls in self._learners.values() for x in ls)
+        self._say(
+            f"best: {best}; {_share(made, whole)} of the rows that all settings to their ends would have taken"
+        )
+        run = self._runs[best]
+        run.begin(new=not run.folder.started)
+        for learner in self._learners[best]:
+            run.take(learner)
+        return run.finish()
+
+    def _save(self) -> None:
+        saved = {
+            "settings": [
+                {"name": s.name, "values": dict(s.values), "config": self._saved_config(s.name)}
+                for s in self._settings
+            ],
+            "rungs": [asdict(rung) for rung in self.rungs],
+        }
+        write_atomically(self._folder / PLAN, json.dumps(saved, indent=1, allow_nan=False).encode())
+
+    def _saved_config(self, name: str) -> dict[str, object]:
+        """A setting as it is gone on with: resolved, and the same from every working folder."""
+        return with_absolute_paths(self._runs[name].config).model_dump(mode="json")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _share(part: int, whole: int) -> str:
+    """A share for a person."""
+    return f"{100 * part / whole:.0f} %"
+
+
+def _best(learner: Learner) -> float:
+    """Its best dev accuracy so far; not a number if it diverged."""
+    if learner.failure is not None:
+        return math.nan
+    return max(point.dev_accuracy for point in learner.points)
+
+
+def _table(settings: Sequence[Setting], rungs: Sequence[Rung], title: str) -> Table:
+    table = titled(f"{title}: best dev accuracy % so far")
+    table.add_column("setting")
+    for rung in rungs:
+        table.add_column(f"after {_share(rung.evaluations, rungs[-1].evaluations)}", justify="right")
+    for setting in settings:
+        cells = [percent(rung.scores[setting.name]) if setting.name in rung.scores else "–" for rung in rungs]
+        table.add_row(Text(setting.name), *cells, style="bold" if setting.name in rungs[-1].kept else None)
+    return table
+
+
+def _resume_command(folder: Path) -> str:
+    return f"promptmux sweep --resume {shlex.quote(str(folder))}"
