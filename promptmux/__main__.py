@@ -14,7 +14,12 @@ import typer
 _COMMANDS = {
     "serve": "promptmux.commands.serve",
     "train": "promptmux.commands.train",
+    "reference": "promptmux.commands.reference",
+    "sweep": "promptmux.commands.sweep",
+    "import-peft": "promptmux.commands.import_peft",
+    "export-peft": "promptmux.commands.export_peft",
     "predict": "promptmux.commands.predict",
+    "ensemble": "promptmux.commands.ensemble",
     "publish": "promptmux.commands.publish",
     "canary": "promptmux.commands.canary",
     "promote": "promptmux.commands.promote",
@@ -23,6 +28,7 @@ _COMMANDS = {
     "collect": "promptmux.commands.collect",
     "doctor": "promptmux.commands.doctor",
     "inspect": "promptmux.commands.inspect",
+    "similar": "promptmux.commands.similar",
     "key": "promptmux.commands.key",
     "bench": "promptmux.commands.bench",
 }

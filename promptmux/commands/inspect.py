@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from prompt_store import Manifest
 
 
 def run(
@@ -46,12 +49,24 @@ def run(
         ("head", manifest.head.type),
         ("max length", f"{manifest.max_length.tokens} tokens ({manifest.max_length.counts})"),
         ("backbone", f"{manifest.backbone.name} {manifest.backbone.fingerprint[:12]}"),
-        ("virtual tokens", str(prompt.num_virtual_tokens)),
+        ("virtual tokens", str(prompt.num_virtual_tokens) + _each(prompt.num_virtual_tokens, manifest)),
         ("bytes", f"{len(data):,}"),
         ("golden examples", str(len(manifest.golden))),
         ("training", json.dumps(manifest.training, ensure_ascii=False)),
     ):
         table.add_row(name, Text(value))
+    for at, member in enumerate(manifest.members):
+        said = [member.version[:12]] if member.version else []
+        if member.calibration:
+            said.append(f"temperature {member.calibration.temperature:g}")
+        said.append(json.dumps(member.training, ensure_ascii=False))
+        table.add_row(f"member {at}", Text("  ".join(said)))
     for name, array in sorted(prompt.tensors.items()):
         table.add_row(name, Text(f"{array.dtype} {list(array.shape)}"))
     console().print(table)
+
+
+def _each(tokens: int, manifest: Manifest) -> str:
+    """How many each member of an ensemble has; nothing for other prompts."""
+    count = len(manifest.members)
+    return f" ({tokens // count} in each of {count} members)" if count else ""

@@ -24,6 +24,10 @@ AdminKey = Annotated[
         "--key", help="An API key with the scope admin.", envvar="PROMPTMUX_ADMIN_KEY", show_envvar=True
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Publish it even if it does not beat majority and head only on dev."),
+]
 DEFAULT_ADMIN = "http://127.0.0.1:8001"
 
 Timeout = Annotated[

@@ -82,17 +82,10 @@ def _read(file: Path) -> bytes:
 
 
 async def _fetch(url: str, task: str, version: str) -> bytes:
-    from prompt_store import UnknownAlias
-    from promptmux.commands.stores import existing_store
+    from promptmux.commands.stores import existing_store, fetch
 
     async with existing_store(url) as opened:
-        record = await opened.task(task)
-        if any(v.version == version for v in record.versions):
-            return await opened.get(task, version)
-        if version not in record.aliases:
-            raise UnknownAlias(f"task {task} has no alias or version {version}")
-        heaviest = max(record.aliases[version].targets, key=lambda target: target.weight)
-        return await opened.get(task, heaviest.version)
+        return await fetch(opened, task, version)
 
 
 def _locally(data: bytes, name: str, texts: list[str], pairs: list[str] | None) -> list[_Prediction]:

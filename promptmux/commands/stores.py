@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from prompt_store import PromptStore, open_store
+from prompt_store import PromptStore, UnknownAlias, open_store
 
 
 @asynccontextmanager
@@ -20,6 +20,17 @@ async def existing_store(url: str) -> AsyncIterator[PromptStore]:
         yield store
     finally:
         await store.aclose()
+
+
+async def fetch(store: PromptStore, task: str, version: str = "current") -> bytes:
+    """The prompt file that an alias leads most requests to, or a version itself. UnknownAlias if it is neither."""
+    record = await store.task(task)
+    if any(v.version == version for v in record.versions):
+        return await store.get(task, version)
+    if version not in record.aliases:
+        raise UnknownAlias(f"task {task} has no alias or version {version}")
+    heaviest = max(record.aliases[version].targets, key=lambda target: target.weight)
+    return await store.get(task, heaviest.version)
 
 
 def _refuse_absent(url: str) -> None:

@@ -1,106 +1,120 @@
-"""`promptmux train`: learn a prompt from a file of examples, and publish it if asked to."""
+"""`promptmux train`: learn a prompt from a file of examples, or many in one go, and publish what came of it."""
 
 from __future__ import annotations
 
-import tomllib
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptmux.commands.options import AdminKey
+from promptmux.commands import training_options as options
+from promptmux.commands.options import AdminKey, Force
+
+if TYPE_CHECKING:
+    from trainer.ranks import Ranks
 
 _Flag = typer.Option
 
 
 def run(
-    config: Annotated[Path | None, typer.Argument(help="A TOML file that describes the run.")] = None,
-    task: Annotated[str | None, _Flag(help="The task's id.")] = None,
-    method: Annotated[
-        str | None, _Flag(help="prompt-tuning, p-tuning-v2, head-only or hard-prompt (nothing is trained).")
+    config: Annotated[
+        Path | None, typer.Argument(help="A TOML file that describes the run, or many with [[task]].")
     ] = None,
-    train: Annotated[
-        str | None,
-        _Flag(
-            help="Examples: a JSONL, CSV or TSV file, a folder with *.pos and *.neg, or hf:NAME[/config][:split]."
-        ),
-    ] = None,
-    dev: Annotated[
-        str | None, _Flag(help="Examples that choose; split off the training set if absent.")
-    ] = None,
-    test: Annotated[str | None, _Flag(help="Examples that are reported; split off likewise.")] = None,
+    task: options.Task = None,
+    method: options.Method = None,
+    train: options.Train = None,
+    dev: options.Dev = None,
+    test: options.Test = None,
     output: Annotated[str | None, _Flag(help="The run folder (default: runs/TASK-METHOD).")] = None,
-    backbone: Annotated[str | None, _Flag(help="minilm, a folder or a Hugging Face id.")] = None,
-    dtype: Annotated[str | None, _Flag(help="auto, float32, bfloat16 or float16.")] = None,
+    backbone: options.BackboneName = None,
+    dtype: options.Dtype = None,
     virtual_tokens: Annotated[int | None, _Flag(help="Length of the soft prompt or prefix.")] = None,
     epochs: Annotated[int | None, _Flag(help="Passes over the training set.")] = None,
-    seeds: Annotated[str | None, _Flag(help="Seeds, separated by commas.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        _Flag("--set", help="Any other setting, as optimiser.prompt_lr=0.02.", metavar="KEY=VALUE"),
-    ] = None,
+    seeds: options.Seeds = None,
+    ensemble: Annotated[
+        bool, _Flag("--ensemble", help="One prompt of all seeds, which answer together, not of the best one.")
+    ] = False,
+    set_: options.Set = None,
+    log_with: options.LogWith = None,
     resume: Annotated[Path | None, _Flag(help="Go on with an interrupted run folder.")] = None,
-    publish: Annotated[
-        str | None, _Flag(help="Publish the result: a store's folder or URL, or a server's admin address.")
-    ] = None,
-    alias: Annotated[str, _Flag(help="The alias that then leads to it.")] = "current",
+    publish: options.Publish = None,
+    alias: options.Alias = "current",
     key: AdminKey = None,
+    force: Force = False,
 ) -> None:
-    """Learn a prompt: several seeds, a table against majority and a linear head, and a run folder."""
+    """Learn a prompt: several seeds, a table against majority and a linear head, and a run folder.
+
+    With a file of many tasks, all of them: their prompts share each batch, and each ends with a run folder. Started by
+    torchrun or accelerate launch, the processes share the rows of each batch.
+    """
+    import trainer
+
+    overrides: dict[str, object] = {
+        "task_id": task,
+        "method": method,
+        "data.train": train,
+        "data.dev": dev,
+        "data.test": test,
+        "output": output,
+        "backbone": backbone,
+        "dtype": dtype,
+        "prompt.num_virtual_tokens": virtual_tokens,
+        "optimiser.epochs": epochs,
+        "seeds": options.seeds_of(seeds),
+        "ensemble": ensemble or None,
+        "log_with": log_with or None,
+        **options.settings_of(set_ or []),
+    }
+    if resume is not None:
+        options.refuse_settings({"CONFIG": config} | overrides)
+    if config is None and output is None and task is not None:
+        overrides["output"] = f"runs/{task}-{method or 'prompt-tuning'}"
+    with options.publishing_later(publish, alias=alias, force=force), trainer.join(os.environ) as ranks:
+        if isinstance(ranks, trainer.Helper):
+            ranks.help()
+        else:
+            _learn(config, overrides, resume, ranks, publish=publish, alias=alias, key=key, force=force)
+
+
+def _learn(
+    config: Path | None,
+    overrides: dict[str, object],
+    resume: Path | None,
+    ranks: Ranks,
+    *,
+    publish: str | None,
+    alias: str,
+    key: str | None,
+    force: bool,
+) -> None:
     from rich.console import Console
 
     import trainer
 
     console = Console()
-    if resume is not None:
-        result = trainer.resume(resume, console=console)
+    if resume is not None and trainer.is_many_folder(resume):
+        many = trainer.resume_many(resume, console=console, ranks=ranks)
+    elif resume is None and config is not None and trainer.is_many(config):
+        many = trainer.train_many(trainer.load_many(config, overrides), console=console, ranks=ranks)
     else:
-        overrides: dict[str, object] = {
-            "task_id": task,
-            "method": method,
-            "data.train": train,
-            "data.dev": dev,
-            "data.test": test,
-            "output": output,
-            "backbone": backbone,
-            "dtype": dtype,
-            "prompt.num_virtual_tokens": virtual_tokens,
-            "optimiser.epochs": epochs,
-            "seeds": None if seeds is None else _seeds(seeds),
-            **_settings(set_ or []),
-        }
-        if config is None and output is None and task is not None:
-            overrides["output"] = f"runs/{task}-{method or 'prompt-tuning'}"
-        result = trainer.train(trainer.load_config(config, overrides), console=console)
-    if publish is not None:
-        done = trainer.publish(result.prompt, publish, alias=alias, key=key)
-        console.print(
-            f"published {done.task_id} {done.version[:12]} as {done.alias} to {done.target}", highlight=False
+        if resume is not None:
+            result = trainer.resume(resume, console=console, ranks=ranks)
+        else:
+            result = trainer.train(trainer.load_config(config, overrides), console=console, ranks=ranks)
+        said = options.publish_result(result.prompt, publish, alias=alias, key=key, force=force)
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        return
+    refused = 0
+    for folder in many.finished.values() if publish is not None else ():
+        try:  # the next task may be better
+            said = options.publish_result(folder.prompt, publish, alias=alias, key=key, force=force)
+        except trainer.TrainerError as error:
+            said, refused = options.not_published(folder.prompt, error), refused + 1
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    if many.failures:
+        raise trainer.TrainingFailedError(f"{len(many.failures)} of the tasks failed: see the table")
+    if refused:
+        raise trainer.NotAllPublishedError(
+            f"{refused} of {len(many.finished)} prompts were not published: see above"
         )
-    else:
-        console.print(f"publish it: promptmux publish {result.prompt}", highlight=False, soft_wrap=True)
-
-
-def _seeds(text: str) -> list[int]:
-    from trainer import ConfigError
-
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise ConfigError("--seeds: expected whole numbers separated by commas, such as 0,1,2") from None
-
-
-def _settings(given: list[str]) -> dict[str, object]:
-    """Parse KEY=VALUE pairs; the value is TOML, or plain text where it is no TOML."""
-    from trainer import ConfigError
-
-    settings: dict[str, object] = {}
-    for pair in given:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {pair}: expected KEY=VALUE, such as optimiser.epochs=3")
-        try:
-            settings[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            settings[key.strip()] = value
-    return settings

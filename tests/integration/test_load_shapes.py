@@ -216,7 +216,7 @@ FAULTS: dict[str, tuple[Callable[[int], Awaitable[bytes]], list[str], int, str]]
     ),
     "hangs, by locust's own clock": (
         hanging,
-        ["--p99=1000", "-t8s", "--stop-timeout=1", "--max-fail-share=1"],
+        ["--p99=1000", "-t14s", "--stop-timeout=1", "--max-fail-share=1"],
         1,
         "FAILED longest time without an answer",
     ),
@@ -234,7 +234,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.Com
         answer, flags, _, _ = FAULTS[name]
         with serving(answer) as server:
             locust = ["locust", "-f", str(file), "--headless", "--only-summary", "-u2"]
-            length = [] if "-t8s" in flags else ["--steady-seconds=3"]
+            length = [] if "-t14s" in flags else ["--steady-seconds=3"]
             return said(
                 [*locust, *length, "--host", server.url, "--task-ids=a", *flags], PYTHONPATH=str(ROOT)
             )
@@ -293,6 +293,10 @@ def test_a_request_that_locust_cut_off_as_it_began_is_no_failure(tmp_path: Path)
     assert "ok     failures: 0 of 20 " in ended.stdout, ended.stdout + ended.stderr
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_shape_that_was_cut_short_does_not_pass() -> None:
     with serving(fine) as server:
         flags = [
@@ -305,7 +309,10 @@ def test_a_shape_that_was_cut_short_does_not_pass() -> None:
             "--p99=30000",
         ]
         command = [sys.executable, "-u", "-m", "locust", "-f", "loadtest/locustfile.py", *flags]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as ended:
+        # Who runs the tests in the background of a shell has SIGINT ignored, and so would whatever is started here.
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+        ) as ended:
             assert ended.stdout
             while "1 at once" not in ended.stdout.readline():
                 pass

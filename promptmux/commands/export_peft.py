@@ -1,0 +1,32 @@
+"""`promptmux export-peft`: write a prompt file as a folder that PEFT loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="A prompt file (*.safetensors).", metavar="PROMPT_FILE")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write; new or empty.", metavar="DIR")],
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="The base model: minilm, a folder or a Hugging Face id.",
+            show_default="as the prompt names it",
+        ),
+    ] = None,
+) -> None:
+    """Write a folder that PEFT loads and that gives the prompt's logits."""
+    from trainer.peft_export import export_peft
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="PROMPT_FILE") from None
+    done = export_peft(data, folder, backbone=backbone)
+    if done.reason:
+        print(f"note: {done.reason}: PEFT gives the states, and README.md has the lines that score them")
+    print(f"wrote {done.folder} ({done.task_type}); {done.folder / 'README.md'} shows how to load it")
