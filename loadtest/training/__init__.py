@@ -1,0 +1,1 @@
+"""How fast prompts are learned: many in one batch against one after another, and against PEFT."""
