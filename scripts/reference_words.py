@@ -81,8 +81,8 @@ PROMPT_FILE = """
 One task's prompt is one `.safetensors` file. Its metadata has one key, `promptmux`: the manifest as JSON with sorted
 keys and no creation time, so that the same training gives the same bytes. A version is the SHA-256 of the file. Pickle
 is never read. `promptmux inspect FILE` checks a file and shows what is in it (`--json`: the manifest); Python writes
-one with `prompt_store.encode_prompt(manifest, tensors)`, which makes every check below
-([an example](../guides/migrate-from-peft.md)).
+one with `prompt_store.encode_prompt(manifest, tensors)`, which makes every check below. [`promptmux
+import-peft`](../guides/migrate-from-peft.md) makes one of what PEFT wrote.
 
 A file's `format` is 1. A reader refuses a newer one with `incompatible_prompt`, unknown fields and values with
 `invalid_prompt`, and whatever was not made for its backbone with `incompatible_prompt`.
@@ -92,7 +92,9 @@ TENSORS = """
 ## The tensors
 
 Float32 or float16, finite, in the file back to back; exactly these and no others. A prompt may have a soft prompt, a
-prefix, or both, and one head. P is the prefix's length, the same in all of its tensors; a key comes with its value.
+prefix, or both, and one head. P is the prefix's length, the same in all of its tensors; a key comes with its value. A
+layer of a linear head that has `norm_eps` has `head.{i}.norm.weight` and `head.{i}.norm.bias`, each [out_features].
+An ensemble has all of this once for each member k, counted from 0: `member.0.soft_prompt`, `member.1.soft_prompt`, …
 
 Templates are parsed, never run: `{text}` once, `{text_pair}` at most once, `{mask}`, `{soft:20}` (virtual tokens),
 `{start}` (where the leading special tokens go), `{{` and `}}` for braces.
@@ -105,7 +107,8 @@ MANIFEST: Mapping[str, str] = {
     "labels": "their order is the order of the scores",
     "multi_label": "each label by itself (sigmoid), not one of them (softmax)",
     "thresholds": "multi-label: from which score each label counts; 0.5 each where there are none",
-    "method": "how it was made, for people: `prompt-tuning`, `p-tuning-v2`, `head-only`, `hard-prompt`, …",
+    "method": "how it was made, for people: `prompt-tuning`, `p-tuning`, `prefix-tuning`, `p-tuning-v2`, "
+    "`head-only`, `hard-prompt`, …",
     "backbone": "the model that it was made for",
     "backbone.name": "for people; decides nothing",
     "backbone.fingerprint": "SHA-256 of what makes the model: must be the server's own",
@@ -114,9 +117,16 @@ MANIFEST: Mapping[str, str] = {
     "backbone.layers": "layers",
     "backbone.kv_heads": "heads of keys and values",
     "backbone.head_dim": "width of one of them",
+    "backbone.decoder": "of an encoder-decoder, whose encoder has the shapes above; left out for all others",
+    "backbone.decoder.layers": "layers",
+    "backbone.decoder.kv_heads": "heads of keys and values",
+    "backbone.decoder.head_dim": "width of one of them",
     "template": "how the text is wrapped, below",
-    "pooling": "which state the head reads: a named one, or the row's place by number",
+    "pooling": "which state the head reads (`mean`: of the text, `row`: of every place), or its place by number",
     "position_offset": "how far text positions shift: a soft prompt's length, 0 for prefixes, PEFT's their length",
+    "decoder": "what an encoder-decoder's decoder reads; the head then reads its states. Left out: the encoder's",
+    "decoder.reads": "its start token; that and the mask token; the row's tokens shifted right",
+    "decoder.position_offset": "how far its positions shift: 0, or as PEFT counts the length of its prefix",
     "max_length": "how much is read",
     "max_length.tokens": "so many tokens",
     "max_length.counts": "`row`: every token of the row, soft ones too; `text`: those of the texts alone",
@@ -128,6 +138,7 @@ MANIFEST: Mapping[str, str] = {
     "head(linear).layers[].out_features": "the width after; of the last one the number of labels",
     "head(linear).layers[].bias": "whether there is one",
     "head(linear).layers[].activation": "after the layer",
+    "head(linear).layers[].norm_eps": "a layer norm after that, with this epsilon; left out where there is none",
     "head(verbalizer).type": "label words on the model's own language-model head, read at `{mask}`",
     "head(verbalizer).words": "a list of words for each label",
     "head(verbalizer).aggregate": "of several words' scores",
@@ -142,6 +153,12 @@ MANIFEST: Mapping[str, str] = {
     "golden[].text_pair": "the second text",
     "golden[].label": "the label that must come out",
     "training": "how it was made: digests of the data, seeds, scores, settings; decides nothing",
+    "members": "of an [ensemble](../methods/ensembles.md), 2 to 16 of them; left out of every other prompt's file",
+    "members[].calibration": "the member's own; the ensemble has none beside these",
+    "members[].calibration.temperature": "",
+    "members[].calibration.bias": "one for each label",
+    "members[].version": "the file that it came from; decides nothing",
+    "members[].training": "how this member was made; decides nothing",
 }
 
 ERRORS = """
@@ -221,6 +238,11 @@ written by `python scripts/reference.py`; `tests/docs` runs every command in the
 
 INDEX: Sequence[tuple[str, str, str]] = (
     ("Guides: how to do it", "guides", ""),
+    (
+        "Methods: what is learned, and from which paper",
+        "methods",
+        "Which one to take: [the methods](methods/README.md).",
+    ),
     ("Runbooks: what to do when an alert fires", "runbooks", ""),
     ("Reference: what there is", "reference", "Written, or checked, from the code."),
     ("Operating and judging it", ".", ""),

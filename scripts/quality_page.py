@@ -1,0 +1,173 @@
+"""Owns what is shown of the quality table's cells: docs/results.md's section and its picture. Runs nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.quality_data import SETS
+from scripts.quality_rows import FULL, HEAD, ROWS, RUNS, SEEDED, TRAINED
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "results.md"
+PICTURE = ROOT / "docs" / "images" / "accuracy.png"
+BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
+# Below this distance from the linear head to full fine-tuning, a share of it says nothing.
+LEAST_DISTANCE = 0.02
+COLOURS = (
+    "#c9ccd1", "#8a8f98", "#b9a3d0", "#d08a2e", "#2f6fb2", "#1a1c1f", "#5aa469", "#b2453f", "#7fb2d9", "#8c6d31",
+    "#c977a8", "#3d7f86", "#e0b13c", "#6b5b95",
+)  # fmt: skip
+
+Scores = dict[str, Any]
+Found = Mapping[str, Mapping[str, Scores]]
+
+
+def measured(kept: Path) -> dict[str, dict[str, Scores]]:
+    """Data set → row → accuracy, macro-F1, seeds and minutes, of all finished cells below `kept`.
+
+    Raises SystemExit where a cell was measured on other data than data.json tells of.
+    """
+    found: dict[str, dict[str, Scores]] = {name: {} for name in SETS}
+    file = kept / "data.json"
+    counts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name in SETS:
+        for run in RUNS:
+            file = kept / f"{name}-{run.name}.json"
+            if not file.is_file():
+                continue
+            cell = json.loads(file.read_text(encoding="utf-8"))
+            if cell["cleaned_data"] != counts.get(name, {}).get("sha256"):
+                raise SystemExit(
+                    f"quality: {file} was measured on other data; delete it and measure it again"
+                )
+            for row, theirs in run.rows.items():
+                seeded = row in SEEDED
+                minutes = (
+                    cell["seconds"] / 60 / len(cell["seeds"]) if seeded and not cell["resumed"] else None
+                )
+                seeds = len(cell["seeds"]) if seeded else None
+                found[name][row] = {**cell["summary"][theirs], "seeds": seeds, "minutes": minutes}
+    return found
+
+
+def recovered(rows: Mapping[str, Scores], row: str) -> float | None:
+    """Which share of the way from the linear head to full fine-tuning a row goes; None where there is no such way."""
+    if not {HEAD, FULL, row} <= set(rows) or row not in TRAINED or row == FULL:
+        return None
+    low, here, high = (rows[name]["accuracy"]["mean"] for name in (HEAD, row, FULL))
+    return float((here - low) / (high - low)) if high - low > LEAST_DISTANCE else None
+
+
+def table(found: Found) -> str:
+    """A Markdown table of every set and row; what is missing says so."""
+    lines = [
+        "| data set | row | accuracy % | macro-F1 % | recovered % | minutes a seed | seeds |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in SETS:
+        for row in ROWS:
+            scores = found[name].get(row)
+            if scores is None:
+                lines.append(f"| {name} | {row} | not run | | | | |")
+                continue
+            share, minutes = recovered(found[name], row), scores["minutes"]
+            cells = (
+                name, row, _percent(scores, "accuracy"), _percent(scores, "macro_f1"),
+                "–" if share is None else f"{100 * share:.0f}",
+                f"{minutes:.1f}" if minutes else "–",
+                str(scores["seeds"] or "–"),
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _percent(scores: Scores, measure: str) -> str:
+    spread = f" ± {100 * scores[measure]['spread']:.1f}" if scores["seeds"] else ""
+    return f"{100 * scores[measure]['mean']:.1f}{spread}"
+
+
+def verdict(found: Found, row: str = "p-tuning-v2") -> str:
+    """One sentence a set: how far P-Tuning v2 gets of what full fine-tuning gains."""
+    lines = []
+    for name in SETS:
+        rows = found[name]
+        if not {HEAD, FULL, row} <= set(rows):
+            continue
+        gain = 100 * (rows[FULL]["accuracy"]["mean"] - rows[HEAD]["accuracy"]["mean"])
+        share = recovered(rows, row)
+        way = f"{name}: from head only to full fine-tuning are {gain:+.1f} points"
+        told = f"P-Tuning v2 recovers {100 * share:.0f} %" if share is not None else "too few for a share"
+        lines.append(f"- {way}; {told}")
+    return "\n".join(lines)
+
+
+def removed(counts: Mapping[str, Any]) -> str:
+    """A Markdown table of the training texts that were left out, and where else they stand."""
+    lines = [
+        "| data set | train | left out | because they are also in | dev | test |",
+        "|---|---:|---:|---|---:|---:|",
+    ]
+    for name, numbers in counts.items():
+        places = ", ".join(f"{place} {count:,}" for place, count in numbers["also in"].items()) or "–"
+        lines.append(
+            f"| {name} | {numbers['train']:,} | {numbers['train'] - numbers['kept']:,} | {places} "
+            f"| {numbers['dev']:,} | {numbers['test']:,} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(found: Found, file: Path) -> None:
+    """Accuracy of every row as points with error bars, one panel a data set."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 0.6 + 0.3 * len(ROWS)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(SETS), sharey=True)
+    for axes, name in zip(panels, SETS, strict=True):
+        # Majority, and a zero-shot near it, would squeeze all others together.
+        least = min(
+            (found[name][row]["accuracy"]["mean"] for row in TRAINED if row in found[name]), default=0
+        )
+        least = min(least, found[name].get(HEAD, {}).get("accuracy", {}).get("mean", 1))
+        most = max((scores["accuracy"]["mean"] for scores in found[name].values()), default=1)
+        left = 100 * least - 6
+        for at, row in enumerate(ROWS):
+            scores = found[name].get(row)
+            if scores is None:
+                axes.text(left + 0.3, at, "not run", va="center", fontsize=7, color="0.6")
+                continue
+            mean, spread = (100 * scores["accuracy"][part] for part in ("mean", "spread"))
+            if mean < left:
+                axes.text(left + 0.3, at, f"◂ {mean:.1f}", va="center", fontsize=8, color="0.35")
+                continue
+            axes.errorbar(mean, at, xerr=spread or None, fmt="o", color=COLOURS[at], capsize=3, markersize=5)
+            axes.text(mean, at - 0.32, f"{mean:.1f}", ha="center", va="center", fontsize=7, color="0.25")
+        axes.set_title(name, fontsize=10)
+        axes.set_xlim(left, 100 * most + 3)
+        axes.grid(visible=True, axis="x", color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    panels[0].set_yticks(range(len(ROWS)), ROWS)
+    panels[0].set_ylim(len(ROWS) - 0.5, -0.7)
+    figure.suptitle("One minilm: test accuracy, %, mean ± spread over seeds", x=0.01, ha="left", fontsize=11)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Software": None})
+
+
+def write(kept: Path) -> None:
+    """Replace the page's section and the picture."""
+    found = measured(kept)
+    if not any(found.values()):
+        sys.exit("quality: no finished cells; run without --write first")
+    counts = json.loads((kept / "data.json").read_text(encoding="utf-8"))
+    draw(found, PICTURE)
+    section = "\n\n".join(part for part in (removed(counts), verdict(found), table(found)) if part)
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    print(table(found))
