@@ -6,6 +6,7 @@ reads a command (`kubectl`).
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib.util
 import itertools
@@ -122,6 +123,38 @@ def _help(*words: str) -> str:
     return shown.stdout if shown.returncode == 0 else ""
 
 
+def _launcher(words: Sequence[str], parser: argparse.ArgumentParser) -> Complaints:
+    """A launcher of processes knows its flags; what it starts is promptmux, whose parser reads the rest."""
+    own, _, started = " ".join(words).partition(" -m ")
+    flags = {word for word in own.split() if word.startswith("--")}
+    known = parser.format_help()
+    yield from (f"the launcher has no flag {flag}" for flag in flags if not re.search(rf"{flag}\b", known))
+    if not started.startswith("promptmux "):
+        yield f"it starts {started[:20]!r}, not promptmux"
+    else:
+        yield from _promptmux(words[words.index("promptmux") + 1 :])
+
+
+def _torchrun(words: Sequence[str]) -> Complaints:
+    from torch.distributed.run import get_args_parser
+
+    yield from _launcher(words, get_args_parser())
+
+
+def _accelerate(words: Sequence[str]) -> Complaints:
+    from accelerate.commands.launch import launch_command_parser
+
+    if words[0] != "launch":
+        yield f"no test knows accelerate {words[0]}"
+    else:
+        # Its own help hides what goes with other hardware; the parser underneath has all of it.
+        parser = launch_command_parser()
+        whole = argparse.ArgumentParser(
+            "accelerate launch", add_help=False, parents=[parser], conflict_handler="resolve"
+        )
+        yield from _launcher(words[1:], whole)
+
+
 def _curl(words: Sequence[str]) -> Complaints:
     """The route exists on that port, takes that method, and understands the body."""
     method, body = "GET", None
@@ -188,6 +221,6 @@ def _kubectl(words: Sequence[str]) -> Complaints:
 
 
 _CHECKS: Mapping[str, Callable[[Sequence[str]], Complaints]] = {
-    "curl": _curl, "docker": _docker, "kubectl": _kubectl, "make": _make, "promptmux": _promptmux, "python": _python,
-    "sh": _sh,
+    "accelerate": _accelerate, "curl": _curl, "docker": _docker, "kubectl": _kubectl, "make": _make,
+    "promptmux": _promptmux, "python": _python, "sh": _sh, "torchrun": _torchrun,
 }  # fmt: skip

@@ -4,7 +4,8 @@ A reader of a page has the server of `make run`, the folder examples/, a file of
 and a newer prompt of the task `sentiment` (`new.safetensors`). So has each page's shell, in a folder of its own.
 
 REPLACED and the three commands in `_tools` are all that differs from what the page says: ports that are free here, real
-versions for those that a page makes up, and training that is over in seconds.
+versions for those that a page makes up, and training that is over in seconds. What was trained so short beats nothing:
+where a page publishes it, `--force` is added.
 """
 
 from __future__ import annotations
@@ -214,7 +215,9 @@ case "$1 $*" in
     pid=$!; echo $pid >>"{folder}/.servers"
     until grep -q '"event": "ready"' "$log"; do kill -0 $pid || {{ cat "$log"; exit 1; }}; sleep 0.1; done
     exit 0;;
+  train\\ *--task*--publish*) set -- "$@" {" ".join(SHORTER)} --force;;
   train\\ *--task*) set -- "$@" {" ".join(SHORTER)};;
+  publish\\ *runs/*) set -- "$@" --force;;
 esac
 exec "{sys.executable}" -m promptmux "$@"
 """,

@@ -1,86 +1,64 @@
-"""The script of docs/guides/migrate-from-peft.md gives what PEFT gives."""
+"""The first commands of docs/guides/migrate-from-peft.md, run as they stand, give what PEFT gives."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
+import re
+import shlex
+import warnings
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
 import torch
 import transformers as hf
+from typer.testing import CliRunner
 
-from backbone import load_backbone
 from prompt_store import decode_prompt
-from tests.backbone.families import checkpoint
+from promptmux.__main__ import build
 from tests.docs.pages import ROOT, blocks
+from tests.trainer.peft_folders import adapter, base, logits
+from trainer import peft_format
 
-TEXTS = (
-    "the film was not very good",
-    "a great warm book",
-    "who",
-    "where is the order ? thanks , please never late",
-)
-LABELS = ("no", "maybe", "yes")
-VIRTUAL = 5
 GUIDE = ROOT / "docs" / "guides" / "migrate-from-peft.md"
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
-)
+TEXT = "What a charming film!"
 
 
-def base_model(folder: Path) -> None:
-    """The tiny BERT with a pooler: one without is filled with other random numbers each time it is loaded."""
-    torch.manual_seed(7)
-    model = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint("bert"), num_labels=len(LABELS))
-    torch.nn.init.normal_(model.bert.pooler.dense.weight, std=0.5)
-    model.bert.save_pretrained(str(folder))
-    hf.AutoTokenizer.from_pretrained(checkpoint("bert")).save_pretrained(str(folder))
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_the_commands_of_the_guide(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = next(block for block in blocks(GUIDE.read_text(encoding="utf-8")) if block.language == "sh")
+    labels = tuple("abcdefg")
+    wrapped = adapter(tmp_path / "my-adapter", kind, "bert")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said = []
+    for line in first.text.splitlines():
+        words = shlex.split(line.replace("negative,positive", ",".join(labels)))
+        words = [str(base("bert")) if word == "path/to/base-model" else word for word in words]
+        assert words.pop(0) == "promptmux"
+        more = ["--json"] if words[0] == "predict" else []
+        done = CliRunner().invoke(build(), [*words, *more])
+        assert done.exit_code == 0, (done.output, done.exception)
+        said.append(done.output)
+    assert len(said) == 3
+    want = logits(wrapped, base("bert"), TEXT)
+    answer = json.loads(said[1].splitlines()[-1])
+    assert answer["label"] == labels[int(want.argmax())]
+    assert answer["score"] == pytest.approx(
+        float(want.softmax(0).max()), abs=0.02
+    )  # predict may use bfloat16
+    assert decode_prompt((tmp_path / "my-task.safetensors").read_bytes()).manifest.task_id == "my-task"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = hf.AutoModelForSequenceClassification.from_pretrained(base("bert"), num_labels=len(labels))
+        back = peft.PeftModel.from_pretrained(model, "back-to-peft").eval()
+    torch.testing.assert_close(logits(back, base("bert"), TEXT), want, atol=1e-5, rtol=1e-5)
 
 
-def adapter(config: Any, base: Path, folder: Path) -> Any:
-    """A PEFT model whose prompt and head are large enough to matter, saved in `folder`."""
-    torch.manual_seed(8)
-    model = hf.AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(LABELS))
-    wrapped = peft.get_peft_model(model, config).eval()
-    for name, parameter in wrapped.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.5 if "classifier" in name else 1.5)
-    wrapped.save_pretrained(str(folder))
-    return wrapped
-
-
-@pytest.mark.parametrize(
-    ("kind", "make"), [("soft", peft.PromptTuningConfig), ("prefix", peft.PrefixTuningConfig)]
-)
-def test_the_script_of_the_guide_gives_the_logits_of_peft(kind: str, make: Any, tmp_path: Path) -> None:
-    base_model(tmp_path / "base")
-    config = make(task_type="SEQ_CLS", num_virtual_tokens=VIRTUAL)
-    wrapped = adapter(config, tmp_path / "base", tmp_path / "adapter")
-    (script,) = [
-        block.text for block in blocks(GUIDE.read_text(encoding="utf-8")) if block.language == "python"
-    ]
-    (tmp_path / "from_peft.py").write_text(script, encoding="utf-8")
-    out, base = tmp_path / "task.safetensors", str(tmp_path / "base")
-    command = [sys.executable, "from_peft.py", "adapter", base, "task", kind, str(out), *LABELS]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    bone = load_backbone(base, device="cpu", dtype="float32")
-    prompt = decode_prompt(out.read_bytes())
-    loaded = bone.load_prompt(prompt)
-    got = bone.forward(bone.row_encoder(prompt.manifest).encode(TEXTS), [loaded] * len(TEXTS))
-    tokenizer = hf.AutoTokenizer.from_pretrained(base)
-    seen = []
-    for text, logits in zip(TEXTS, got, strict=True):
-        with torch.no_grad():
-            encoded = tokenizer(text, return_tensors="pt")
-            want = wrapped(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits[0]
-        torch.testing.assert_close(logits, want, atol=1e-4, rtol=1e-4)
-        seen.append(want)
-    # Prompts that did nothing would agree just as well.
-    assert torch.stack(seen).std(dim=0).min() > 0.01
+def test_the_guide_names_every_kind_that_is_imported() -> None:
+    page = GUIDE.read_text(encoding="utf-8")
+    named = set(re.findall(r"`([A-Z_0-9]{3,})`", page))
+    assert (
+        set(peft_format._METHODS) | set(peft_format._TASKS) | {"SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"}
+        <= named
+    )
