@@ -22,8 +22,9 @@ from pathlib import Path
 from rich.console import Console
 
 from loadtest import open_shapes, shape_report, shapes, workload
+from loadtest.ports import free_port
 from loadtest.record import Record
-from loadtest.server_process import NotStarted, free_port, leave_on_sigterm, process
+from loadtest.server_process import NotStarted, leave_on_sigterm, process
 from loadtest.target import Target, shown_command, target
 from loadtest.target import add_options as add_target_options
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -108,14 +107,6 @@ def wait_for(running: Process, url: str, *, patience: float, pause: float = 0.1)
 def leave_on_sigterm() -> None:
     """Let SIGTERM end this program as ctrl-C does, so that what it has started ends with it."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago, for servers that cannot choose one themselves."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from rich.console import Console
 from backbone.loader import quiet
 from loadtest.bench.options import ROOT
 from loadtest.bench.peer_process import PeerUnavailable, environment
-from loadtest.server_process import NotStarted, Process, free_port, process, wait_for
+from loadtest.ports import free_port
+from loadtest.server_process import NotStarted, Process, process, wait_for
 
 SERVED_AS = "head"
 AS_IT_COMES = "infinity float32 (as it comes)"

@@ -14,7 +14,8 @@ from datetime import datetime
 
 from loadtest import http_client
 from loadtest.bench.rounds import SideFailed
-from loadtest.server_process import free_port, process, serve_command
+from loadtest.ports import free_port
+from loadtest.server_process import process, serve_command
 
 _PAUSE = 0.01
 _PATIENCE = 120.0

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from loadtest.faults.replicas import BackboneName, free_ports
+from loadtest.faults.replicas import BackboneName
+from loadtest.ports import free_ports
 from loadtest.server_process import Process, process, wait_for
 
 FAKE: Final[BackboneName] = (

@@ -31,7 +31,8 @@ from loadtest.faults.fleet_picture import draw
 from loadtest.faults.outcome import Outcome
 from loadtest.faults.proxy_process import ProxyProcess
 from loadtest.faults.redis_process import RedisProcess
-from loadtest.faults.replicas import BACKBONES, Replica, free_ports, replicas, shape_of
+from loadtest.faults.replicas import BACKBONES, Replica, replicas, shape_of
+from loadtest.ports import free_ports
 from loadtest.server_process import ROOT
 
 _NOBODY_WAITS: Final = 600_000.0  # locust's own verdict on latency is not asked for: the figures are kept

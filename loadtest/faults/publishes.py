@@ -25,11 +25,12 @@ from loadtest.faults.movers import Mover, MoveReport, StoreThread
 from loadtest.faults.outcome import Outcome
 from loadtest.faults.proxy_process import ProxyProcess
 from loadtest.faults.redis_process import RedisProcess
-from loadtest.faults.replicas import BACKBONES, free_ports, replicas
+from loadtest.faults.replicas import BACKBONES, replicas
 from loadtest.faults.spread import Spread, SpreadReport
 from loadtest.faults.steady_load import LEAST_SENT, LoadReport, Question, Reply, SteadyLoad
 from loadtest.faults.told_answers import ToldTasks, choices
 from loadtest.http_client import percentile
+from loadtest.ports import free_ports
 
 SOON = 2.0
 """Seconds within which a move is to be seen at every server."""

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from loadtest.faults.redis_server import find_redis_server
-from loadtest.faults.replicas import free_ports
+from loadtest.ports import free_ports
 from loadtest.server_process import NotStarted
 
 Setting = str | int | bool | Sequence[str]

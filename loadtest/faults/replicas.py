@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +20,7 @@ from typing import Final, Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest.ports import free_ports
 from loadtest.server_process import ROOT, NotStarted, Process, serve_command, wait_for
 from prompt_store import BackboneRef
 
@@ -201,23 +200,3 @@ def replicas(
             for replica in made:
                 if replica.running:
                     replica.ended()
-
-
-def free_ports(count: int) -> list[int]:
-    """Free loopback ports below those that systems give to outgoing connections.
-
-    One of those could be taken by one of the load's own connections while a server is down, and a client that tries
-    again meanwhile can be given the port itself and connect to itself.
-    """
-    found: list[int] = []
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise OSError(f"no {count} free ports between 20000 and 32000")

@@ -22,9 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from loadtest.faults.outcome import Outcome
 from loadtest.faults.proxy_process import ProxyProcess
 from loadtest.faults.redis_process import RedisProcess
-from loadtest.faults.replicas import BACKBONES, Replica, free_ports, replicas
+from loadtest.faults.replicas import BACKBONES, Replica, replicas
 from loadtest.faults.steady_load import LEAST_SENT, LoadReport, Question, Reply, SteadyLoad
 from loadtest.faults.told_answers import ToldTasks, choices
+from loadtest.ports import free_ports
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from loadtest.faults.redis_server import find_redis_server
-from loadtest.faults.replicas import free_ports
+from loadtest.ports import free_ports
 from prompt_store import open_store
 from prompt_store.checkup import examine
 

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from loadtest.faults.fetched_program import NoProgram
 from loadtest.faults.proxy_process import find_haproxy
-from loadtest.server_process import free_port, process
+from loadtest.ports import free_port
+from loadtest.server_process import process
 from promptmux.__main__ import build
 from server.auth import parse_keys
 from tests.deploy import agreement

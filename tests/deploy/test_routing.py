@@ -14,7 +14,7 @@ import pytest
 from client import Client
 from loadtest.faults.fetched_program import NoProgram
 from loadtest.faults.proxy_process import find_haproxy
-from loadtest.faults.replicas import free_ports
+from loadtest.ports import free_ports
 from prompt_store import Target, open_store
 from server.prompt_cache import SLOT_OVERHEAD
 from tests.deploy.gateway import SERVED_BY, Caller, Fleet, Gateway, shuffled

@@ -25,7 +25,7 @@ from pathlib import Path
 import httpx
 
 from loadtest.faults.redis_process import RedisProcess
-from loadtest.faults.replicas import free_ports
+from loadtest.ports import free_ports
 from prompt_store import decode_prompt, encode_prompt, version_of
 from tests.docs.pages import ROOT, Block
 from tests.server.fakes import prompt_bytes

@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from loadtest import knee
-from loadtest.server_process import free_port, process
+from loadtest.ports import free_port
+from loadtest.server_process import process
 from tests.integration.conftest import ServerProcess
 from tests.loadtest.slow_server import serving
 

@@ -12,7 +12,7 @@ import pytest
 
 from loadtest.faults.fetched_program import NoProgram, find_program
 from loadtest.faults.proxy_process import REPLICA_HEADER, ProxyProcess, find_haproxy
-from loadtest.faults.replicas import free_ports
+from loadtest.ports import free_ports
 from loadtest.server_process import NotStarted
 
 

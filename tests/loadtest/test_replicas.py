@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import signal
-import socket
 from pathlib import Path
 
 import pytest
 
-from loadtest.faults.replicas import Replica, free_ports, replicas
+from loadtest.faults.replicas import Replica, replicas
 from loadtest.server_process import NotStarted
 
 
@@ -64,12 +63,3 @@ def test_one_that_does_not_start_is_told_with_its_log(tmp_path: Path) -> None:
     never.close()
     with pytest.raises(RuntimeError, match="never started"):
         _ = never.process
-
-
-def test_ports_are_free_and_not_those_of_outgoing_connections() -> None:
-    ports = free_ports(6)
-    assert len(set(ports)) == 6
-    for port in ports:
-        assert 20_000 <= port < 32_000
-        with socket.socket() as bound:
-            bound.bind(("127.0.0.1", port))

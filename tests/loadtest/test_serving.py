@@ -14,8 +14,9 @@ from loadtest.bench import http, infinity, latency, memory, serving, serving_plo
 from loadtest.bench.options import Options
 from loadtest.bench.rounds import Rounds, SideFailed
 from loadtest.http_client import Load
+from loadtest.ports import free_port
 from loadtest.prompts import make_prompt
-from loadtest.server_process import NotStarted, free_port, process, wait_for
+from loadtest.server_process import NotStarted, process, wait_for
 from prompt_store import BackboneRef
 
 HEAD = (

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from loadtest.faults.fetched_program import NoProgram, find_program
-from loadtest.server_process import free_port, process, wait_for
+from loadtest.ports import free_port
+from loadtest.server_process import process, wait_for
 
 PATIENCE = 120.0  # seconds; only ever reached when something is broken
 

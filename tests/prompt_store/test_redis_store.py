@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from loadtest.faults.fault_proxy import FaultProxy, Mode
 from loadtest.faults.redis_process import RedisProcess, start_sentinel
-from loadtest.server_process import free_port
+from loadtest.ports import free_port
 from prompt_store import (
     CorruptVersion,
     Durability,

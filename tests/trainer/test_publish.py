@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from backbone import Backbone
 from client import AdminClient, Client, UnreachableError
+from loadtest.ports import free_ports
 from prompt_store import decode_prompt, encode_prompt, open_store, version_of
 from tests.backbone.families import checkpoint
 from trainer import RunResult, TrainConfig, TrainerError, publish, train
@@ -62,16 +62,10 @@ def test_bad_targets_and_aliases_are_one_line(result: RunResult, tmp_path: Path)
         publish(result.prompt, "http://127.0.0.1:9")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """A real server process on the tiny backbone: its public and its admin URL."""
-    port, admin_port = _free_port(), _free_port()
+    port, admin_port = free_ports(2)
     code = (
         "import sys; from server.process import serve; from server.settings import Settings; "
         f"sys.exit(serve(Settings(port={port}, admin_port={admin_port}, backbone={str(checkpoint('bert'))!r}, "
