@@ -1,8 +1,8 @@
-"""Linear layers with their weights laid out once for the processor, and their GELU in the same pass.
+"""Linear layers on CPUs in bfloat16: rows kept apart, weights laid out once, and their GELU in the same pass.
 
-Owns the replacement of a stock model's linear layers on CPUs in bfloat16. oneDNN multiplies by a weight in a layout of
-its own and makes that layout anew at every call unless it is kept; it can also apply GELU while the products are still
-in registers. Both are inference only: where a gradient is asked for, the layer is the stock one. Knows nothing of rows.
+Owns the replacement of a stock model's linear layers. oneDNN multiplies by a weight in a layout of its own and makes
+that layout anew at every call unless it is kept; it can also apply GELU while the products are still in registers. Both
+are inference only: where a gradient is asked for, the layer is the stock one. Knows nothing of prompts.
 """
 
 from __future__ import annotations
@@ -14,28 +14,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
+from transformers.pytorch_utils import Conv1D
 
 _jit: Any = torch.jit  # untyped
+# What AMX multiplies at once of a row in bfloat16.
+_TILE = 32
 
 
-class PackedLinear(nn.Module):
-    """`nn.Linear` of a frozen weight, with GELU behind it if asked for. Keeps the stock weight for gradients."""
+class PaddedLinear(nn.Module):
+    """A frozen `nn.Linear` or `Conv1D` whose rows are made a multiple of AMX's tile.
+
+    Behind a row that ends within a tile, oneDNN reads on into the next row, and multiplies what it finds by zeros: that
+    is nothing for numbers, but NaN for what is not finite, and then one broken prompt breaks its neighbours.
+    """
+
+    def __init__(self, stock: nn.Linear | Conv1D) -> None:
+        super().__init__()
+        weight = stock.weight.data.T if isinstance(stock, Conv1D) else stock.weight.data
+        self.out_features, self.in_features = weight.shape
+        self.spare = -self.in_features % _TILE
+        self._wide: Tensor
+        self.register_buffer(
+            "_wide", F.pad(weight, (0, self.spare)) if self.spare else weight, persistent=False
+        )
+        narrow = self._wide[:, : self.in_features]  # the same memory: whoever trains it trains both
+        self._turned = isinstance(stock, Conv1D)
+        self.weight = nn.Parameter(narrow.T if self._turned else narrow, requires_grad=False)
+        self.bias = stock.bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., in_features] → [..., out_features]."""
+        if self.weight.requires_grad:  # a model that is trained itself has one prompt at most
+            return F.linear(states, self.weight.T if self._turned else self.weight, self.bias)
+        return F.linear(self._padded(states), self._wide, self.bias)
+
+    def _padded(self, states: Tensor) -> Tensor:
+        return F.pad(states, (0, self.spare)) if self.spare else states
+
+
+class PackedLinear(PaddedLinear):
+    """`nn.Linear` of a frozen weight in oneDNN's layout, with GELU behind it if asked for."""
 
     def __init__(self, stock: nn.Linear, *, gelu: bool = False) -> None:
-        super().__init__()
+        super().__init__(stock)
         self._packed: Tensor
-        self.weight, self.bias, self.gelu = stock.weight, stock.bias, gelu
-        self.in_features, self.out_features = stock.in_features, stock.out_features
+        self.gelu = gelu
         with torch.no_grad():
-            packed: Tensor = _ops()._reorder_linear_weight(stock.weight.data, None)
+            packed: Tensor = _ops()._reorder_linear_weight(self._wide, None)
         # A buffer, so that a recorded model refers to it; the state that is saved stays the stock model's.
         self.register_buffer("_packed", packed, persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in_features] → [..., out_features]."""
         if torch.is_grad_enabled() and (states.requires_grad or self.weight.requires_grad):
-            result = F.linear(states, self.weight, self.bias)
+            result = super().forward(states)
             return F.gelu(result) if self.gelu else result
+        states = self._padded(states)
         if _jit.is_tracing():  # the tracer cannot write down the call's empty list; a script can
             call = _scripted().linear_gelu if self.gelu else _scripted().linear
             scripted: Tensor = call(states, self._packed, self.bias)
@@ -52,6 +86,23 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     if not cpu_bf16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return all(hasattr(_ops(), name) for name in wanted) and bool(_ops()._is_mkldnn_bf16_supported())
+
+
+def keep_rows_apart(model: nn.Module) -> int:
+    """Replace what would let a row that is not finite reach the next one; returns how many layers that were.
+
+    Only bfloat16 on CPUs is concerned. The language-model head is left alone: its rows are multiplied in float32.
+    """
+    count, head = 0, model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is head or type(child) not in (nn.Linear, Conv1D):
+                continue
+            width: int = child.nx if isinstance(child, Conv1D) else child.in_features
+            if width % _TILE and child.weight.dtype is torch.bfloat16 and child.weight.device.type == "cpu":
+                setattr(parent, name, PaddedLinear(child))
+                count += 1
+    return count
 
 
 def pack_linears(model: nn.Module) -> int:

@@ -25,7 +25,7 @@ from backbone.compiler import load_native
 from backbone.errors import BackboneError, NativeUnavailable
 from backbone.fingerprint import fingerprint
 from backbone.graph import NotRecordable
-from backbone.linear import can_pack, pack_linears
+from backbone.linear import can_pack, keep_rows_apart, pack_linears
 from backbone.model import Backbone
 from backbone.native import NativeAttention
 from backbone.selfcheck import (
@@ -126,6 +126,7 @@ def load_backbone(
             (model.base_model.encoder, model.base_model.decoder) if two_stacks else (model.base_model,)
         ):
             pack_linears(part)
+    keep_rows_apart(model)
     # A folder's place says nothing to others, and would give the same training another digest elsewhere.
     known_as = folder.resolve().name if Path(name).is_dir() else name
     native = _finished(compiling, required=kernels == "required")

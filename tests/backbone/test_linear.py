@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import BertConfig, BertForMaskedLM
 from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
 
 from backbone import UnsupportedBackbone
-from backbone.linear import PackedLinear, can_pack, pack_linears
+from backbone.linear import PackedLinear, can_pack, keep_rows_apart, pack_linears
 from tests.backbone.families import FAMILIES, tiny
 from tests.backbone.prompts import manifest, tensors
 
@@ -102,3 +104,50 @@ def test_packed_weights_are_not_given_out_for_training() -> None:
 def test_float32_keeps_its_layers() -> None:
     assert not can_pack(torch.float32, CPU)
     assert "linear" not in tiny("bert").kernels
+
+
+@pytest.mark.parametrize("width", [5, 15, 48, 100, 312])
+@pytest.mark.parametrize("kind", ["linear", "conv1d", pytest.param("packed", marks=needs_bf16)])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_rows_of_an_odd_width_are_kept_apart(kind: str, width: int, poison: float) -> None:
+    """AMX multiplies 32 numbers of a row at once, and takes what it lacks from the next row."""
+    torch.manual_seed(0)
+    stock = (Conv1D(64, width) if kind == "conv1d" else nn.Linear(width, 64)).bfloat16().requires_grad_(False)
+    model = nn.Sequential(stock)
+    assert (pack_linears if kind == "packed" else keep_rows_apart)(model) == 1
+    for rows in (3, 18, 40, 257):
+        states = torch.randn(rows, width).bfloat16()
+        clean = model(states)
+        torch.testing.assert_close(clean, stock(states), atol=3e-2, rtol=2e-2)
+        states[1::3] = poison
+        kept = [at for at in range(rows) if at % 3 != 1]
+        assert torch.equal(model(states)[kept], clean[kept])
+        assert not torch.isfinite(model(states)[1::3]).all(dim=1).any()
+    assert torch.equal(model[0].weight, stock.weight)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_a_padded_layer_that_is_trained_goes_on_with_its_new_weights(kind: str) -> None:
+    torch.manual_seed(0)
+    stock = (Conv1D(64, 15) if kind == "conv1d" else nn.Linear(15, 64)).bfloat16().requires_grad_(False)
+    model, states = nn.Sequential(stock), torch.randn(40, 15).bfloat16()
+    assert keep_rows_apart(model) == 1
+    weight, plain = model[0].weight.requires_grad_(), stock.weight.requires_grad_()
+    (got,) = torch.autograd.grad(model(states).sum(), weight)
+    (expected,) = torch.autograd.grad(stock(states).sum(), plain)
+    assert torch.equal(got, expected)
+    with torch.no_grad():
+        weight.add_(0.5)
+    torch.testing.assert_close(model(states), model.requires_grad_(False)(states), atol=6e-2, rtol=2e-2)
+
+
+def test_only_odd_widths_in_bfloat16_are_replaced() -> None:
+    assert keep_rows_apart(nn.Sequential(nn.Linear(64, 5).bfloat16())) == 0
+    assert keep_rows_apart(nn.Sequential(nn.Linear(15, 5))) == 0
+    model = BertForMaskedLM(
+        BertConfig(
+            hidden_size=15, num_hidden_layers=1, num_attention_heads=3, intermediate_size=64, vocab_size=40
+        )
+    ).bfloat16()
+    assert keep_rows_apart(model) == 6  # query, key, value, two others, the head's own layer; not the words
+    assert type(model.get_output_embeddings()) is nn.Linear

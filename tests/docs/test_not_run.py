@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import redis
 
 from loadtest.faults.redis_process import RedisProcess
 from tests.deploy.manifests import kubectl as find_kubectl
@@ -93,12 +94,7 @@ def test_redis_knows_every_command_that_it_is_given(tmp_path: Path) -> None:
         for span in re.findall(r"\bredis-cli (?:-\S+ )*([A-Z]+[^`\n]*)", page.read_text(encoding="utf-8"))
     }
     assert given
-    with RedisProcess(tmp_path) as redis:
+    with RedisProcess(tmp_path) as running, redis.Redis.from_url(running.url) as asked:
         for command in given:
-            said = subprocess.run(
-                ["redis-cli", "-u", redis.url, "COMMAND", "INFO", command],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            assert command.lower() in said.stdout, f"redis-cli {command}"
+            said = asked.execute_command("COMMAND", "INFO", command)
+            assert command.lower() in said, f"redis-cli {command}"
