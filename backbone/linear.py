@@ -93,12 +93,14 @@ def keep_rows_apart(model: nn.Module) -> int:
 
     Only bfloat16 on CPUs is concerned. The language-model head is left alone: its rows are multiplied in float32.
     """
-    count, head = 0, model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    count = 0
+    head: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if child is head or type(child) not in (nn.Linear, Conv1D):
+            # Not their subclasses: those above have done it already, others compute in ways of their own.
+            if child is head or not (type(child) is nn.Linear or type(child) is Conv1D):
                 continue
-            width: int = child.nx if isinstance(child, Conv1D) else child.in_features
+            width = child.nx if isinstance(child, Conv1D) else child.in_features
             if width % _TILE and child.weight.dtype is torch.bfloat16 and child.weight.device.type == "cpu":
                 setattr(parent, name, PaddedLinear(child))
                 count += 1
