@@ -23,6 +23,7 @@ from trainer.learner import Learner
 from trainer.progress import TrainingProgress
 from trainer.run import Run
 from trainer.run_folder import RunFolder
+from trainer.state import load_checkpoint, save_checkpoint
 from trainer.step import step
 
 Settings = Callable[..., TrainConfig]
@@ -157,7 +158,7 @@ def test_changed_settings_are_not_mixed_into_an_old_run(
 
 
 def test_a_restored_learner_is_the_one_that_was_saved(
-    bert: Backbone, settings: Settings, console: Console, monkeypatch: pytest.MonkeyPatch
+    bert: Backbone, settings: Settings, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in the score that the next one is compared with, which is not computed again: on other cores it could
     be another.
@@ -168,9 +169,12 @@ def test_a_restored_learner_is_the_one_that_was_saved(
     for _ in range(3):
         step(bert, [one])
     one.evaluate()
+    save_checkpoint(tmp_path / "state", one.state())
+    saved = load_checkpoint(tmp_path / "state")
+    assert saved is not None
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "_score", lambda *_: pytest.fail("scored again"))
-        other.restore(one.state())
+        other.restore(saved)
     for learner in (one, other):
         step(bert, [learner])
         learner.evaluate()
