@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -138,7 +139,7 @@ class TrainConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     labels: tuple[str, ...] | None = None
     multi_label: bool = False
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0, 1, 2)
     ensemble: bool = False
     calibrate: bool = False
     golden: tuple[GoldenConfig, ...] | Literal["train"] = ()
@@ -246,10 +247,14 @@ def backbone_in(folder: Path, name: str) -> str:
 
 
 def source_in(folder: Path, where: str) -> str:
-    """What `prompt.init_from` names, as seen from `folder`: a path, or TASK@ and a path, is relative to it."""
+    """What `prompt.init_from` names, as seen from `folder`: a path, or TASK@ and a store's path or file:// URL, is
+    relative to it.
+    """
     task, at, store = where.partition("@")
     if not at or (folder / where).exists():
         return os.path.normpath(folder / where)
+    if store.startswith("file://"):
+        store = unquote(store.removeprefix("file://"))
     return where if "://" in store else f"{task}@{os.path.normpath(folder / store)}"
 
 

@@ -94,7 +94,7 @@ def joint_learners(
 def of_task(learned: Learned, at: int) -> Learned:
     """One task's part of what was learned jointly, as if it had been learned alone."""
     prompt = learned.prompts[at]
-    return replace(learned, raw=dict(prompt), prompts=(prompt,), dev=(learned.dev[at],))
+    return replace(learned, raw=dict(prompt), prompts=(prompt,))
 
 
 def begun(learned: Mapping[int, Learned], at: int) -> dict[int, dict[str, Tensor]]:

@@ -7,23 +7,27 @@ through the same batches alone, among others, and after a restart. Knows no run 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from backbone import Backbone, Row
 from prompt_store import Manifest
 from trainer.config import OptimiserConfig
+from trainer.errors import RunFolderError
 from trainer.evaluation import Encoded, score, shared
 from trainer.methods import Group, group_of
 from trainer.ranks import ALONE, Ranks
 from trainer.report import Point
 from trainer.rows import TrainingRows
 from trainer.schedule import Schedule, batches
-from trainer.scores import Scores
 from trainer.state import Checkpoint
 
 Tensors = Mapping[str, Tensor]
@@ -53,13 +57,12 @@ class Share:
 class Learned:
     """What a learner has come to at its best dev evaluation.
 
-    `raw` are the tensors that were trained, in full precision: a warm start from them loses nothing. `prompts` and
-    `dev` are by task: tensors named as in the prompt file, and scores.
+    `raw` are the tensors that were trained, in full precision: a warm start from them loses nothing. `prompts` are by
+    task: tensors named as in the prompt file.
     """
 
     raw: dict[str, Tensor]
     prompts: tuple[dict[str, Tensor], ...]
-    dev: tuple[Scores, ...]
     points: tuple[Point, ...]
     steps: int
 
@@ -101,7 +104,7 @@ class Learner:
         self._optimiser = torch.optim.AdamW(self._groups(), foreach=False)
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._best: dict[str, Tensor] = {}
-        self._best_dev: tuple[Scores, ...] = ()
+        self._best_dev: tuple[float, float] | None = None  # accuracy and macro-F1
         self.points: list[Point] = []
         self.step, self._loss_sum, self._loss_count, self._stale = 0, 0.0, 0, 0
         self._order: dict[int, tuple[int, list[list[int]]]] = {}  # by task: an epoch and its batches
@@ -175,9 +178,8 @@ class Learner:
 
     def evaluate(self) -> Point:
         """Score the weight average on dev, and keep it if it is the best so far."""
-        dev = self._score(self._average)
-        accuracy, macro_f1 = _mean(dev)
-        if not self._best_dev or (accuracy, macro_f1) > _mean(self._best_dev):
+        accuracy, macro_f1 = dev = self._score(self._average)
+        if self._best_dev is None or dev > self._best_dev:
             self._best = {name: tensor.clone() for name, tensor in self._average.items()}
             self._best_dev, self._stale = dev, 0
         else:
@@ -194,13 +196,13 @@ class Learner:
 
     def learned(self) -> Learned:
         """What it has come to. At least one evaluation has been made."""
-        assert self._best_dev, "the last step is always evaluated"
+        assert self._best_dev is not None, "the last step is always evaluated"
         with torch.no_grad():
             prompts = tuple(
                 {name: tensor.clone() for name, tensor in tensors.items()}
                 for tensors in self._fold(self._best)
             )
-        return Learned(dict(self._best), prompts, self._best_dev, tuple(self.points), self.step)
+        return Learned(dict(self._best), prompts, tuple(self.points), self.step)
 
     def state(self) -> Checkpoint:
         """Everything that going on needs, bit for bit."""
@@ -212,6 +214,8 @@ class Learner:
                 tensors[f"optimiser/{key}/{name}"] = value
         tensors |= {f"best/{name}": tensor for name, tensor in self._best.items()}
         values = {
+            "of": self._settled,
+            "best_dev": self._best_dev,
             "step": self.step,
             "loss_sum": self._loss_sum,
             "loss_count": self._loss_count,
@@ -222,7 +226,10 @@ class Learner:
         return Checkpoint(tensors, values)
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go back to a `state`."""
+        """Go back to a `state`. Raises RunFolderError for one of other settings: it is nothing to go on from."""
+        if saved.values.get("of") != self._settled:
+            other = "was saved with other settings, or by another version of promptmux"
+            raise RunFolderError(f"{self.name} {other}: put these back, or start a new run")
         for name, parameter in self._parameters.items():
             parameter.data.copy_(saved.tensors[f"parameter/{name}"])
             self._average[name].copy_(saved.tensors[f"average/{name}"])
@@ -246,8 +253,15 @@ class Learner:
         self._loss_sum, self._loss_count = saved.values["loss_sum"], saved.values["loss_count"]
         self.failure = saved.values["failure"]
         self.points = [Point(**point) for point in saved.values["points"]]
-        if self._best:
-            self._best_dev = self._score(self._best)
+        self._best_dev = (best := saved.values["best_dev"]) and (best[0], best[1])
+
+    @cached_property
+    def _settled(self) -> str:
+        """A digest of what may not change on the way. What is at its default is not in it: new settings may come."""
+        parts: list[BaseModel] = [self._settings, *(task.manifest for task in self.tasks)]
+        plain = [part.model_dump(mode="json", exclude={"backbone"}, exclude_defaults=True) for part in parts]
+        shapes = {name: list(parameter.shape) for name, parameter in self._parameters.items()}
+        return hashlib.sha256(json.dumps([self.seed, shapes, plain]).encode()).hexdigest()
 
     def _groups(self) -> list[dict[str, object]]:
         settings = self._settings
@@ -275,16 +289,12 @@ class Learner:
             self._average[name].lerp_(parameter.detach(), 1 - decay)
 
     @torch.no_grad()
-    def _score(self, raw: Tensors) -> tuple[Scores, ...]:
+    def _score(self, raw: Tensors) -> tuple[float, float]:
+        """Accuracy and macro-F1 on dev, averaged over tasks."""
         scores = []
         for task, tensors in zip(self.tasks, self._fold(raw), strict=True):
             manifest = task.manifest
             values = shared(self._backbone, self._ranks, manifest, tensors, task.dev.rows)
             scores.append(score(values, task.dev.targets, manifest.labels, multi_label=manifest.multi_label))
-        return tuple(scores)
-
-
-def _mean(scores: Sequence[Scores]) -> tuple[float, float]:
-    """Accuracy and macro-F1, averaged over tasks."""
-    count = len(scores)
-    return sum(s.accuracy for s in scores) / count, sum(s.macro_f1 for s in scores) / count
+        count = len(scores)
+        return sum(s.accuracy for s in scores) / count, sum(s.macro_f1 for s in scores) / count

@@ -75,22 +75,20 @@ def train_many(config: ManyConfig, *, console: Console, ranks: Ranks = ALONE) ->
     A task that diverges, or cannot be written at its end, fails alone. Raises TrainerError for a slip in any task
     before anything is written, and TrainingInterruptedError after Ctrl-C or SIGTERM: `resume_many` goes on.
     """
-    if (config.output / LIST).exists():
-        raise RunFolderError(
-            f"{config.output}: tasks were trained in it already; go on ({RunFolder(config.output).resume_command()}) "
-            "or choose another output"
-        )
+    RunFolder(config.output).refuse_taken()
     work = _Work(config, load(config.tasks[0], ranks), console, ranks)
     config = replace(config, tasks=tuple(work.resolved(task) for task in config.tasks))
     if config.share is not None:
         check_together(config.tasks)
-    for task in config.tasks:
-        RunFolder(Path(task.output)).refuse_started()
+    checkpoints = Checkpoints(config.output / STATE)
+    checkpoints.lock()  # of two that start at once, one has the folder
+    for folder in (config.output, *(Path(task.output) for task in config.tasks)):
+        RunFolder(folder).refuse_taken()
     _write_list(config)
     for task in config.tasks:
         RunFolder(Path(task.output)).create(with_absolute_paths(task))
     work.config = config
-    return _train(work, console)
+    return _train(work, checkpoints, console)
 
 
 def resume_many(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> ManyResult:
@@ -104,7 +102,8 @@ def resume_many(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> Many
         )
     rest = {key: listed[key] for key in ("rows_at_once", "share", "rank") if key in listed}
     config = replace(ManyConfig(folder, tasks), **rest)
-    return _train(_Work(config, load(tasks[0], ranks), console, ranks), console)
+    work = _Work(config, load(tasks[0], ranks), console, ranks)
+    return _train(work, Checkpoints(config.output / STATE), console)
 
 
 def _write_list(config: ManyConfig) -> None:
@@ -137,9 +136,8 @@ def _config_in(root: Path, listed: Mapping[str, Any]) -> TrainConfig:
     return folder.config()
 
 
-def _train(work: _Work, console: Console) -> ManyResult:
+def _train(work: _Work, checkpoints: Checkpoints, console: Console) -> ManyResult:
     config, ranks, log = work.config, work.ranks, work.log
-    checkpoints = Checkpoints(config.output / STATE)
     of_learner = {f"{task.task_id}.seed-{seed}": task for task in config.tasks for seed in task.seeds}
     _tidy(checkpoints, config.tasks)
     with stop_on_signals(ranks.signal) as stop, log:

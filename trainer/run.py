@@ -84,8 +84,9 @@ def resume(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> RunResult
 def _alone(run: Run, *, new: bool) -> RunResult:
     with ExperimentLog([run.config], run.folder.root) as log, stop_on_signals(run.ranks.signal) as stop:
         log.about(run.config)
-        run.begin(new=new)
         checkpoints = Checkpoints(run.folder.state)
+        checkpoints.lock()  # before settings are written: of two that start at once, one has the folder
+        run.begin(new=new)
         run.prepare(stop)
         with TrainingProgress(run.console) as progress:
             learners = train_together(
@@ -125,18 +126,15 @@ class Run:
         prefix: str = "",
         probes: dict[bytes, Reference] | None = None,
         ranks: Ranks = ALONE,
-        resume_command: str | None = None,
     ) -> None:
-        """Where several runs are trained together, `prefix` begins the names of its learners, `resume_command` goes on
-        with all (default: with this folder's), and runs on the same examples share their `probes` (head-only references
-        by what they depend on).
+        """Where several runs are trained together, `prefix` begins the names of its learners, and runs on the same
+        examples share their `probes` (head-only references by what they depend on).
 
         Raises TrainerError for all that can be known to be wrong before anything is computed.
         """
         self._began = time.monotonic()
         self.console, self.backbone, self.ranks, self._prefix = console, backbone, ranks, prefix
         self.folder = RunFolder(Path(config.output))
-        self._resume_command = resume_command or self.folder.resume_command()
         self.data = load_examples(config)
         self.config = resolve(config, self.data, backbone)
         self._manifest = build_manifest(self.config, self.data, backbone)
@@ -148,6 +146,7 @@ class Run:
     def begin(self, *, new: bool) -> None:
         """Make the run folder, or go on in it; say what is done. Raises RunFolderError."""
         if new:
+            self.folder.refuse_taken()
             self.folder.create(with_absolute_paths(self.config))
         self.claim()
         sizes = self.data.sizes()
@@ -278,7 +277,7 @@ class Run:
         """Raise TrainingInterruptedError if a signal asked for an end."""
         if stop.signal_number is not None:
             raise TrainingInterruptedError(
-                f"interrupted; the run is saved. Go on with: {self._resume_command}",
+                f"interrupted; the run is saved. Go on with: {self.folder.resume_command()}",
                 signal_number=stop.signal_number,
             )
 

@@ -82,20 +82,23 @@ class RunFolder:
         except RunFolderError:  # none there, or a file of that name that is something else
             return None
 
-    def refuse_started(self) -> None:
-        """Raise RunFolderError when a run is in it already."""
-        if self.started:
-            done = self.metrics.exists()
-            advice = (
-                "choose another --output"
-                if done
-                else f"go on with it ({self.resume_command()}) or choose another"
-            )
-            raise RunFolderError(f"{self.root}: there is a run in it already; {advice}")
+    def refuse_taken(self) -> None:
+        """Raise RunFolderError when a run, a sweep or many tasks were begun in it, or another's results lie in it."""
+        if (self.root / LIST).exists():
+            what = "tasks were trained in it"
+        elif (self.root / SWEEP).exists():
+            what = "there is a sweep in it"
+        elif self.started:
+            what = "there is a run in it"
+        elif self.metrics.exists():
+            what = "there are results in it"
+        else:
+            return
+        go_on = "" if self.metrics.exists() else f"go on ({self.resume_command()}) or "
+        raise RunFolderError(f"{self.root}: {what} already; {go_on}choose another --output")
 
     def create(self, config: TrainConfig) -> None:
-        """Make the folder and write config.toml. Raises RunFolderError when a run is in it already."""
-        self.refuse_started()
+        """Make the folder and write config.toml. Raises RunFolderError where it cannot be written to."""
         try:
             for folder in (self.root, self.root / "seeds", self.root / "state"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -108,10 +111,7 @@ class RunFolder:
         moved.
         """
         if (self.root / SWEEP).exists() and not self.metrics.exists():
-            where = shlex.quote(str(self.root))
-            raise RunFolderError(
-                f"{self.root}: this is a sweep; go on with: promptmux sweep --resume {where}"
-            )
+            raise RunFolderError(f"{self.root}: this is a sweep; go on with: {self.resume_command()}")
         if not self.started:
             raise RunFolderError(f"{self.root}: no run to resume here ({CONFIG} is missing)")
         return load_config(self.root / CONFIG, {"output": str(self.root)})
@@ -131,8 +131,9 @@ class RunFolder:
             )
 
     def resume_command(self) -> str:
-        """What to type to go on."""
-        return f"promptmux train --resume {shlex.quote(str(self.company or self.root))}"
+        """What to type to go on with what was begun in it."""
+        command = "sweep" if (self.root / SWEEP).exists() else "train"
+        return f"promptmux {command} --resume {shlex.quote(str(self.company or self.root))}"
 
 
 def read_list(folder: Path) -> dict[str, Any]:

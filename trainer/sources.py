@@ -38,9 +38,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Example:
-    """One text (or pair) with its labels: exactly one, unless the task is multi-label. `place` is for
-    messages.
-    """
+    """One text (or pair) with its labels: exactly one, unless the task is multi-label. `place` is for messages."""
 
     text: str
     text_pair: str | None
@@ -56,9 +54,7 @@ class Example:
 def read_examples(
     source: str, columns: Columns, *, format: str = "auto", encoding: str | None = None
 ) -> tuple[Example, ...]:
-    """Read one source (file, `*.pos`/`*.neg` folder, or `hf:…`). Raises DataError; never returns an empty
-    tuple.
-    """
+    """Read one source (file, `*.pos`/`*.neg` folder, or `hf:…`). Raises DataError; never returns an empty tuple."""
     if source.startswith("hf:"):
         examples = tuple(_from_hub(source, columns))
     else:
@@ -123,8 +119,7 @@ def _decode(path: Path, encoding: str) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    # Not str.splitlines: that also splits at U+0085, U+2028 and others, which are ordinary characters of a
-    # text.
+    # Not str.splitlines: that also splits at U+0085, U+2028 and others, which are ordinary characters.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line.removesuffix("\r")
@@ -211,8 +206,12 @@ def _text(record: Mapping[str, Any], name: str, setting: str, place: str) -> str
         raise DataError(f"{place}: {name!r} must be a text, not {type(value).__name__}")
     if not value.strip():
         raise DataError(f"{place}: {name!r} is empty; fill it in or delete the line")
+    return _whole(value, repr(name), place)
+
+
+def _whole(value: str, what: str, place: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{place}: {name!r} holds half a surrogate pair, which is no text; delete the line")
+        raise DataError(f"{place}: {what} holds half a surrogate pair, which is no text; delete the line")
     return value
 
 
@@ -221,7 +220,7 @@ def _label(value: object, place: str) -> str:
         return str(value).lower() if isinstance(value, bool) else str(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: a label must be non-empty text or an integer (lists: multi_label = true)")
-    return value.strip()
+    return _whole(value.strip(), "a label", place)
 
 
 def _polarity_files(folder: Path) -> dict[str, list[Path]]:

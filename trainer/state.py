@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,25 @@ class Checkpoint:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` so that a reader, or a restart after a crash, sees the old bytes or the new, never a
     part.
+
+    Raises RunFolderError, with what was there left as it was, where the disk is full or the folder takes no files.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # where there is no room, it takes some
+        raise RunFolderError(f"{path}: {error.strerror}") from None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -58,14 +57,8 @@ def sweep(
     (`resume_sweep` goes on).
     """
     folder = Path(settings[0].config.output)
-    if new and (folder / PLAN).exists():
-        raise RunFolderError(
-            f"{folder}: there is a sweep in it already; go on ({_resume_command(folder)}) or choose another output"
-        )
-    if new and RunFolder(folder).started:
-        raise RunFolderError(
-            f"{folder}: there is a run in it already, which the sweep's winner would overwrite; choose another output"
-        )
+    if new:
+        RunFolder(folder).refuse_taken()
     log = ExperimentLog([setting.config for setting in settings], folder)
     work = _Sweep(settings, folder, console, ranks)
     with stop_on_signals(ranks.signal) as stop, log:
@@ -88,7 +81,7 @@ def sweep(
                         pass
                     if stop.signal_number is not None:
                         raise TrainingInterruptedError(
-                            f"interrupted; the sweep is saved. Go on with: {_resume_command(folder)}",
+                            f"interrupted; the sweep is saved. Go on with: {RunFolder(folder).resume_command()}",
                             signal_number=stop.signal_number,
                         )
                     compared = work.compare(evaluations, keep)
@@ -133,9 +126,8 @@ class _Sweep:
         for at, setting in enumerate(settings, 1):
             with named(f"setting {setting.name}"):
                 self._runs[setting.name] = Run(
-                    setting.config, self.backbone, console, prefix=f"{at}.", probes=probes, ranks=ranks,
-                    resume_command=_resume_command(folder),
-                )  # fmt: skip
+                    setting.config, self.backbone, console, prefix=f"{at}.", probes=probes, ranks=ranks
+                )
         self._first = self._runs[settings[0].name]
         self._alive = [setting.name for setting in settings]
         self._learners: dict[str, list[Learner]] = {}
@@ -239,7 +231,8 @@ class _Sweep:
             f"best: {best}; {_share(made, whole)} of the rows that all settings to their ends would have taken"
         )
         run = self._runs[best]
-        run.begin(new=not run.folder.started)
+        run.folder.create(with_absolute_paths(run.config))
+        run.begin(new=False)
         for learner in self._learners[best]:
             run.take(learner)
         return run.finish()
@@ -283,7 +276,3 @@ def _table(settings: Sequence[Setting], rungs: Sequence[Rung], title: str) -> Ta
         cells = [percent(rung.scores[setting.name]) if setting.name in rung.scores else "–" for rung in rungs]
         table.add_row(Text(setting.name), *cells, style="bold" if setting.name in rungs[-1].kept else None)
     return table
-
-
-def _resume_command(folder: Path) -> str:
-    return f"promptmux sweep --resume {shlex.quote(str(folder))}"

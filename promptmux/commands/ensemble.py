@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -32,4 +33,4 @@ def run(
     except OSError as error:
         raise typer.BadParameter(f"{output}: {error.strerror}", param_hint="--output") from None
     print(f"{output}: version {version_of(data)}")
-    print(f"publish it: promptmux publish {output}")
+    print(f"publish it: promptmux publish {shlex.quote(str(output))}")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from promptmux.commands import training_options as options
 from promptmux.commands.options import AdminKey, Force
-
-if TYPE_CHECKING:
-    from trainer.ranks import Ranks
 
 _Flag = typer.Option
 
@@ -47,6 +44,8 @@ def run(
 
     Dev chooses; the best setting is reported on the test set, once, and its folder is a run folder.
     """
+    from rich.console import Console
+
     import trainer
 
     overrides: dict[str, object] = {
@@ -66,44 +65,15 @@ def run(
         options.refuse_settings({"CONFIG": config} | overrides | {"--grid": grid or None})
     if config is None and output is None and task is not None:
         overrides["output"] = f"runs/{task}-sweep"
-    with options.publishing_later(publish, alias=alias, force=force), trainer.join(os.environ) as ranks:
+    publishing = options.Publishing(publish, alias, key, force)
+    with publishing.later(), trainer.join(os.environ) as ranks:
         if isinstance(ranks, trainer.Helper):
             ranks.help()
+            return
+        console = Console()
+        if resume is not None:
+            result = trainer.resume_sweep(resume, console=console, ranks=ranks)
         else:
-            _sweep(
-                config,
-                overrides,
-                grid or [],
-                resume,
-                ranks,
-                publish=publish,
-                alias=alias,
-                key=key,
-                force=force,
-            )
-
-
-def _sweep(
-    config: Path | None,
-    overrides: dict[str, object],
-    grid: list[str],
-    resume: Path | None,
-    ranks: Ranks,
-    *,
-    publish: str | None,
-    alias: str,
-    key: str | None,
-    force: bool,
-) -> None:
-    from rich.console import Console
-
-    import trainer
-
-    console = Console()
-    if resume is not None:
-        result = trainer.resume_sweep(resume, console=console, ranks=ranks)
-    else:
-        settings = trainer.plan(config, overrides, options.grid_of(grid))
-        result = trainer.sweep(settings, console=console, ranks=ranks)
-    said = options.publish_result(result.prompt, publish, alias=alias, key=key, force=force)
-    console.print(said, highlight=False, markup=False, soft_wrap=True)
+            settings = trainer.plan(config, overrides, options.grid_of(grid or []))
+            result = trainer.sweep(settings, console=console, ranks=ranks)
+        console.print(publishing.publish(result.prompt), highlight=False, markup=False, soft_wrap=True)

@@ -70,11 +70,12 @@ def run(
         options.refuse_settings({"CONFIG": config} | overrides)
     if config is None and output is None and task is not None:
         overrides["output"] = f"runs/{task}-{method or 'prompt-tuning'}"
-    with options.publishing_later(publish, alias=alias, force=force), trainer.join(os.environ) as ranks:
+    publishing = options.Publishing(publish, alias, key, force)
+    with publishing.later(), trainer.join(os.environ) as ranks:
         if isinstance(ranks, trainer.Helper):
             ranks.help()
         else:
-            _learn(config, overrides, resume, ranks, publish=publish, alias=alias, key=key, force=force)
+            _learn(config, overrides, resume, ranks, publishing)
 
 
 def _learn(
@@ -82,11 +83,7 @@ def _learn(
     overrides: dict[str, object],
     resume: Path | None,
     ranks: Ranks,
-    *,
-    publish: str | None,
-    alias: str,
-    key: str | None,
-    force: bool,
+    publishing: options.Publishing,
 ) -> None:
     from rich.console import Console
 
@@ -102,13 +99,12 @@ def _learn(
             result = trainer.resume(resume, console=console, ranks=ranks)
         else:
             result = trainer.train(trainer.load_config(config, overrides), console=console, ranks=ranks)
-        said = options.publish_result(result.prompt, publish, alias=alias, key=key, force=force)
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        console.print(publishing.publish(result.prompt), highlight=False, markup=False, soft_wrap=True)
         return
     refused = 0
-    for folder in many.finished.values() if publish is not None else ():
+    for folder in many.finished.values() if publishing.target is not None else ():
         try:  # the next task may be better
-            said = options.publish_result(folder.prompt, publish, alias=alias, key=key, force=force)
+            said = publishing.publish(folder.prompt)
         except trainer.TrainerError as error:
             said, refused = options.not_published(folder.prompt, error), refused + 1
         console.print(said, highlight=False, markup=False, soft_wrap=True)

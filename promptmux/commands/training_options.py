@@ -6,6 +6,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -83,19 +84,46 @@ def refuse_settings(given: Mapping[str, object]) -> None:
         )
 
 
-@contextmanager
-def publishing_later(target: str | None, *, alias: str, force: bool) -> Iterator[None]:
-    """The command that an interrupted training ends with shall publish as this one would have; its key is not shown."""
-    from prompt_store.redis_url import without_secrets
-    from trainer import TrainingInterruptedError
+@dataclass(frozen=True)
+class Publishing:
+    """Where what is learned goes, if anywhere, and how."""
 
-    try:
-        yield
-    except TrainingInterruptedError as error:
-        if target is not None:
-            rest = ["--publish", without_secrets(target), "--alias", alias, *(["--force"] if force else [])]
-            error.args = (f"{error} {shlex.join(rest)}",)
-        raise
+    target: str | None
+    alias: str
+    key: str | None
+    force: bool
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """The command that an interrupted training ends with shall publish as this one would have; its key is not
+        shown.
+        """
+        from prompt_store.redis_url import without_secrets
+        from trainer import TrainingInterruptedError
+
+        try:
+            yield
+        except TrainingInterruptedError as error:
+            if self.target is not None:
+                rest = ["--publish", without_secrets(self.target), "--alias", self.alias]
+                rest += ["--force"] if self.force else []
+                error.args = (f"{error} {shlex.join(rest)}",)
+            raise
+
+    def publish(self, prompt: Path) -> str:
+        """Publish a prompt file, and say so; without a target say how it is published."""
+        import trainer
+        from trainer.gate import judge_file
+
+        if self.target is None:
+            how, insist = (" all the same", " --force") if judge_file(prompt).refusal else ("", "")
+            return f"publish it{how}: promptmux publish {shlex.quote(str(prompt))}{insist}"
+        done = trainer.publish(prompt, self.target, alias=self.alias or None, key=self.key, force=self.force)
+        note = f" ({done.note})" if done.note else ""
+        tell_durability(done.durable)
+        news = "published" if done.created else "already there:"
+        leads = f" as {done.alias}" if done.alias else ""
+        return f"{news} {done.task_id} {done.version[:12]}{leads} to {done.target}{note}"
 
 
 def _pair(pair: str, flag: str) -> tuple[str, str]:
@@ -112,21 +140,6 @@ def _value(text: str) -> object:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def publish_result(prompt: Path, target: str | None, *, alias: str, key: str | None, force: bool) -> str:
-    """Publish a prompt file, and say so; without a target say how it is published."""
-    import trainer
-    from trainer.gate import judge_file
-
-    if target is None:
-        insist = " --force" if judge_file(prompt).refusal else ""
-        return f"publish it{' all the same' * bool(insist)}: promptmux publish {prompt}{insist}"
-    done = trainer.publish(prompt, target, alias=alias or None, key=key, force=force)
-    note = f" ({done.note})" if done.note else ""
-    tell_durability(done.durable)
-    news, leads = "published" if done.created else "already there:", f" as {done.alias}" if done.alias else ""
-    return f"{news} {done.task_id} {done.version[:12]}{leads} to {done.target}{note}"
 
 
 def not_published(prompt: Path, error: Exception) -> str:

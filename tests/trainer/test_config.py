@@ -52,6 +52,19 @@ def test_a_backbone_that_is_a_folder_beside_the_file_is_a_path_and_else_an_id(
         assert with_absolute_paths(config).backbone == expected  # and the run folder is gone on with from any
 
 
+def test_a_store_to_start_from_is_relative_to_the_file_however_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    for given, expected in (
+        ("reviews@a store", f"reviews@{tmp_path / 'a store'}"),
+        ("reviews@file://a%20store", f"reviews@{tmp_path / 'a store'}"),
+        ("reviews:canary@file:///a/store", "reviews:canary@/a/store"),
+        ("reviews@redis://host/0", "reviews@redis://host/0"),
+    ):
+        path.write_text(f'{MINIMAL}[prompt]\ninit_from = "{given}"\n')
+        assert load_config(path).prompt.init_from == expected
+        assert with_absolute_paths(load_config(path)).prompt.init_from == expected
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -61,6 +74,7 @@ def test_a_backbone_that_is_a_folder_beside_the_file_is_a_path_and_else_an_id(
         (MINIMAL + "[optimiser]\nprompt_lr = -1\n", "optimiser.prompt_lr: "),
         (MINIMAL + "[optimiser]\nprompt_lr = nan\n", "optimiser.prompt_lr: "),
         ("seeds = [1, 1]\n" + MINIMAL, "the same seed twice"),
+        (f"seeds = [{2**63}]\n" + MINIMAL, "seeds.0: Input should be less than"),
         ("seeds = [-1]\n" + MINIMAL, "seeds.0: Input should be greater than or equal to 0"),
         (MINIMAL + '[head]\ntype = "verbalizer"\n', "head.words"),
         ('method = "hard-prompt"\n' + MINIMAL + '[head]\ntype = "linear"\n', "trains nothing"),

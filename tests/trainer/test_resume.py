@@ -13,12 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+from backbone import Backbone
 from trainer import RunFolderError, TrainConfig, TrainingInterruptedError, resume, to_toml, train
+from trainer.interrupt import StopRequest
 from trainer.learner import Learner
 from trainer.progress import TrainingProgress
+from trainer.run import Run
 from trainer.run_folder import RunFolder
+from trainer.state import load_checkpoint, save_checkpoint
+from trainer.step import step
 
 Settings = Callable[..., TrainConfig]
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -126,6 +132,55 @@ def test_changed_data_is_not_mixed_into_an_old_run(
     train_file.write_text(train_file.read_text().replace("film", "book"))
     with pytest.raises(RunFolderError, match="the train set changed since this run began"):
         resume(result.folder, console=console)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("num_virtual_tokens = 4", "num_virtual_tokens = 5"),
+        ('["negative", "positive"]', '["positive", "negative"]'),
+        ("epochs = 1", "epochs = 2"),
+    ],
+)
+def test_changed_settings_are_not_mixed_into_an_old_run(
+    settings: Settings, console: Console, before: str, after: str
+) -> None:
+    result = train(settings(method="p-tuning-v2", optimiser__epochs=1), console=console)
+    (result.folder / "metrics.json").unlink()
+    file = result.folder / "config.toml"
+    text = file.read_text()
+    assert text.count(before) == 1
+    file.write_text(text.replace(before, after))
+    with pytest.raises(RunFolderError, match="seed-0 was saved with other settings"):
+        resume(result.folder, console=console)
+    file.write_text(text.replace("ensemble = false", "ensemble = false\nrows_at_once = 8"))  # for less memory
+    assert resume(result.folder, console=console).version == result.version
+
+
+def test_a_restored_learner_is_the_one_that_was_saved(
+    bert: Backbone, settings: Settings, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the score that the next one is compared with, which is not computed again: on other cores it could
+    be another.
+    """
+    run = Run(settings(method="p-tuning-v2"), bert, console)
+    run.prepare(StopRequest())
+    one, other = (next(run.learners()) for _ in range(2))
+    for _ in range(3):
+        step(bert, [one])
+    one.evaluate()
+    save_checkpoint(tmp_path / "state", one.state())
+    saved = load_checkpoint(tmp_path / "state")
+    assert saved is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "_score", lambda *_: pytest.fail("scored again"))
+        other.restore(saved)
+    for learner in (one, other):
+        step(bert, [learner])
+        learner.evaluate()
+    assert one.state().values == other.state().values
+    for name, tensor in one.state().tensors.items():
+        assert torch.equal(tensor, other.state().tensors[name]), name
 
 
 def test_a_moved_run_folder_resumes(settings: Settings, console: Console, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ GOOD = '{"text": "a", "label": "x"}\n'
         ("a.jsonl", GOOD + '{"text": "  ", "label": "x"}\n', "line 2", "'text' is empty"),
         ("a.jsonl", '{"text": 3, "label": "x"}\n', "line 1", "'text' must be a text, not int"),
         ("a.jsonl", '{"text": "\\ud800", "label": "x"}\n', "line 1", "half a surrogate pair"),
+        ("a.jsonl", '{"text": "a", "label": "\\ud800"}\n', "line 1", "a label holds half a surrogate pair"),
         ("a.jsonl", '{"text": "a", "label": ""}\n', "line 1", "a label must be"),
         ("a.jsonl", '{"text": "a", "label": 0.5}\n', "line 1", "a label must be"),
         ("a.jsonl", GOOD + "{oops\n", "line 2", "not JSON"),

@@ -36,3 +36,12 @@ def test_writing_leaves_only_the_whole_file(tmp_path: Path) -> None:
     write_atomically(tmp_path / "f", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     assert (tmp_path / "f").read_bytes() == b"new"
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    """As on a full disk: it is no defect, and what was saved before can be gone on with."""
+    (tmp_path / "taken").mkdir()
+    for path, says in ((tmp_path / "taken", "Is a directory"), (tmp_path / "gone" / "f", "No such file")):
+        with pytest.raises(RunFolderError, match=f"{path}: {says}"):
+            write_atomically(path, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
