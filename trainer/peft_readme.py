@@ -21,7 +21,7 @@ from prompt_store import (
     VerbalizerHead,
     parse_template,
 )
-from trainer.peft_template import as_texts, has_words, split_otherwise
+from trainer.peft_template import Around, around, as_texts, has_words, split_otherwise
 
 HEAD_FILE: Final = "head.safetensors"
 _AUTO = {
@@ -57,7 +57,6 @@ def readme(manifest: Manifest, base: Backbone, config: Any, way: str, where: str
     lines += [
         f"`logits(text)` gives what promptmux gives (row by row, without padding). {_cut(manifest, template, base)}",
         "",
-        *_otherwise(manifest, template, base),
         "```python",
         *_code(manifest, base, config, way, where),
         "```",
@@ -84,25 +83,27 @@ def _predicts(manifest: Manifest, template: Template, base: Backbone) -> bool:
     return isinstance(template.parts[-1], MaskSlot) and (base.is_causal or reads)
 
 
-def _otherwise(manifest: Manifest, template: Template, base: Backbone) -> list[str]:
-    """What to say of texts that become other tokens when a tokenizer sees the template's words beside them."""
-    text, _ = as_texts(template, base, predicts=_predicts(manifest, template, base))
-    if template.has_pair or not split_otherwise(text, manifest, base):
-        return []
-    return [
-        "This tokenizer joins the end of some texts, such as a full stop, with the template's words behind it; "
-        "promptmux never does, and gives other logits then.",
-        "",
-    ]
+def _around(manifest: Manifest, template: Template, base: Backbone) -> Around | None:
+    """What stands around the text, where the template has words and the lines can put them there as tokens."""
+    if not has_words(template):
+        return None
+    return around(template, manifest, base, predicts=_predicts(manifest, template, base))
 
 
 def _cut(manifest: Manifest, template: Template, base: Backbone) -> str:
-    if not has_words(template):
+    if not has_words(template) or _around(manifest, template, base) is not None:
         return f"Texts that are too long are cut on the {manifest.max_length.cut}."
-    return (
+    said = (
         f"promptmux cuts long texts on the {manifest.max_length.cut}, so that the row with the template's words has "
         f"{_limits(manifest, template, base)[0]} tokens at most; the lines below cut nothing."
     )
+    text, _ = as_texts(template, base, predicts=_predicts(manifest, template, base))
+    if not template.has_pair and (ends := split_otherwise(text, manifest, base)):
+        said += (
+            f" This tokenizer joins the ends of some texts ({'; '.join(ends)}) with the template's words beside them; "
+            "promptmux never does, and gives other logits then."
+        )
+    return said
 
 
 def _back(manifest: Manifest, template: Template, base: Backbone) -> list[str]:
@@ -151,12 +152,14 @@ def _code(manifest: Manifest, base: Backbone, config: Any, way: str, where: str)
     lines += [f'head = load_file(FOLDER + "/{HEAD_FILE}")'] if features else []
     lines += ["", "", "@torch.no_grad()"]
     lines += [f"def logits(text{', text_pair=None' if template.has_pair else ''}):"]
-    limits = None if has_words(template) else _limits(manifest, template, base)
-    body = _encoded(
-        as_texts(template, base, predicts=_predicts(manifest, template, base)),
-        limits,
-        segments=not features and getattr(config, "type_vocab_size", 0) > 1,
-    )
+    if (parts := _around(manifest, template, base)) is not None:
+        body = _put_between(parts, str(template), cut_left=manifest.max_length.cut == "left")
+    else:
+        body = _encoded(
+            as_texts(template, base, predicts=_predicts(manifest, template, base)),
+            None if has_words(template) else _limits(manifest, template, base),
+            segments=not features and getattr(config, "type_vocab_size", 0) > 1,
+        )
     if features:
         body += _states(manifest, template, base, config) + _head(manifest)
     elif isinstance(manifest.head, VerbalizerHead):
@@ -183,6 +186,18 @@ def _encoded(written: tuple[str, str | None], limits: tuple[int, int] | None, *,
     return [
         f"made = tokenizer({', '.join(texts + settings)})",
         f"row = {{key: made[key] for key in ({wanted}) if key in made}}",
+    ]
+
+
+def _put_between(parts: Around, template: str, *, cut_left: bool) -> list[str]:
+    """Lines that make `row` of a text between a template's words, whose tokens do not depend on it."""
+    text = f"{parts.lead!r} + text" if parts.lead else "text"
+    kept = f"[-{parts.most}:]" if cut_left else f"[:{parts.most}]"
+    return [
+        f"# the tokens of {_quoted(template)}",
+        f'ids = tokenizer({text}, add_special_tokens=False)["input_ids"]{kept}',
+        f'row = {{"input_ids": torch.tensor([[*{parts.before}, *ids, *{parts.behind}]])}}',
+        'row["attention_mask"] = torch.ones_like(row["input_ids"])',
     ]
 
 
@@ -217,8 +232,15 @@ def _states(manifest: Manifest, template: Template, base: Backbone, config: Any)
             lines.append(f"x = {model}.pooler(states[None, {soft}:])[0]")
     else:
         places = {"cls": f"states[{soft}]", "last": "states[-1]", "row": "states.mean(0)"}
-        lines.append(f"x = {places.get(str(pooling), f'states[{pooling}]')}")
+        lines.append(f"x = {places[pooling] if isinstance(pooling, str) else _place(pooling)}")
     return lines
+
+
+def _place(number: int) -> str:
+    """A place of a row from its begin or its end, or the last or first one of a row that is too short for it."""
+    if number in (0, -1):
+        return f"states[{number}]"
+    return f"states[min({number}, len(states) - 1)]" if number > 0 else f"states[max({number}, -len(states))]"
 
 
 def _head(manifest: Manifest) -> list[str]:

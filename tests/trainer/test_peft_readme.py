@@ -50,6 +50,26 @@ def test_texts_are_cut_as_the_prompt_cuts_them(
     torch.testing.assert_close(quiet(page, LONG, pair), ours(made, where, (LONG,), (pair,))[0], **NEAR)
 
 
+@pytest.mark.parametrize("cut", ["left", "right"])
+@pytest.mark.parametrize(
+    ("family", "kind", "template"),
+    [("bert", "PROMPT_TUNING", "it was {text} . film"), ("llama", "PREFIX_TUNING", "the film:\n{text} was it"),
+     ("gpt2", "PROMPT_TUNING", "it was {text}")],
+)  # fmt: skip
+def test_words_around_a_long_text_stay(
+    family: str, kind: str, template: str, cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter(tmp_path / "it", kind, family)
+    made = import_peft(tmp_path / "it", Choices(template=template))
+    limit = {"tokens": 20, "counts": "row", "cut": cut}
+    data = remade(made.data, max_length=limit)
+    export_peft(data, tmp_path / "out", backbone=str(base(family)))
+    made, page = Imported(data, decode_prompt(data).manifest, ()), page_of(tmp_path / "out", monkeypatch)
+    want = ours(made, base(family), (*TEXTS, LONG, ""))
+    got = torch.stack([quiet(page, text) for text in (*TEXTS, LONG, "")])
+    torch.testing.assert_close(got, torch.stack(want), **NEAR)
+
+
 def test_the_command_of_the_page_gives_the_prompt_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,3 +105,13 @@ def test_the_command_of_the_page_keeps_the_label_words(
     head = decode_prompt(Path("it.safetensors").read_bytes()).manifest.head
     assert head == made.manifest.head
     assert head.model_dump()["aggregate"] == "max"
+
+
+@pytest.mark.parametrize("place", [9, -9])
+def test_a_place_that_a_short_row_has_not(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = exported(tmp_path, pooling=place, template="{soft:5}{text}")
+    made, page = Imported(data, decode_prompt(data).manifest, ()), page_of(tmp_path / "out", monkeypatch)
+    for text in ("", *TEXTS):
+        torch.testing.assert_close(quiet(page, text), ours(made, base("bert"), (text,))[0], **NEAR)
