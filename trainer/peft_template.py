@@ -45,12 +45,10 @@ class Around:
 
 
 def around(template: Template, manifest: Manifest, backbone: Backbone, *, predicts: bool) -> Around | None:
-    """What a row with the template's words is made of; None where there are two texts, or the text touches a word whose
-    tokens depend on it.
-    """
+    """What a row of one text is made of; None where the text touches a word whose tokens depend on it."""
     pieces = pieces_of(template, backbone.tokenizer, pair=False, is_causal=predicts or backbone.is_causal)
     at = next(at for at, piece in enumerate(pieces) if piece.slot)
-    if template.has_pair or (pieces[at].join == "glued" and backbone.tokenizer.marks_words):
+    if pieces[at].join == "glued" and backbone.tokenizer.marks_words:
         return None
     before, behind = ([i for piece in part for i in piece.ids] for part in (pieces[:at], pieces[at + 1 :]))
     most = backbone.row_encoder(manifest).longest() - len(before) - len(behind)

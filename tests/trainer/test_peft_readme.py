@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from prompt_store import decode_prompt
 from promptmux.__main__ import build
 from tests.docs.pages import blocks
-from tests.trainer.peft_folders import LABELS, LONG, TEXTS, adapter, base
+from tests.trainer.peft_folders import LABELS, LONG, PAIRS, TEXTS, adapter, base
 from tests.trainer.test_peft_export import page_of, quiet, remade
 from tests.trainer.test_peft_import import NEAR, ours
 from trainer.peft_export import export_peft
@@ -68,6 +68,22 @@ def test_words_around_a_long_text_stay(
     want = ours(made, base(family), (*TEXTS, LONG, ""))
     got = torch.stack([quiet(page, text) for text in (*TEXTS, LONG, "")])
     torch.testing.assert_close(got, torch.stack(want), **NEAR)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", "PROMPT_TUNING"), ("bert", "PREFIX_TUNING")])
+def test_words_behind_a_pair_stay_without_it(
+    family: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = base(family)
+    adapter(tmp_path / "it", kind, family)
+    made = import_peft(tmp_path / "it", Choices(template="the film {text} was {text_pair} ? who"))
+    export_peft(made.data, tmp_path / "out", backbone=str(where))
+    page = page_of(tmp_path / "out", monkeypatch)
+    got = [quiet(page, text) for text in (*TEXTS, LONG)]
+    torch.testing.assert_close(torch.stack(got), torch.stack(ours(made, where, (*TEXTS, LONG))), **NEAR)
+    got = [quiet(page, text, pair) for text, pair in zip(TEXTS, PAIRS, strict=True)]
+    torch.testing.assert_close(torch.stack(got), torch.stack(ours(made, where, TEXTS, PAIRS)), **NEAR)
+    assert "the lines below cut no pair" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_command_of_the_page_gives_the_prompt_back(
