@@ -31,7 +31,6 @@ from prompt_store import (
     StartSlot,
     Template,
     VerbalizerHead,
-    check_backbone,
     decode_prompt,
     parse_template,
 )
@@ -76,9 +75,9 @@ def export_peft(data: bytes, folder: Path, *, backbone: str | None = None) -> Ex
     name = backbone or prompt.manifest.backbone.name
     base = load_backbone(name, device="cpu", dtype="float32", kernels="off")
     folder_of_base = locate(name)
-    check_backbone(prompt.manifest, base.shape)
+    base.load_prompt(prompt)  # what it refuses PEFT cannot do either
     template = parse_template(prompt.manifest.template)
-    _refuse_misplaced(prompt, template)
+    _refuse_misplaced(prompt, template, base)
     config = AutoConfig.from_pretrained(folder_of_base)
     _refuse_prefixes(prompt, base, config)
     rows = _rows(prompt) if base.shape.decoder is None else two_stacks(prompt, base)
@@ -115,7 +114,7 @@ def export_peft(data: bytes, folder: Path, *, backbone: str | None = None) -> Ex
     return Exported(folder, way, reason)
 
 
-def _refuse_misplaced(prompt: Prompt, template: Template) -> None:
+def _refuse_misplaced(prompt: Prompt, template: Template, base: Backbone) -> None:
     """What PEFT has no place for: it puts one stretch of virtual tokens, or one prefix, before everything."""
     manifest = prompt.manifest
     prefixes = {name.split(".")[1] for name in prompt.tensors if name.startswith("prefix.")}
@@ -136,6 +135,9 @@ def _refuse_misplaced(prompt: Prompt, template: Template) -> None:
         raise AdapterError(
             "the template has {start}: PEFT leaves special tokens where the tokenizer puts them"
         )
+    predicts = base.is_causal or (manifest.decoder is not None and manifest.decoder.reads == "start")
+    if template.has_mask and base.tokenizer.mask_id is not None and not predicts:
+        raise AdapterError("the template has {mask}, where PEFT puts no token: it cannot be exported")
 
 
 def _refuse_prefixes(prompt: Prompt, base: Backbone, config: Any) -> None:
@@ -159,8 +161,6 @@ def _refuse_unreadable(prompt: Prompt, template: Template, base: Backbone, confi
     manifest = prompt.manifest
     if isinstance(manifest.head, VerbalizerHead):
         raise AdapterError(f"the prompt answers with label words, and {reason}: it cannot be exported")
-    if template.has_mask:
-        raise AdapterError("the template has {mask}, where PEFT puts no token: it cannot be exported")
     words = any(isinstance(part, Literal) and part.text.strip() for part in template.parts)
     if words and manifest.pooling == "mean":
         raise AdapterError(

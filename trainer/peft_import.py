@@ -18,7 +18,7 @@ from typing import Literal as OneOf
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoTokenizer
 
-from backbone import Backbone, BackboneError, load_backbone
+from backbone import Backbone, BackboneError, UnsupportedBackbone, load_backbone
 from backbone.loader import locate
 from prompt_store import (
     DecoderInput,
@@ -160,9 +160,17 @@ class _Importer:
             raise AdapterError(
                 f"the base model does not fit: {name} is no decoder, and the adapter is for {wanted}"
             )
-        if self.two_stacks and self.adapter.is_prefix and self.adapter.submodules != 2:
+        submodules = self.adapter.submodules
+        if not self.two_stacks and submodules != 1:
+            # It takes the rows of both stacks under a mask for one, or spreads a prefix over other layers.
             raise AdapterError(
-                "the adapter's num_transformer_submodules is not 2: PEFT cannot run its prefix on an encoder-decoder"
+                f"the adapter's num_transformer_submodules is {submodules}, which is for encoder-decoders, and {name} "
+                "is none: PEFT has no sound answers with it, so there are none to keep"
+            )
+        if self.two_stacks and self.adapter.is_prefix and submodules != 2:
+            raise AdapterError(
+                f"the adapter's num_transformer_submodules is {submodules}, and PEFT lays a prefix out for an "
+                "encoder-decoder only where it is 2: there are no answers to keep"
             )
 
     def _classifier(self) -> tuple[Head, Any, tuple[str, ...], dict[str, Array]]:
@@ -199,7 +207,7 @@ class _Importer:
 
     def _verbalizer(self) -> tuple[Head, Any, tuple[str, ...]]:
         words = self.choices.words
-        if not words:
+        if not words or not all(words.values()):
             raise AdapterError(
                 f"a {self.adapter.task_type} adapter answers with words and has no labels: say which words mean what, "
                 "as --words positive=great,good --words negative=bad"
@@ -244,7 +252,12 @@ def _base(adapter: Adapter, given: str | None) -> tuple[Path, Backbone]:
         # Nothing is computed that speed matters for, and float32 has room for every value that an adapter may have.
         return folder, load_backbone(name, device="cpu", dtype="float32", revision=revision, kernels="off")
     except BackboneError as error:
-        advice = "" if given else "; --backbone names it where it is here"
+        # Another place does not help a model that is here and cannot be served.
+        advice = (
+            ""
+            if given or isinstance(error, UnsupportedBackbone)
+            else "; --backbone names it where it is here"
+        )
         raise AdapterError(f"the adapter's base model: {error}{advice}") from None
 
 

@@ -1,4 +1,4 @@
-"""Owns README.md of an exported folder: lines of Python that load it with PEFT and give the prompt's logits.
+"""Owns the page of an exported folder, README.md: lines of Python that load it with PEFT and give the prompt's logits.
 
 The tests run these lines as they stand. Knows how texts are written for PEFT; knows no tensors.
 """
@@ -16,12 +16,14 @@ from prompt_store import (
     LinearHead,
     Manifest,
     MaskSlot,
+    PairSlot,
     SoftSlot,
     Template,
     VerbalizerHead,
     parse_template,
 )
-from trainer.peft_template import as_texts, has_words, split_otherwise
+from trainer.peft_page_rows import encoded, put_between
+from trainer.peft_template import Around, around, as_texts, has_words, split_otherwise
 
 HEAD_FILE: Final = "head.safetensors"
 _AUTO = {
@@ -57,7 +59,6 @@ def readme(manifest: Manifest, base: Backbone, config: Any, way: str, where: str
     lines += [
         f"`logits(text)` gives what promptmux gives (row by row, without padding). {_cut(manifest, template, base)}",
         "",
-        *_otherwise(manifest, template, base),
         "```python",
         *_code(manifest, base, config, way, where),
         "```",
@@ -84,25 +85,32 @@ def _predicts(manifest: Manifest, template: Template, base: Backbone) -> bool:
     return isinstance(template.parts[-1], MaskSlot) and (base.is_causal or reads)
 
 
-def _otherwise(manifest: Manifest, template: Template, base: Backbone) -> list[str]:
-    """What to say of texts that become other tokens when a tokenizer sees the template's words beside them."""
-    text, _ = as_texts(template, base, predicts=_predicts(manifest, template, base))
-    if template.has_pair or not split_otherwise(text, manifest, base):
-        return []
-    return [
-        "This tokenizer joins the end of some texts, such as a full stop, with the template's words behind it; "
-        "promptmux never does, and gives other logits then.",
-        "",
-    ]
+def _around(manifest: Manifest, template: Template, base: Backbone) -> Around | None:
+    """What stands around one text, where the template has words and the lines can put them there as tokens."""
+    if not has_words(template):
+        return None
+    return around(template, manifest, base, predicts=_predicts(manifest, template, base))
 
 
 def _cut(manifest: Manifest, template: Template, base: Backbone) -> str:
-    if not has_words(template):
-        return f"Texts that are too long are cut on the {manifest.max_length.cut}."
-    return (
-        f"promptmux cuts long texts on the {manifest.max_length.cut}, so that the row with the template's words has "
-        f"{_limits(manifest, template, base)[0]} tokens at most; the lines below cut nothing."
-    )
+    side, exact = manifest.max_length.cut, _around(manifest, template, base) is not None
+    if not has_words(template) or (exact and not template.has_pair):
+        return f"Texts that are too long are cut on the {side}."
+    single, pair = _limits(manifest, template, base)
+    most = f"so that the row with the template's words has {pair if exact else single} tokens at most"
+    if exact:
+        return (
+            f"A text without a pair is cut on the {side} where it is too long. promptmux cuts pairs there too, {most}; "
+            "the lines below cut no pair."
+        )
+    said = f"promptmux cuts long texts on the {side}, {most}; the lines below cut nothing."
+    text, _ = as_texts(template, base, predicts=_predicts(manifest, template, base))
+    if not template.has_pair and (ends := split_otherwise(text, manifest, base)):
+        said += (
+            f" This tokenizer joins the ends of some texts ({'; '.join(ends)}) with the template's words beside them; "
+            "promptmux never does, and gives other logits then."
+        )
+    return said
 
 
 def _back(manifest: Manifest, template: Template, base: Backbone) -> list[str]:
@@ -151,12 +159,7 @@ def _code(manifest: Manifest, base: Backbone, config: Any, way: str, where: str)
     lines += [f'head = load_file(FOLDER + "/{HEAD_FILE}")'] if features else []
     lines += ["", "", "@torch.no_grad()"]
     lines += [f"def logits(text{', text_pair=None' if template.has_pair else ''}):"]
-    limits = None if has_words(template) else _limits(manifest, template, base)
-    body = _encoded(
-        as_texts(template, base, predicts=_predicts(manifest, template, base)),
-        limits,
-        segments=not features and getattr(config, "type_vocab_size", 0) > 1,
-    )
+    body = _row(manifest, template, base, segments=not features and getattr(config, "type_vocab_size", 0) > 1)
     if features:
         body += _states(manifest, template, base, config) + _head(manifest)
     elif isinstance(manifest.head, VerbalizerHead):
@@ -166,28 +169,27 @@ def _code(manifest: Manifest, base: Backbone, config: Any, way: str, where: str)
     return lines + [f"    {line}" for line in body]
 
 
-def _encoded(written: tuple[str, str | None], limits: tuple[int, int] | None, *, segments: bool) -> list[str]:
-    """Lines that make `row`: a text's tokens, as the base model wants them, `limits` of one text and of a pair."""
-    first, second = written
-    texts = [_written(first, "text")]
-    if second is not None:
-        shown = _written(second, "text_pair")
-        texts.append(shown if shown == "text_pair" else f"None if text_pair is None else {shown}")
-    wanted = '"input_ids", "attention_mask"' + (', "token_type_ids"' if segments else "")
-    settings = ['return_tensors="pt"', "return_special_tokens_mask=True"]
-    settings += ["return_token_type_ids=True"] if segments else []
-    if limits is not None:
-        single, pair = limits
-        pairs = f" if text_pair is None else {pair}" if second is not None and single != pair else ""
-        settings += ["truncation=True", f"max_length={single}{pairs}"]
+def _row(manifest: Manifest, template: Template, base: Backbone, *, segments: bool) -> list[str]:
+    """Lines that make `row` of a text, and of its pair where the template has a place for one."""
+    predicts = _predicts(manifest, template, base)
+    whole = as_texts(template, base, predicts=predicts)
+    if not has_words(template):
+        return encoded(whole, _limits(manifest, template, base), segments=segments)
+    alone = Template(tuple(part for part in template.parts if not isinstance(part, PairSlot)))
+    if (parts := _around(manifest, template, base)) is not None:
+        one = put_between(parts, str(alone), cut_left=manifest.max_length.cut == "left")
+    else:
+        one = encoded(as_texts(alone, base, predicts=predicts), None, segments=segments)
+    if not template.has_pair:
+        return one
+    # Words that stand behind the pair are there without it too.
+    two = encoded(whole, None, segments=segments)
     return [
-        f"made = tokenizer({', '.join(texts + settings)})",
-        f"row = {{key: made[key] for key in ({wanted}) if key in made}}",
+        "if text_pair is None:",
+        *(f"    {line}" for line in one),
+        "else:",
+        *(f"    {line}" for line in two),
     ]
-
-
-def _written(text: str, name: str) -> str:
-    return name if text == f"{{{name}}}" else f"f{text!r}"
 
 
 def _states(manifest: Manifest, template: Template, base: Backbone, config: Any) -> list[str]:
@@ -217,8 +219,15 @@ def _states(manifest: Manifest, template: Template, base: Backbone, config: Any)
             lines.append(f"x = {model}.pooler(states[None, {soft}:])[0]")
     else:
         places = {"cls": f"states[{soft}]", "last": "states[-1]", "row": "states.mean(0)"}
-        lines.append(f"x = {places.get(str(pooling), f'states[{pooling}]')}")
+        lines.append(f"x = {places[pooling] if isinstance(pooling, str) else _place(pooling)}")
     return lines
+
+
+def _place(number: int) -> str:
+    """A place of a row from its begin or its end, or the last or first one of a row that is too short for it."""
+    if number in (0, -1):
+        return f"states[{number}]"
+    return f"states[min({number}, len(states) - 1)]" if number > 0 else f"states[max({number}, -len(states))]"
 
 
 def _head(manifest: Manifest) -> list[str]:

@@ -6,9 +6,10 @@ A row is tokenised in parts, since only the texts in it are cut. Knows nothing o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from backbone import Backbone
+from backbone.pieces import pieces_of
 from prompt_store import (
     InvalidTemplate,
     Literal,
@@ -22,8 +23,37 @@ from prompt_store import (
 )
 from trainer.errors import AdapterError
 
-# Ends of texts that tokenizers treat in their own ways beside what follows: a letter, and a full stop.
-SAMPLES = ("the film was good", "the film was good.")
+# Texts whose ends tokenizers may treat in their own ways beside a template's words, and one that has none of these.
+ANY = "any text"
+_SAMPLES = {
+    ANY: "the film was good",
+    "a full stop at the end": "the film was good.",
+    "a quotation mark at the beginning": '"the film" was good',
+    "a space at the beginning": " the film was good",
+    "a space at the end": "the film was good ",
+}
+
+
+@dataclass(frozen=True)
+class Around:
+    """The tokens before and behind a row's one text, what is put before it as it is tokenised, and its most tokens."""
+
+    before: list[int]
+    lead: str
+    most: int
+    behind: list[int]
+
+
+def around(template: Template, manifest: Manifest, backbone: Backbone, *, predicts: bool) -> Around | None:
+    """What a row of one text is made of; None where the text touches a word whose tokens depend on it."""
+    pieces = pieces_of(template, backbone.tokenizer, pair=False, is_causal=predicts or backbone.is_causal)
+    at = next(at for at, piece in enumerate(pieces) if piece.slot)
+    if pieces[at].join == "glued" and backbone.tokenizer.marks_words:
+        return None
+    before, behind = ([i for piece in part for i in piece.ids] for part in (pieces[:at], pieces[at + 1 :]))
+    most = backbone.row_encoder(manifest).longest() - len(before) - len(behind)
+    lead = backbone.tokenizer.lead("") if pieces[at].join == "spaced" else ""
+    return Around([i for i in before if i >= 0], lead, most, behind)
 
 
 def as_texts(template: Template, backbone: Backbone, *, predicts: bool) -> tuple[str, str | None]:
@@ -50,15 +80,15 @@ def has_words(template: Template) -> bool:
     return any(isinstance(part, Literal) and part.text.strip() for part in template.parts)
 
 
-def split_otherwise(text: str, manifest: Manifest, backbone: Backbone) -> Sequence[str]:
-    """Those of SAMPLES that, put into `text` and tokenised whole, become other tokens than the manifest's row has."""
+def split_otherwise(text: str, manifest: Manifest, backbone: Backbone) -> list[str]:
+    """What texts have that, put into `text` and tokenised whole, become other tokens than the manifest's row has."""
     layout, encoder = backbone.tokenizer.layout, backbone.row_encoder(manifest)
     found = []
-    for sample in SAMPLES:
+    for name, sample in _SAMPLES.items():
         (whole,) = backbone.tokenizer.encode([text.format(text=sample)])
         (row,) = encoder.encode([sample])
         if [*layout.prefix, *whole, *layout.suffix] != [i for i in row.token_ids if i >= 0]:
-            found.append(sample)
+            found.append(name)
     return found
 
 
@@ -69,13 +99,19 @@ def chosen_template(given: str | None, *, predicts: bool) -> str:
         AdapterError: PEFT's rows cannot look like that.
 
     """
-    source = given or ("{text} {mask}" if predicts else "{text}{text_pair}")
+    source = given if given is not None else "{text} {mask}" if predicts else "{text}{text_pair}"
     try:
         parts = parse_template(source).parts
     except InvalidTemplate as error:
         raise AdapterError(f"--template: {error}") from None
     if any(isinstance(part, SoftSlot) for part in parts):
         raise AdapterError("--template: leave soft slots out: PEFT's virtual tokens come before everything")
+    if any(isinstance(part, StartSlot) for part in parts):
+        raise AdapterError(
+            "--template: leave {start} out: special tokens stand where the tokenizer puts them"
+        )
+    if not predicts and any(isinstance(part, MaskSlot) for part in parts):
+        raise AdapterError("--template: leave {mask} out: the adapter has a head, and no word is predicted")
     if predicts and not isinstance(parts[-1], MaskSlot):
         raise AdapterError(
             "--template: a language model answers after the text: end the template with {mask}"
@@ -90,29 +126,35 @@ def check_template(source: str, manifest: Manifest, backbone: Backbone) -> list[
         AdapterError: every text has other tokens here.
 
     """
-    text = ""
-    for part in parse_template(source).parts:
+    text, notes = "", []
+    template = parse_template(source)
+    if template.has_pair and manifest.pooling == "mask" and backbone.tokenizer.layout.pair_middle:
+        notes.append(
+            "a text and its pair are tokenised as two texts, as tokenizer(text, pair) does it, with special tokens "
+            "between them: where PEFT's text was one string with both, its logits are others than these"
+        )
+    for part in template.parts:
         if isinstance(part, PairSlot):  # one text alone: what parts it from a second is not there
             text = text.rstrip()
         elif not isinstance(part, MaskSlot):
             text += str(part)
-    notes = []
     if manifest.pooling == "mask" and text.endswith(" "):
-        text = text.removesuffix(" ")
-        if backbone.tokenizer.lead(""):
+        full, text = text, text.removesuffix(" ")
+        first, second = backbone.tokenizer.encode([each.format(text=_SAMPLES[ANY]) for each in (full, text)])
+        if first != second:
             notes.append(
                 "the space before {mask} belongs to the label words, and the row ends before it; where PEFT's text "
                 "ended in a space, that was a token of its own, and its logits are others than these"
             )
     otherwise = split_otherwise(text, manifest, backbone)
-    if otherwise == [SAMPLES[-1]]:
-        notes.append(
-            "this tokenizer joins the end of some texts, such as a full stop, with the template's words behind it, "
-            "which is not done here: the logits of such texts are others than PEFT's"
-        )
-    elif otherwise:
+    if ANY in otherwise:
         raise AdapterError(
             f"--template: {source!r} cannot be kept: as one text it becomes other tokens than in parts, so the logits "
             "would not be PEFT's. Leave out white space at its ends, and put spaces beside {text}"
+        )
+    if otherwise:
+        notes.append(
+            f"this tokenizer joins the ends of some texts ({'; '.join(otherwise)}) with the template's words beside "
+            "them, which is not done here: the logits of such texts are others than PEFT's"
         )
     return notes

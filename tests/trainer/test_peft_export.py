@@ -262,6 +262,7 @@ def test_a_window_holds_the_prefix_the_text_and_what_stands_around_it(
         ({"template": "{start}{soft:5}{text}", "position_offset": 0}, "behind other parts"),
         ({"position_offset": 0}, "counts positions through"),
         ({"template": "{soft:5}{text}{mask}", "pooling": "mask"}, "{mask}"),
+        ({"template": "{soft:5}{text} {mask}"}, "{mask}"),  # though its classifier reads what PEFT's reads
         ({"template": "{soft:5}it was {text}", "pooling": "mean"}, "cannot tell apart"),
         ({"pooling": "mean"}, "segments"),
     ],

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from prompt_store import decode_prompt
 from promptmux.__main__ import build
 from tests.docs.pages import blocks
-from tests.trainer.peft_folders import LABELS, LONG, TEXTS, adapter, base
+from tests.trainer.peft_folders import LABELS, LONG, PAIRS, TEXTS, adapter, base
 from tests.trainer.test_peft_export import page_of, quiet, remade
 from tests.trainer.test_peft_import import NEAR, ours
 from trainer.peft_export import export_peft
@@ -48,6 +48,42 @@ def test_texts_are_cut_as_the_prompt_cuts_them(
     torch.testing.assert_close(quiet(page, LONG), ours(made, where, (LONG,))[0], **NEAR)
     pair = " ".join(TEXTS)
     torch.testing.assert_close(quiet(page, LONG, pair), ours(made, where, (LONG,), (pair,))[0], **NEAR)
+
+
+@pytest.mark.parametrize("cut", ["left", "right"])
+@pytest.mark.parametrize(
+    ("family", "kind", "template"),
+    [("bert", "PROMPT_TUNING", "it was {text} . film"), ("llama", "PREFIX_TUNING", "the film:\n{text} was it"),
+     ("gpt2", "PROMPT_TUNING", "it was {text}")],
+)  # fmt: skip
+def test_words_around_a_long_text_stay(
+    family: str, kind: str, template: str, cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter(tmp_path / "it", kind, family)
+    made = import_peft(tmp_path / "it", Choices(template=template))
+    limit = {"tokens": 20, "counts": "row", "cut": cut}
+    data = remade(made.data, max_length=limit)
+    export_peft(data, tmp_path / "out", backbone=str(base(family)))
+    made, page = Imported(data, decode_prompt(data).manifest, ()), page_of(tmp_path / "out", monkeypatch)
+    want = ours(made, base(family), (*TEXTS, LONG, ""))
+    got = torch.stack([quiet(page, text) for text in (*TEXTS, LONG, "")])
+    torch.testing.assert_close(got, torch.stack(want), **NEAR)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", "PROMPT_TUNING"), ("bert", "PREFIX_TUNING")])
+def test_words_behind_a_pair_stay_without_it(
+    family: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = base(family)
+    adapter(tmp_path / "it", kind, family)
+    made = import_peft(tmp_path / "it", Choices(template="the film {text} was {text_pair} ? who"))
+    export_peft(made.data, tmp_path / "out", backbone=str(where))
+    page = page_of(tmp_path / "out", monkeypatch)
+    got = [quiet(page, text) for text in (*TEXTS, LONG)]
+    torch.testing.assert_close(torch.stack(got), torch.stack(ours(made, where, (*TEXTS, LONG))), **NEAR)
+    got = [quiet(page, text, pair) for text, pair in zip(TEXTS, PAIRS, strict=True)]
+    torch.testing.assert_close(torch.stack(got), torch.stack(ours(made, where, TEXTS, PAIRS)), **NEAR)
+    assert "the lines below cut no pair" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_command_of_the_page_gives_the_prompt_back(
@@ -85,3 +121,13 @@ def test_the_command_of_the_page_keeps_the_label_words(
     head = decode_prompt(Path("it.safetensors").read_bytes()).manifest.head
     assert head == made.manifest.head
     assert head.model_dump()["aggregate"] == "max"
+
+
+@pytest.mark.parametrize("place", [9, -9])
+def test_a_place_that_a_short_row_has_not(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = exported(tmp_path, pooling=place, template="{soft:5}{text}")
+    made, page = Imported(data, decode_prompt(data).manifest, ()), page_of(tmp_path / "out", monkeypatch)
+    for text in ("", *TEXTS):
+        torch.testing.assert_close(quiet(page, text), ours(made, base("bert"), (text,))[0], **NEAR)

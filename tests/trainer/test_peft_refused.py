@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from tests.trainer.peft_folders import TEXTS, adapter, base, config_of, load, logits
@@ -76,6 +77,9 @@ def test_settings(settings: dict[str, Any], words: str, folder: Path, tmp_path: 
         (Choices(task_index=0), "--task-index"),
         (Choices(template="{soft:3}{text}"), "leave soft slots out"),
         (Choices(template="{nothing}"), "--template"),
+        (Choices(template=""), "--template"),
+        (Choices(template="{start}{text}"), "leave {start} out"),
+        (Choices(template="{text} {mask}"), "leave {mask} out"),
         (Choices(task_id="No Good Name"), "task_id"),
         (Choices(labels=["a"] * 7), "labels"),
     ],
@@ -87,6 +91,7 @@ def test_choices(choices: Choices, words: str, folder: Path) -> None:
 def test_language_models_need_words(tmp_path: Path) -> None:
     adapter(tmp_path / "it", "PROMPT_TUNING", "gpt2", "CAUSAL_LM")
     assert "--words positive=great,good" in said(tmp_path / "it")
+    assert "--words positive=great,good" in said(tmp_path / "it", Choices(words={"a": ["good"], "b": []}))
     assert "is 2 tokens" in said(tmp_path / "it", Choices(words={"a": ["good film"], "b": ["bad"]}))
     assert "end the template with {mask}" in said(
         tmp_path / "it", Choices(words={"a": ["good"], "b": ["bad"]}, template="{mask} {text}")
@@ -139,6 +144,34 @@ def test_prefixes_that_peft_cannot_run(family: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="past key values"):
         logits(wrapped, base(family), TEXTS[0])
     assert "PEFT itself cannot run" in said(tmp_path / "it")
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        ("PROMPT_TUNING", "bert"),
+        ("PROMPT_TUNING", "gpt2"),
+        ("PREFIX_TUNING", "bert"),
+        ("PREFIX_TUNING", "llama"),
+    ],
+)
+def test_two_submodules_are_for_encoder_decoders(kind: str, family: str, tmp_path: Path) -> None:
+    """PEFT takes the rows of both stacks there under a mask for one, or lays a prefix out over other layers."""
+    adapter(tmp_path / "it", kind, family, num_transformer_submodules=2)
+    assert "is 2, which is for encoder-decoders" in said(tmp_path / "it")
+
+
+def test_a_base_model_that_cannot_be_served_is_not_sent_elsewhere(folder: Path, tmp_path: Path) -> None:
+    where = tmp_path / "bloom"
+    torch.manual_seed(0)
+    tokenizer = hf.AutoTokenizer.from_pretrained(base("gpt2"))
+    hf.BloomForCausalLM(
+        hf.BloomConfig(vocab_size=len(tokenizer), hidden_size=8, n_head=2, n_layer=1)
+    ).save_pretrained(where)
+    tokenizer.save_pretrained(where)
+    message = said(changed(folder, tmp_path / "it", base_model_name_or_path=str(where)))
+    assert "takes no position ids" in message
+    assert "--backbone" not in message
 
 
 def test_several_adapters_in_one_folder(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 
 from prompt_store import decode_prompt
 from tests.trainer.peft_folders import PAIRS, TEXTS, adapter, base, logits
@@ -58,7 +58,7 @@ def test_a_template_whose_tokens_cannot_be_kept_is_refused(tmp_path: Path) -> No
         import_peft(tmp_path / "it", Choices(template=" {text} was it"))
 
 
-def test_what_only_some_texts_lose_is_noted(tmp_path: Path) -> None:
+def test_what_only_some_texts_lose_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = tmp_path / "base"
     shutil.copytree(base("llama"), where)
     core = Tokenizer.from_file(str(where / "tokenizer.json"))
@@ -73,9 +73,26 @@ def test_what_only_some_texts_lose_is_noted(tmp_path: Path) -> None:
     (where / "tokenizer.json").write_text(json.dumps(saved))
     adapter(tmp_path / "it", "PROMPT_TUNING", "llama", on=where)
     made = import_peft(tmp_path / "it", Choices(template="{text}\nwas it"))
-    assert any("a full stop" in note for note in made.notes)
+    (note,) = [note for note in made.notes if "joins the ends" in note]
+    assert "(a full stop at the end)" in note
     export_peft(made.data, tmp_path / "out", backbone=str(where))
-    assert "such as a full stop" in (tmp_path / "out" / "README.md").read_text()
+    text = "the film was good."
+    got = quiet(page_of(tmp_path / "out", monkeypatch), text)
+    torch.testing.assert_close(got, ours(made, where, (text,))[0], **NEAR)
+
+
+def test_special_tokens_between_two_texts_are_said(tmp_path: Path) -> None:
+    adapter(tmp_path / "it", "PROMPT_TUNING", "llama", "CAUSAL_LM")
+    where = tmp_path / "base"
+    shutil.copytree(base("llama"), where)
+    choices = Choices(words=WORDS, template="{text} ? {text_pair} {mask}", backbone=str(where))
+    assert not any("as two texts" in note for note in import_peft(tmp_path / "it", choices).notes)
+    core = Tokenizer.from_file(str(where / "tokenizer.json"))
+    core.post_processor = processors.TemplateProcessing(  # as Llama's own
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", core.token_to_id("<s>"))]
+    )
+    core.save(str(where / "tokenizer.json"))
+    assert any("as two texts" in note for note in import_peft(tmp_path / "it", choices).notes)
 
 
 def test_a_space_between_two_texts_is_the_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
