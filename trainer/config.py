@@ -253,7 +253,7 @@ def source_in(folder: Path, where: str) -> str:
     task, at, store = where.partition("@")
     if not at or (folder / where).exists():
         return os.path.normpath(folder / where)
-    if store.startswith("file://"):
+    if store.startswith("file://") and not store.startswith("file:///"):
         store = unquote(store.removeprefix("file://"))
     return where if "://" in store else f"{task}@{os.path.normpath(folder / store)}"
 

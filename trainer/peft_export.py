@@ -135,8 +135,9 @@ def _refuse_misplaced(prompt: Prompt, template: Template, base: Backbone) -> Non
         raise AdapterError(
             "the template has {start}: PEFT leaves special tokens where the tokenizer puts them"
         )
-    predicts = base.is_causal or (manifest.decoder is not None and manifest.decoder.reads == "start")
-    if template.has_mask and base.tokenizer.mask_id is not None and not predicts:
+    # A decoder answers at its last token, and of encoder-decoders `two_stacks` knows which state PEFT has.
+    answers = base.is_causal or base.shape.decoder is not None
+    if template.has_mask and base.tokenizer.mask_id is not None and not answers:
         raise AdapterError("the template has {mask}, where PEFT puts no token: it cannot be exported")
 
 

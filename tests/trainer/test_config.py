@@ -57,7 +57,7 @@ def test_a_store_to_start_from_is_relative_to_the_file_however_it_is_written(tmp
     for given, expected in (
         ("reviews@a store", f"reviews@{tmp_path / 'a store'}"),
         ("reviews@file://a%20store", f"reviews@{tmp_path / 'a store'}"),
-        ("reviews:canary@file:///a/store", "reviews:canary@/a/store"),
+        ("reviews:canary@file:///a/store", "reviews:canary@file:///a/store"),
         ("reviews@redis://host/0", "reviews@redis://host/0"),
     ):
         path.write_text(f'{MINIMAL}[prompt]\ninit_from = "{given}"\n')
