@@ -18,6 +18,7 @@ from typing import Any
 
 from trainer.errors import RunFolderError
 from trainer.report import Point
+from trainer.run_folder import RunFolder
 from trainer.scores import Scores
 from trainer.state import write_atomically
 
@@ -56,8 +57,9 @@ class ReferenceFolder:
         """Make the folder, or see that what is in it was made with the same settings. Raises RunFolderError."""
         file, told = self.root / "settings.json", json.loads(json.dumps(settings))
         try:
-            if (self.root / "config.toml").exists():
-                raise RunFolderError(f"{self.root}: there is a training run in it; choose another --output")
+            # Its metrics.json would make an unfinished training a finished one.
+            if (what := RunFolder(self.root).begun) is not None:
+                raise RunFolderError(f"{self.root}: {what} already; choose another --output")
             (self.root / "cells").mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 write_atomically(file, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())

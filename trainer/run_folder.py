@@ -82,17 +82,19 @@ class RunFolder:
         except RunFolderError:  # none there, or a file of that name that is something else
             return None
 
+    @property
+    def begun(self) -> str | None:
+        """What was begun in it: a run, a sweep, many tasks; None: nothing that a training goes on with."""
+        if (self.root / LIST).exists():
+            return "tasks were trained in it"
+        if (self.root / SWEEP).exists():
+            return "there is a sweep in it"
+        return "there is a run in it" if self.started else None
+
     def refuse_taken(self) -> None:
         """Raise RunFolderError when a run, a sweep or many tasks were begun in it, or another's results lie in it."""
-        if (self.root / LIST).exists():
-            what = "tasks were trained in it"
-        elif (self.root / SWEEP).exists():
-            what = "there is a sweep in it"
-        elif self.started:
-            what = "there is a run in it"
-        elif self.metrics.exists():
-            what = "there are results in it"
-        else:
+        what = self.begun or ("there are results in it" if self.metrics.exists() else None)
+        if what is None:
             return
         go_on = "" if self.metrics.exists() else f"go on ({self.resume_command()}) or "
         raise RunFolderError(f"{self.root}: {what} already; {go_on}choose another --output")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tests.trainer.test_lock import HOLD
 from trainer import RunFolderError, TrainConfig, train
+from trainer.reference_folder import ReferenceFolder
 from trainer.run_folder import RunFolder
 
 Settings = Callable[..., TrainConfig]
@@ -53,6 +54,14 @@ def test_a_finished_sweeps_folder_is_no_ones_either(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
     with pytest.raises(RunFolderError, match=r"there is a sweep in it already; choose another --output$"):
         RunFolder(tmp_path).refuse_taken()
+
+
+@pytest.mark.parametrize("name", ["config.toml", "sweep.json", "many.json"])
+def test_a_comparison_does_not_end_what_was_begun_in_its_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(RunFolderError, match=r"already; choose another --output$"):
+        ReferenceFolder(tmp_path).claim({})
+    assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
 def test_of_two_that_start_at_once_the_second_writes_no_settings(
