@@ -18,10 +18,15 @@ from backbone.attention import PackedBatch
 from backbone.errors import UnsupportedBackbone
 from backbone.graph import Inputs, RecordedModel
 from backbone.linear import PackedLinear
-from backbone.native import NativeAttention, NativeRows
-from backbone.packing import PackedRows, pack
+from backbone.native import NativeAttention, NativeRows, PrefixAddresses
+from backbone.packing import PackedRows, PrefixSpan, pack
 from backbone.prompts import DevicePrompt, gather
 from backbone.rows import Row
+
+# What AMX multiplies at once of a line's tokens in bfloat16; lines are of so many, at least.
+_TILE = 16
+# A row of one token that nobody reads.
+_FILLER = Row((0,), lead=0, second=1, spans=(), num_prompt_tokens=0)
 
 
 class PackedEncoder:
@@ -109,11 +114,13 @@ class PackedEncoder:
         record: list[tuple[Tensor, Tensor]] | None,
     ) -> tuple[Inputs, PackedBatch]:
         shared = gather(prompts)
+        filler = 0 if record is not None else self._filler(sum(map(len, rows)))
+        prefixes = [*shared.prefixes, *[PrefixSpan(0, 0)] * filler]
         packed = pack(
-            rows,
-            shared.soft_starts,
-            shared.prefixes,
-            [p.position_offset for p in prompts],
+            [*rows, *[_FILLER] * filler],
+            [*shared.soft_starts, *[0] * filler],
+            prefixes,
+            [*(p.position_offset for p in prompts), *[0] * filler],
             position_base=self.position_base,
             second_segment=self._second_segment,
             device=self._device,
@@ -125,11 +132,27 @@ class PackedEncoder:
             )
         native = None
         if self._native is not None:
-            addresses = [p.prefix_addresses for p in prompts]
-            starts = [span.start for span in shared.prefixes]
-            native = (self._native, NativeRows(list(map(len, rows)), addresses, starts))
+            addresses = [*(p.prefix_addresses for p in prompts), *[PrefixAddresses()] * filler]
+            lengths = [*map(len, rows), *[1] * filler]
+            native = (self._native, NativeRows(lengths, addresses, [span.start for span in prefixes]))
+        if filler:
+            packed.num_rows, packed.pool_count = len(rows), packed.pool_count[: len(rows)]
         batch = PackedBatch(packed, shared.prefix_keys, shared.prefix_values, native, record)
         inputs = {"inputs_embeds": embedded.unsqueeze(0), "position_ids": packed.positions.unsqueeze(0)}
         if self._has_segments:
             inputs["token_type_ids"] = packed.segments.unsqueeze(0)
         return inputs, batch
+
+    def _filler(self, tokens: int) -> int:
+        """How many tokens a line of so many is filled up with."""
+        half = self.embedding.weight.dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        return spare(tokens) if half and self._device.type == "cpu" else 0
+
+
+def spare(tokens: int) -> int:
+    """How many tokens a line lacks to be of one of few lengths: 16 at least, at most 1/16 apart above 256.
+
+    oneDNN writes the machine code of a bfloat16 product anew for each length of a line, and keeps a thousand of them:
+    a line of a new length took a model of six layers longer for that than for its products.
+    """
+    return -tokens % max(_TILE, 1 << max(0, tokens.bit_length() - 5))

@@ -59,3 +59,7 @@ class PaddedEncoder(PackedEncoder):
     def record(self, samples: Sequence[tuple[Sequence[Row], Sequence[DevicePrompt]]]) -> None:
         """Raise NotRecordable: a graph holds one batch, and here are as many as there are groups."""
         raise NotRecordable(f"{self.model.config.model_type} runs in padded batches")
+
+    def _filler(self, tokens: int) -> int:
+        """None: it is the groups' lengths that count here, not the line's."""
+        return 0
