@@ -10,17 +10,24 @@ then tuning: Kumar et al. 2022, arXiv 2202.10054).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from trainer.deterministic import one_core
 from trainer.evaluation import loss, score
 from trainer.scores import Scores, Targets
 
 # Weights of the squared norm beside the mean loss, from hardly any to strong.
 STRENGTHS = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 MAX_ITERATIONS = 300
+# Dev rises and falls along the strengths: after so many that are worse than the best, weaker ones are not tried. They
+# are the ones that take longest.
+PATIENCE = 2
+# Below so many products (rows · width · labels) a step of the fit is over before a team of threads has met.
+_WORTH_THREADS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -79,14 +86,21 @@ def fit_probe(
     *,
     multi_label: bool,
 ) -> LinearProbe:
-    """Fit one head for each strength and keep the best on dev; of equals, the most regularised."""
+    """Fit one head for each strength, strong ones first, and keep the best on dev; of equals, the most regularised."""
     best: LinearProbe | None = None
     start: tuple[Tensor, Tensor] | None = None
-    for strength in reversed(STRENGTHS):
-        weight, bias = start = fit(train, train_targets, strength, multi_label=multi_label, start=start)
-        scores = score(dev @ weight.T + bias, dev_targets, labels, multi_label=multi_label)
-        if best is None or (scores.accuracy, scores.macro_f1) > (best.dev.accuracy, best.dev.macro_f1):
-            best = LinearProbe(weight, bias, strength, scores)
+    worse = 0
+    small = train.numel() * len(labels) < _WORTH_THREADS
+    with one_core() if small else nullcontext():
+        for strength in reversed(STRENGTHS):
+            weight, bias = start = fit(train, train_targets, strength, multi_label=multi_label, start=start)
+            scores = score(dev @ weight.T + bias, dev_targets, labels, multi_label=multi_label)
+            if best is None or (scores.accuracy, scores.macro_f1) > (best.dev.accuracy, best.dev.macro_f1):
+                best, worse = LinearProbe(weight, bias, strength, scores), 0
+                continue
+            worse += scores.accuracy < best.dev.accuracy
+            if worse == PATIENCE:
+                break
     assert best is not None, "there is at least one strength"
     return best
 

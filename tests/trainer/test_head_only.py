@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from trainer.head_only import fit, fit_probe
+from trainer import head_only
+from trainer.head_only import PATIENCE, STRENGTHS, fit, fit_probe
 from trainer.scores import one_hot
 
 
@@ -48,3 +50,31 @@ def test_dev_chooses_the_strength() -> None:
     assert probe.dev.accuracy > 0.7
     assert probe.logits(features).shape == (120, 2)
     assert set(probe.tensors()) == {"head.0.weight", "head.0.bias"}
+
+
+def test_the_way_to_weak_strengths_ends_where_dev_has_fallen_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def noting(features: torch.Tensor, targets: np.ndarray, strength: float, **more: object) -> object:
+        tried.append(strength)
+        return fit(features, targets, strength, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(head_only, "fit", noting)
+    generator = torch.Generator().manual_seed(4)
+    # Few rows, and most directions mean nothing: the weaker the strength, the more noise is learned.
+    features = torch.randn(1000, 60, generator=generator)
+    noise = torch.randn(1000, generator=generator)
+    gold = (features[:, :20].sum(dim=1) / 4 + noise > 0).long().numpy()
+    features = features * 0.3
+    targets = np.eye(2, dtype=np.float32)[gold]
+    parts = (features[:120], targets[:120], features[120:], targets[120:])
+    probe = fit_probe(*parts, ("0", "1"), multi_label=False)
+    accuracies = []
+    for strength in reversed(STRENGTHS):
+        weight, bias = fit(*parts[:2], strength, multi_label=False)
+        right = (parts[2] @ weight.T + bias).argmax(dim=1).numpy() == gold[120:]
+        accuracies.append(right.mean())
+    assert PATIENCE < len(tried) < len(STRENGTHS)
+    assert tried == list(reversed(STRENGTHS))[: len(tried)]
+    assert sum(accuracy < max(accuracies) for accuracy in accuracies[: len(tried)]) >= PATIENCE
+    assert probe.dev.accuracy == max(accuracies)
