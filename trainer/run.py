@@ -63,6 +63,7 @@ def train(config: TrainConfig, *, console: Console, ranks: Ranks = ALONE) -> Run
     Raises TrainerError: bad settings or data (exit code 2), a folder in use, or TrainingInterruptedError
     after Ctrl-C or SIGTERM, which leaves a run that `resume` finishes.
     """
+    RunFolder(Path(config.output)).refuse_taken()  # before a backbone is loaded for it
     return _alone(Run(config, load(config, ranks), console, ranks=ranks), new=True)
 
 

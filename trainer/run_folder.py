@@ -22,6 +22,7 @@ from trainer.many_config import LIST
 from trainer.state import write_atomically
 
 CONFIG, SWEEP = "config.toml", "sweep.json"
+COMPARISON = "settings.json"  # of `trainer.reference_folder`
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,13 @@ class RunFolder:
 
     def refuse_taken(self) -> None:
         """Raise RunFolderError when a run, a sweep or many tasks were begun in it, or another's results lie in it."""
-        what = self.begun or ("there are results in it" if self.metrics.exists() else None)
-        if what is None:
+        what, finished = self.begun, self.metrics.exists()
+        if what is None and not finished and not (self.root / COMPARISON).is_file():
             return
-        go_on = "" if self.metrics.exists() else f"go on ({self.resume_command()}) or "
-        raise RunFolderError(f"{self.root}: {what} already; {go_on}choose another --output")
+        go_on = f"go on ({self.resume_command()}) or " if what is not None and not finished else ""
+        raise RunFolderError(
+            f"{self.root}: {what or 'there are results in it'} already; {go_on}choose another --output"
+        )
 
     def create(self, config: TrainConfig) -> None:
         """Make the folder and write config.toml. Raises RunFolderError where it cannot be written to."""

@@ -62,7 +62,7 @@ def sweep(
     log = ExperimentLog([setting.config for setting in settings], folder)
     work = _Sweep(settings, folder, console, ranks)
     with stop_on_signals(ranks.signal) as stop, log:
-        work.prepare(stop)
+        work.prepare(stop, new=new)
         for prefix, config in work.prefixes():
             log.about(config, prefix)
         with TrainingProgress(console) as progress:
@@ -133,9 +133,11 @@ class _Sweep:
         self._learners: dict[str, list[Learner]] = {}
         self.evaluations = 1
 
-    def prepare(self, stop: StopRequest) -> None:
+    def prepare(self, stop: StopRequest, *, new: bool) -> None:
         """Make every setting's learners, and take up the comparisons that were made before."""
         self.checkpoints.lock()
+        if new:  # of two that start at once, one has the folder
+            RunFolder(self._folder).refuse_taken()
         self._first.claim()
         if (self._folder / PLAN).exists():
             saved = json.loads((self._folder / PLAN).read_text(encoding="utf-8"))
