@@ -161,9 +161,9 @@ class Run:
 
     def claim(self) -> None:
         """Bind the folder's state to data and backbone. Raises RunFolderError when it was made with others."""
-        identity = {"the backbone": self.backbone.fingerprint} | {
-            f"the {name} set": digest for name, digest in self.data.digests().items()
-        }
+        # The dtype as it was asked for: a run that says "auto" may go on on a machine that computes in another.
+        identity = {"the backbone": self.backbone.fingerprint, "the dtype": self.config.dtype}
+        identity |= {f"the {name} set": digest for name, digest in self.data.digests().items()}
         self.folder.claim(identity)
 
     def prepare(self, stop: StopRequest) -> None:

@@ -66,7 +66,7 @@ class RunFolder:
 
     @property
     def identity(self) -> Path:
-        """What the state belongs to: digests of data and backbone."""
+        """What the state belongs to: digests of data and backbone, and the dtype that was asked for."""
         return self.root / "state" / "identity.json"
 
     @property
@@ -122,17 +122,21 @@ class RunFolder:
         return load_config(self.root / CONFIG, {"output": str(self.root)})
 
     def claim(self, identity: dict[str, str]) -> None:
-        """Bind the state to data and backbone, or raise RunFolderError when it was made with others."""
+        """Bind the state to data and backbone, or raise RunFolderError when it was made with others.
+
+        What an earlier version did not write down is not compared.
+        """
         try:
             known = json.loads(self.identity.read_text())
         except FileNotFoundError:
             self.state.mkdir(parents=True, exist_ok=True)
             write_atomically(self.identity, json.dumps(identity).encode())
             return
-        changed = sorted(key for key in identity if known.get(key) != identity[key])
+        changed = sorted(key for key in identity if known.get(key, identity[key]) != identity[key])
         if changed:
             raise RunFolderError(
-                f"{self.root}: {', '.join(changed)} changed since this run began; start a new run"
+                f"{self.root}: {', '.join(changed)} changed since this run began; put back what it began with, or "
+                "start a new run"
             )
 
     def resume_command(self) -> str:
