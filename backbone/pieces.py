@@ -137,7 +137,8 @@ def _words(tokenizer: TextTokenizer, text: str, *, after: bool, before: str) -> 
         text = text.lstrip()
     core = text.strip(" ")
     leads, trails = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
-    plainly = leads <= 1 and trails <= 1 and " ".join(core.split()) == core
+    most = 0 if before == "prediction" else 1  # of spaces at its end; what is left of them there are tokens
+    plainly = leads <= 1 and trails <= most and " ".join(core.split()) == core
     touches = bool(core) and ((after and not leads) or (before == "text" and not trails))
     if not plainly or (touches and tokenizer.marks_words):
         exact = _beside(tokenizer, text, after=after, before=before == "text")

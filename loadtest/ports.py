@@ -18,6 +18,7 @@ from typing import IO
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _COUNT = 12_000
+_LEAST = 1_000
 
 _given: set[int] = set()  # a process's own locks do not hold it back
 _file: list[IO[bytes]] = []  # open as long as the process lives, and with it its locks
@@ -26,10 +27,10 @@ _file: list[IO[bytes]] = []  # open as long as the process lives, and with it it
 def free_ports(count: int) -> list[int]:
     """Free ports, this process's own until it ends, also while nothing listens on them.
 
-    They are none of those that the system gives to outgoing connections: one of those could be taken by one of the
-    load's own while a server is down, and a client that tries again meanwhile can be given the port itself and connect
-    to itself. Each is locked as one byte of a file that all processes of the user share, so that none that runs
-    beside this one is given the same. Raises OSError when there are not as many.
+    They are none of those that the system gives to outgoing connections, unless it gives nearly all: one of those
+    could be taken by one of the load's own while a server is down, and a client that tries again meanwhile can be
+    given the port itself and connect to itself. Each is locked as one byte of a file that all processes of the user
+    share, so that none that runs beside this one is given the same. Raises OSError when there are not as many.
     """
     candidates = _not_ephemeral()
     found: list[int] = []
@@ -53,7 +54,8 @@ def _not_ephemeral() -> Sequence[int]:
     with contextlib.suppress(OSError, ValueError):  # a system that does not tell: Linux's own default
         first, last = (int(bound) for bound in _EPHEMERAL.read_text().split())
     below, above = range(max(1_024, first - _COUNT), first), range(last + 1, 65_536)
-    return max(below, above, key=len)
+    most = max(below, above, key=len)
+    return most if len(most) >= _LEAST else range(32_768 - _COUNT, 32_768)
 
 
 def _locked(port: int) -> bool:

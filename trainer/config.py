@@ -1,5 +1,4 @@
-"""Owns the settings of a training run: everything that is needed to repeat it. Knows no torch and reads no
-examples.
+"""Owns the settings of a training run: everything that is needed to repeat it. Knows no torch and reads no examples.
 
 A run is described by one TOML file, by flags, or by both (flags win); the two go through the same model,
 which refuses unknown keys. `None` means "the method's own default" and is filled by `trainer.methods.resolve`
@@ -25,6 +24,8 @@ MethodName = Literal["prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2"
 Reparameterisation = Literal["none", "residual", "mlp", "lstm"]
 Initialisation = Literal["text", "labels", "vocabulary", "random"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+# AdamW's first step is ten times its rate, and one that float32 cannot hold ends all that is trained beside it.
+MAX_RATE = 1e30
 
 
 class Section(BaseModel):
@@ -105,8 +106,8 @@ class OptimiserConfig(Section):
 
     epochs: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    prompt_lr: Annotated[float, Field(gt=0.0)] | None = None
-    head_lr: Annotated[float, Field(ge=0.0)] | None = None
+    prompt_lr: Annotated[float, Field(gt=0.0, le=MAX_RATE)] | None = None
+    head_lr: Annotated[float, Field(ge=0.0, le=MAX_RATE)] | None = None
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     warmup: Fraction = 0.06
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0

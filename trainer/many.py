@@ -42,7 +42,7 @@ from trainer.joint import (
 )
 from trainer.learner import Learned, Learner
 from trainer.listeners import Listeners
-from trainer.many_config import LIST, NEW_TASK, STATE, ManyConfig
+from trainer.many_config import LIST, NEW_TASK, STATE, ManyConfig, rows_of
 from trainer.mixture import train_together
 from trainer.progress import TrainingProgress
 from trainer.ranks import ALONE, Ranks
@@ -94,14 +94,15 @@ def train_many(config: ManyConfig, *, console: Console, ranks: Ranks = ALONE) ->
 def resume_many(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> ManyResult:
     """Go on with tasks whose training was interrupted; they end as they would have ended."""
     listed = read_list(folder)
+    rows = rows_of(listed.get("rows_at_once"), folder / LIST)
     tasks = tuple(_config_in(folder / name, listed) for name in listed["tasks"])
     if all(RunFolder(folder / name).metrics.exists() for name in listed["tasks"]):
         raise RunFolderError(
             f"{folder}: all of its tasks are finished; publish them with: promptmux publish "
             f"{shlex.quote(str(folder))}/*/prompt.safetensors"
         )
-    rest = {key: listed[key] for key in ("rows_at_once", "share", "rank") if key in listed}
-    config = replace(ManyConfig(folder, tasks), **rest)
+    rest = {key: listed[key] for key in ("share", "rank") if key in listed}
+    config = replace(ManyConfig(folder, tasks, rows), **rest)
     work = _Work(config, load(tasks[0], ranks), console, ranks)
     return _train(work, Checkpoints(config.output / STATE), console)
 

@@ -57,15 +57,13 @@ def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> Many
         )
     entries, defaults = values["task"], values.get("defaults", {})
     laid_over = given.pop("rows_at_once", None)
-    rows = values.get("rows_at_once") if laid_over is None else laid_over
+    rows = rows_of(values.get("rows_at_once") if laid_over is None else laid_over, path)
     output = given.pop("output", None) or with_paths_from(path.parent, values).get("output")
     tables = isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)
     if not isinstance(output, str) or not tables or not isinstance(defaults, dict):
         raise ConfigError(
             f'{path}: expected output = "FOLDER", a table [defaults], and a [[task]] for each task'
         )
-    if rows is not None and (type(rows) is not int or rows < 1):
-        raise ConfigError(f"{path}: rows_at_once: expected a whole number of rows")
     share, rank = values.get("share"), values.get("rank", 1)
     if share not in (None, *get_args(Share)):
         raise ConfigError(f'{path}: share: expected "prompt" or "factored", or leave it out')
@@ -90,6 +88,13 @@ def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> Many
     if len({(task.backbone, task.device, task.dtype) for task in tasks.values()}) > 1:
         raise ConfigError(f"{path}: tasks that share a batch share the backbone, its device and its dtype")
     return ManyConfig(Path(output), tuple(tasks.values()), rows, share, rank)
+
+
+def rows_of(value: object, path: Path) -> int | None:
+    """`rows_at_once` as a file has it. Raises ConfigError."""
+    if value is not None and (type(value) is not int or value < 1):
+        raise ConfigError(f"{path}: rows_at_once: expected a whole number of rows")
+    return value
 
 
 def _merged(defaults: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:

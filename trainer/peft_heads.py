@@ -70,6 +70,7 @@ _ENCODERS: Mapping[str, StockHead] = {
     ),
 }
 _DECODER = StockHead((Stage("score"),))
+_NO_SCORE = frozenset({"modernbert-decoder"})  # decoders whose classifier has other layers
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,13 @@ class HeadLayers:
 
 def stock_head(config: Any, *, is_causal: bool) -> StockHead:
     """The head of transformers' sequence classifier for a model's configuration. Raises AdapterError if unknown."""
-    head = _DECODER if is_causal else _ENCODERS.get(config.model_type)
+    kind = config.model_type
+    head = _DECODER if is_causal and kind not in _NO_SCORE else _ENCODERS.get(kind)
     if head is None:
         known = ", ".join(sorted(_ENCODERS))
         raise AdapterError(
-            f"the head of a sequence classifier on {config.model_type} is not known here: SEQ_CLS is imported for "
-            f"decoders and for {known}"
+            f"the head of a sequence classifier on {kind} is not known here: SEQ_CLS goes over for decoders with a "
+            f"score layer and for {known}"
         )
     for stage in head.stages:
         if stage.setting and getattr(config, stage.setting, stage.activation) != stage.activation:

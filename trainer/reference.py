@@ -116,8 +116,9 @@ class _References:
 
     def go(self) -> Mapping[str, ReferenceRow]:
         """Everything, in order."""
+        self._folder.refuse_taken()  # before a backbone is loaded for it
         settings = self._settings()
-        self._folder.claim(settings)
+        self._lock = self._folder.claim(settings)
         self._describe()
         with stop_on_signals() as stop:
             rows = {"majority": untrained_row("majority", self._majority())}

@@ -4,6 +4,7 @@ one it was at.
 settings.json             what all of it belongs to: data, model, recipe
 cells/NAME.json           one strategy, learning rate and seed, or one row that has none: its scores
 metrics.json  table.txt   the result
+state/lock                which process writes here (`trainer.lock`), where a training has its own
 
 There is no prompt file: nothing of a reference is published. Knows no training.
 """
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunFolderError
+from trainer.lock import Lock, lock_folder
 from trainer.report import Point
-from trainer.run_folder import RunFolder
+from trainer.run_folder import COMPARISON, RunFolder
 from trainer.scores import Scores
 from trainer.state import write_atomically
 
@@ -53,17 +55,24 @@ class ReferenceFolder:
         """The table as text."""
         return self.root / "table.txt"
 
-    def claim(self, settings: Mapping[str, Any]) -> None:
-        """Make the folder, or see that what is in it was made with the same settings. Raises RunFolderError."""
-        file, told = self.root / "settings.json", json.loads(json.dumps(settings))
+    def refuse_taken(self) -> None:
+        """Raise RunFolderError where a training was begun in it: this metrics.json would make that a finished one."""
+        if (what := RunFolder(self.root).begun) is not None:
+            raise RunFolderError(f"{self.root}: {what} already; choose another --output")
+
+    def claim(self, settings: Mapping[str, Any]) -> Lock:
+        """Make the folder, or see that what is in it was made with the same settings. Raises RunFolderError.
+
+        As long as what it returns lives, no other process writes there.
+        """
+        file, told = self.root / COMPARISON, json.loads(json.dumps(settings))
+        lock = lock_folder(RunFolder(self.root).state)
+        self.refuse_taken()
         try:
-            # Its metrics.json would make an unfinished training a finished one.
-            if (what := RunFolder(self.root).begun) is not None:
-                raise RunFolderError(f"{self.root}: {what} already; choose another --output")
             (self.root / "cells").mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 write_atomically(file, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
-                return
+                return lock
             known = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise RunFolderError(f"{self.root}: {error.strerror}") from None
@@ -74,6 +83,7 @@ class ReferenceFolder:
             raise RunFolderError(
                 f"{self.root}: {', '.join(changed)} changed since what is in it was measured; choose another --output"
             )
+        return lock
 
     def load(self, name: str) -> Cell | None:
         """A finished cell; None when there is none. Raises RunFolderError when its file is damaged."""

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,9 @@ from rich.text import Text
 
 from trainer.scores import Scores
 from trainer.state import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def write_curves(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.savefig(path, metadata={"Software": None})
+    _write_png(figure, path)
 
 
 def write_sweep(path: Path, title: str, curves: Mapping[str, Sequence[Sequence[Point]]], best: str) -> None:
@@ -183,4 +187,10 @@ def write_sweep(path: Path, title: str, curves: Mapping[str, Sequence[Sequence[P
     legend = axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     for text in legend.get_texts():
         text.set_parse_math(False)  # a template may have dollars in it, which are no formula
-    figure.savefig(path, metadata={"Software": None})
+    _write_png(figure, path)
+
+
+def _write_png(figure: Figure, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_atomically(path, picture.getvalue())  # on a full disk: one line, and no torn picture

@@ -63,6 +63,7 @@ def train(config: TrainConfig, *, console: Console, ranks: Ranks = ALONE) -> Run
     Raises TrainerError: bad settings or data (exit code 2), a folder in use, or TrainingInterruptedError
     after Ctrl-C or SIGTERM, which leaves a run that `resume` finishes.
     """
+    RunFolder(Path(config.output)).refuse_taken()  # before a backbone is loaded for it
     return _alone(Run(config, load(config, ranks), console, ranks=ranks), new=True)
 
 
@@ -160,9 +161,9 @@ class Run:
 
     def claim(self) -> None:
         """Bind the folder's state to data and backbone. Raises RunFolderError when it was made with others."""
-        identity = {"the backbone": self.backbone.fingerprint} | {
-            f"the {name} set": digest for name, digest in self.data.digests().items()
-        }
+        # The dtype as it was asked for: a run that says "auto" may go on on a machine that computes in another.
+        identity = {"the backbone": self.backbone.fingerprint, "the dtype": self.config.dtype}
+        identity |= {f"the {name} set": digest for name, digest in self.data.digests().items()}
         self.folder.claim(identity)
 
     def prepare(self, stop: StopRequest) -> None:

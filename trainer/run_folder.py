@@ -22,6 +22,7 @@ from trainer.many_config import LIST
 from trainer.state import write_atomically
 
 CONFIG, SWEEP = "config.toml", "sweep.json"
+COMPARISON = "settings.json"  # of `trainer.reference_folder`
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class RunFolder:
 
     @property
     def identity(self) -> Path:
-        """What the state belongs to: digests of data and backbone."""
+        """What the state belongs to: digests of data and backbone, and the dtype that was asked for."""
         return self.root / "state" / "identity.json"
 
     @property
@@ -93,11 +94,13 @@ class RunFolder:
 
     def refuse_taken(self) -> None:
         """Raise RunFolderError when a run, a sweep or many tasks were begun in it, or another's results lie in it."""
-        what = self.begun or ("there are results in it" if self.metrics.exists() else None)
-        if what is None:
+        what, finished = self.begun, self.metrics.exists()
+        if what is None and not finished and not (self.root / COMPARISON).is_file():
             return
-        go_on = "" if self.metrics.exists() else f"go on ({self.resume_command()}) or "
-        raise RunFolderError(f"{self.root}: {what} already; {go_on}choose another --output")
+        go_on = f"go on ({self.resume_command()}) or " if what is not None and not finished else ""
+        raise RunFolderError(
+            f"{self.root}: {what or 'there are results in it'} already; {go_on}choose another --output"
+        )
 
     def create(self, config: TrainConfig) -> None:
         """Make the folder and write config.toml. Raises RunFolderError where it cannot be written to."""
@@ -119,17 +122,21 @@ class RunFolder:
         return load_config(self.root / CONFIG, {"output": str(self.root)})
 
     def claim(self, identity: dict[str, str]) -> None:
-        """Bind the state to data and backbone, or raise RunFolderError when it was made with others."""
+        """Bind the state to data and backbone, or raise RunFolderError when it was made with others.
+
+        What an earlier version did not write down is not compared.
+        """
         try:
             known = json.loads(self.identity.read_text())
         except FileNotFoundError:
             self.state.mkdir(parents=True, exist_ok=True)
             write_atomically(self.identity, json.dumps(identity).encode())
             return
-        changed = sorted(key for key in identity if known.get(key) != identity[key])
+        changed = sorted(key for key in identity if known.get(key, identity[key]) != identity[key])
         if changed:
             raise RunFolderError(
-                f"{self.root}: {', '.join(changed)} changed since this run began; start a new run"
+                f"{self.root}: {', '.join(changed)} changed since this run began; put back what it began with, or "
+                "start a new run"
             )
 
     def resume_command(self) -> str:

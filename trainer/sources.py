@@ -1,7 +1,6 @@
 """Owns the reading of example files: bytes in any supported layout → raw examples and their places.
 
-Knows nothing of label sets, splits or prompts. Every error is one line that names the file, the line and the
-remedy.
+Knows nothing of label sets, splits or prompts. Every error is one line that names the file, the line and the remedy.
 """
 
 from __future__ import annotations
@@ -154,6 +153,8 @@ def _csv_records(path: Path, text: str, kind: str) -> Iterator[tuple[str, dict[s
     )
     header: list[str] | None = None
     line = 1
+    # Texts may be long, and are in memory already; the module has one limit for all of its readers.
+    limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     try:
         for fields in reader:
             place, line = f"{path}, line {line}", reader.line_num + 1
@@ -170,6 +171,8 @@ def _csv_records(path: Path, text: str, kind: str) -> Iterator[tuple[str, dict[s
             yield place, dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}, line {line}: not {kind.upper()} ({error})") from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _example(record: Mapping[str, Any], place: str, columns: Columns) -> Example:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.checkpoints import Checkpoints
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, config_of
 from trainer.errors import RunFolderError, TrainingFailedError, TrainingInterruptedError, named
 from trainer.grid import Setting
 from trainer.interrupt import StopRequest, stop_on_signals
@@ -62,7 +62,7 @@ def sweep(
     log = ExperimentLog([setting.config for setting in settings], folder)
     work = _Sweep(settings, folder, console, ranks)
     with stop_on_signals(ranks.signal) as stop, log:
-        work.prepare(stop)
+        work.prepare(stop, new=new)
         for prefix, config in work.prefixes():
             log.about(config, prefix)
         with TrainingProgress(console) as progress:
@@ -92,16 +92,21 @@ def sweep(
 
 def resume_sweep(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> RunResult:
     """Go on with a sweep that was interrupted or killed; it ends as it would have ended."""
+    path = folder / PLAN
     try:
-        saved = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        settings = [
+            Setting(s["name"], s["values"], config_of(s["config"], {"output": str(folder)}, path))
+            for s in saved["settings"]
+        ]
     except FileNotFoundError:
         raise RunFolderError(f"{folder}: no sweep to resume here ({PLAN} is missing)") from None
+    except (ValueError, KeyError, TypeError):
+        settings = []
+    if not settings:
+        raise RunFolderError(f"{path}: not the settings of a sweep; put back the file that was there")
     if (folder / "metrics.json").exists():
         raise RunFolderError(f"{folder}: this sweep is finished; there is nothing to resume")
-    settings = [
-        Setting(s["name"], s["values"], TrainConfig.model_validate(s["config"] | {"output": str(folder)}))
-        for s in saved["settings"]
-    ]
     return sweep(settings, console=console, new=False, ranks=ranks)
 
 
@@ -133,9 +138,11 @@ class _Sweep:
         self._learners: dict[str, list[Learner]] = {}
         self.evaluations = 1
 
-    def prepare(self, stop: StopRequest) -> None:
+    def prepare(self, stop: StopRequest, *, new: bool) -> None:
         """Make every setting's learners, and take up the comparisons that were made before."""
         self.checkpoints.lock()
+        if new:  # of two that start at once, one has the folder
+            RunFolder(self._folder).refuse_taken()
         self._first.claim()
         if (self._folder / PLAN).exists():
             saved = json.loads((self._folder / PLAN).read_text(encoding="utf-8"))

@@ -52,6 +52,7 @@ def test_where_words_begin_with_a_mark_none_is_put_inside_one(template: str) -> 
 def test_what_ends_a_row_before_a_prediction_is_kept_but_for_its_space() -> None:
     bone = tiny("gpt2")
     ends = {"{text} {mask}": "{text}", "{text}\n{mask}": "{text}\n", "{text} \n{mask}": "{text} \n"}
+    ends |= {"{text}  {mask}": "{text} ", "{text} was:  {mask}": "{text} was: "}
     for template, text in ends.items():
         own = manifest(bone, template=template, pooling="mask")
         assert row(bone, own, TEXTS[0]) == whole(bone, text, TEXTS[0]), template

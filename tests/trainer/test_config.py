@@ -73,6 +73,8 @@ def test_a_store_to_start_from_is_relative_to_the_file_however_it_is_written(tmp
         (MINIMAL.replace('task_id = "t"\n', ""), "task_id: this setting is required"),
         (MINIMAL + "[optimiser]\nprompt_lr = -1\n", "optimiser.prompt_lr: "),
         (MINIMAL + "[optimiser]\nprompt_lr = nan\n", "optimiser.prompt_lr: "),
+        (MINIMAL + "[optimiser]\nprompt_lr = 1e38\n", "optimiser.prompt_lr: Input should be less than"),
+        (MINIMAL + "[optimiser]\nhead_lr = 1e38\n", "optimiser.head_lr: Input should be less than"),
         ("seeds = [1, 1]\n" + MINIMAL, "the same seed twice"),
         (f"seeds = [{2**63}]\n" + MINIMAL, "seeds.0: Input should be less than"),
         ("seeds = [-1]\n" + MINIMAL, "seeds.0: Input should be greater than or equal to 0"),

@@ -201,3 +201,10 @@ def test_another_programs_many_json_is_no_list_of_tasks(tmp_path: Path, console:
     assert RunFolder(tmp_path / "film").company is None
     with pytest.raises(RunFolderError, match=r"many.json: not a list of tasks"):
         trainer.resume_many(tmp_path, console=console)
+
+
+def test_a_slip_in_the_list_of_tasks_is_named(tmp_path: Path, console: Console) -> None:
+    """Where memory does not suffice, `rows_at_once` is to be given there."""
+    (tmp_path / "many.json").write_text('{"tasks": ["a"], "rows_at_once": "few"}')
+    with pytest.raises(ConfigError, match=r"many\.json: rows_at_once: expected a whole number"):
+        trainer.resume_many(tmp_path, console=console)

@@ -17,6 +17,7 @@ from tests.trainer.peft_folders import TEXTS, adapter, base, config_of, load, lo
 from tests.trainer.test_peft_import import NEAR, ours
 from trainer.errors import AdapterError
 from trainer.peft_format import conversion
+from trainer.peft_heads import stock_head
 from trainer.peft_import import Choices, import_peft
 
 
@@ -159,6 +160,13 @@ def test_two_submodules_are_for_encoder_decoders(kind: str, family: str, tmp_pat
     """PEFT takes the rows of both stacks there under a mask for one, or lays a prefix out over other layers."""
     adapter(tmp_path / "it", kind, family, num_transformer_submodules=2)
     assert "is 2, which is for encoder-decoders" in said(tmp_path / "it")
+
+
+def test_a_decoder_whose_classifier_is_built_otherwise_is_not_told_to_train_again() -> None:
+    """It has no layer `score`, which an adapter for it therefore cannot hold."""
+    with pytest.raises(AdapterError, match="classifier on modernbert-decoder is not known here"):
+        stock_head(hf.ModernBertDecoderConfig(), is_causal=True)
+    assert stock_head(hf.GPT2Config(), is_causal=True).stages[0].name == "score"
 
 
 def test_a_base_model_that_cannot_be_served_is_not_sent_elsewhere(folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.errors import RunFolderError
 from trainer.report import (
     Point,
     TableRow,
@@ -60,6 +61,13 @@ def test_curves_are_a_picture_of_every_seed(tmp_path: Path) -> None:
     assert one.startswith(b"\x89PNG\r\n")
     assert one == again
     assert one != two
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """As on a full disk, where matplotlib alone leaves a traceback and a torn file."""
+    curves = {0: [Point(1.0, 0.5, 0.7, 0.7)]}
+    with pytest.raises(RunFolderError, match=r"gone/curves\.png: No such file"):
+        write_curves(tmp_path / "gone" / "curves.png", "a title", curves, None)
 
 
 def test_metrics_are_strict_json(tmp_path: Path) -> None:

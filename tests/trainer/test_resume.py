@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -132,6 +133,21 @@ def test_changed_data_is_not_mixed_into_an_old_run(
     train_file.write_text(train_file.read_text().replace("film", "book"))
     with pytest.raises(RunFolderError, match="the train set changed since this run began"):
         resume(result.folder, console=console)
+
+
+def test_an_edited_dtype_is_not_mixed_into_an_old_run(
+    bert: Backbone, settings: Settings, console: Console
+) -> None:
+    run = Run(settings(), bert, console)
+    run.claim()
+    edited = Run(settings(dtype="bfloat16"), bert, console)
+    with pytest.raises(RunFolderError, match="the dtype changed since this run began; put back what"):
+        edited.claim()
+    run.claim()
+    known = json.loads(run.folder.identity.read_text())
+    del known["the dtype"]  # an earlier version did not write it down: its runs are gone on with
+    run.folder.identity.write_text(json.dumps(known))
+    edited.claim()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from tests.trainer.test_lock import HOLD
-from trainer import RunFolderError, TrainConfig, train
+from trainer import RunFolderError, TrainConfig, sweep, train
+from trainer.grid import Setting
+from trainer.reference import run_references
 from trainer.reference_folder import ReferenceFolder
 from trainer.run_folder import RunFolder
 
@@ -61,11 +64,34 @@ def test_a_comparison_does_not_end_what_was_begun_in_its_folder(tmp_path: Path, 
     (tmp_path / name).write_text("{}")
     with pytest.raises(RunFolderError, match=r"already; choose another --output$"):
         ReferenceFolder(tmp_path).claim({})
-    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert {file.name for file in tmp_path.iterdir()} == {name, "state"}  # which has the lock alone
 
 
-def test_of_two_that_start_at_once_the_second_writes_no_settings(
+def test_a_comparison_that_was_stopped_keeps_its_folder(
     tmp_path: Path, settings: Settings, console: Console
+) -> None:
+    folder = ReferenceFolder(tmp_path / "run")
+    folder.claim({})
+    with pytest.raises(RunFolderError, match=r"there are results in it already; choose another --output$"):
+        train(settings(method="head-only"), console=console)
+    folder.claim({})  # and the same command goes on
+
+
+def _train(config: TrainConfig, console: Console) -> None:
+    train(config, console=console)
+
+
+def _sweep(config: TrainConfig, console: Console) -> None:
+    sweep([Setting("lr=1", {}, config)], console=console)
+
+
+def _compare(config: TrainConfig, console: Console) -> None:
+    run_references(config, ["head-only"], console=console, folder=Path(config.output))
+
+
+@pytest.mark.parametrize("begin", [_train, _sweep, _compare])
+def test_of_two_that_start_at_once_the_second_writes_no_settings(
+    begin: Callable[[TrainConfig, Console], None], tmp_path: Path, settings: Settings, console: Console
 ) -> None:
     state = tmp_path / "run" / "state"
     first = subprocess.Popen(
@@ -76,7 +102,29 @@ def test_of_two_that_start_at_once_the_second_writes_no_settings(
     assert first.stdout.readline() == "locked\n"
     try:
         with pytest.raises(RunFolderError, match="trains in it now"):
-            train(settings(method="head-only"), console=console)
+            begin(settings(method="head-only"), console)
     finally:
         first.communicate("")
-    assert not (tmp_path / "run" / "config.toml").exists()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize(
+    ("begin", "module"), [(_train, "run"), (_sweep, "successive_halving"), (_compare, "reference")]
+)
+def test_what_another_began_and_left_while_this_one_loaded_its_backbone_is_kept(
+    begin: Callable[[TrainConfig, Console], None], module: str, tmp_path: Path, settings: Settings,
+    console: Console, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    at = f"trainer.{module}.{'load_backbone' if module == 'reference' else 'load'}"
+    loaded, theirs = pkgutil.resolve_name(at), tmp_path / "run" / "sweep.json"
+
+    def load(*args: object, **named: object) -> object:
+        theirs.parent.mkdir()
+        theirs.write_text("theirs")
+        return loaded(*args, **named)
+
+    monkeypatch.setattr(at, load)
+    with pytest.raises(RunFolderError, match="there is a sweep in it already"):
+        begin(settings(method="head-only"), console)
+    assert theirs.read_text() == "theirs"
+    assert {file.name for file in theirs.parent.iterdir()} == {"sweep.json", "state"}

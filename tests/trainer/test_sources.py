@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import sys
 import types
 from collections.abc import Callable
@@ -38,6 +39,16 @@ def test_csv_has_quotes_and_line_breaks_in_them_tsv_has_none(tmp_path: Path) -> 
     ]
     tsv = _write(tmp_path / "a.tsv", 'text\tlabel\nhe said "no\tx\nfine\ty\n')
     assert _plain(read_examples(tsv, Columns())) == [('he said "no', None, ("x",)), ("fine", None, ("y",))]
+
+
+@pytest.mark.parametrize(("suffix", "between"), [("csv", ","), ("tsv", "\t")])
+def test_texts_of_any_length_are_read(suffix: str, between: str, tmp_path: Path) -> None:
+    """Python's csv module stops at 131,072 characters of a field."""
+    limit, path = csv.field_size_limit(), tmp_path / f"long.{suffix}"
+    path.write_text(f"text{between}label\n{'word ' * 40_000}.{between}x\n")
+    (example,) = read_examples(str(path), Columns())
+    assert len(example.text) == 200_001
+    assert csv.field_size_limit() == limit  # other code's readers keep theirs
 
 
 def test_polarity_folder_is_cp1252_and_splits_at_line_feeds_only(tmp_path: Path) -> None:

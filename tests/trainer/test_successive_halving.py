@@ -223,6 +223,22 @@ def test_the_head_only_reference_is_shared_on_the_same_examples_alone(
         assert len(probes) == count
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"settings": []}', '{"settings": [{"name": "a"}]}'])
+def test_a_file_that_is_no_sweeps_is_one_line(text: str, tmp_path: Path, console: Console) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(RunFolderError, match=r"sweep\.json: not the settings of a sweep; put back"):
+        trainer.resume_sweep(tmp_path, console=console)
+
+
+def test_a_slip_in_a_sweeps_file_is_named(settings: Settings, tmp_path: Path, console: Console) -> None:
+    """Where memory does not suffice, `rows_at_once` is to be given there."""
+    config = settings().model_dump(mode="json") | {"rows_at_once": "few"}
+    saved = {"settings": [{"name": "a", "values": {}, "config": config}], "rungs": []}
+    (tmp_path / "sweep.json").write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match=r"sweep\.json: rows_at_once: "):
+        trainer.resume_sweep(tmp_path, console=console)
+
+
 @given(st.integers(1, 40), st.integers(1, 20))
 def test_halvings_narrow_down_to_one(settings: int, evaluations: int) -> None:
     rungs = halvings(settings, evaluations)
