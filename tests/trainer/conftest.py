@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
@@ -12,8 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from backbone import Backbone
-from tests.backbone.families import checkpoint, tiny
+from backbone import Backbone, load_backbone
+from tests.backbone.families import checkpoint, run_cache, tiny
 from trainer import TrainConfig, load_config
 
 GOOD, BAD, FILLER = (
@@ -33,15 +34,40 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+def _own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(run_cache().parent))
+
+
+PROBE_ITERATIONS = 20
 
 
 @pytest.fixture
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take seconds; what they show is tested in test_report.py."""
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole runs without what takes seconds and is tested by itself.
+
+    Pictures (test_report.py), and the linear probe's way to its very minimum (test_head_only.py), which every run goes
+    again, a resumed one too.
+    """
     monkeypatch.setattr("trainer.outcome.write_curves", lambda *_: None)
     monkeypatch.setattr("trainer.successive_halving.write_sweep", lambda *_: None)
+    monkeypatch.setattr("trainer.head_only.MAX_ITERATIONS", PROBE_ITERATIONS)
+
+
+@functools.cache
+def _load_tiny(name: str, device: str, dtype: str) -> Backbone:
+    return load_backbone(name, device=device, dtype=dtype)
+
+
+def _load(name: str, *, device: str, dtype: str) -> Backbone:
+    tiny_one = Path(name).parent == checkpoint("bert").parent
+    return _load_tiny(name, device, dtype) if tiny_one else load_backbone(name, device=device, dtype=dtype)
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings share the tiny models as `tiny` does: nobody writes to a frozen one."""
+    monkeypatch.setattr("trainer.ranks.load_backbone", _load)
+    monkeypatch.setattr("trainer.reference.load_backbone", _load)
 
 
 @pytest.fixture(scope="session")
