@@ -42,14 +42,18 @@ PROBE_ITERATIONS = 20
 
 
 @pytest.fixture
-def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole runs without what takes seconds and is tested by itself.
-
-    Pictures (test_report.py), and the linear probe's way to its very minimum (test_head_only.py), which every run goes
-    again, a resumed one too.
-    """
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take seconds; what they show is tested in test_report.py."""
     monkeypatch.setattr("trainer.outcome.write_curves", lambda *_: None)
     monkeypatch.setattr("trainer.successive_halving.write_sweep", lambda *_: None)
+
+
+@pytest.fixture
+def quick_runs(no_drawing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of how runs go, not of how good they get: the linear probe does not go to its very minimum.
+
+    Every run fits it again, a resumed one too; its own tests (test_head_only.py) fit it to the end.
+    """
     monkeypatch.setattr("trainer.head_only.MAX_ITERATIONS", PROBE_ITERATIONS)
 
 

@@ -18,7 +18,7 @@ from trainer.init import Initialiser
 from trainer.methods import resolve
 
 Settings = Callable[..., TrainConfig]
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("no_drawing")
 WORDS = {"negative": ("bad", "terrible"), "positive": ("good", "great")}
 KEYS = {f"prefix.{stack}.{kind}" for stack in STACKS for kind in ("key", "value")}
 HEAD = {"head.0.weight", "head.0.bias"}

@@ -18,7 +18,7 @@ from trainer.errors import AdapterError
 from trainer.peft_export import export_peft
 
 Settings = Callable[..., TrainConfig]
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("no_drawing")
 SEEDS = (3, 1, 2)
 
 

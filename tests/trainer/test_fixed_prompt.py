@@ -22,7 +22,7 @@ from trainer.fixed_prompt import bare, cloze, from_file, hard, read_prompt, zero
 from trainer.reference import run_references
 
 Settings = Callable[..., TrainConfig]
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 def test_a_cloze_is_learned_by_every_weight_the_language_model_head_included(

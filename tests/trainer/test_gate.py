@@ -18,7 +18,7 @@ from trainer.gate import Floors, judge, recorded
 from trainer.scores import Scores, majority, one_hot
 
 Settings = Callable[..., TrainConfig]
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("no_drawing")
 PROMPT = decode_prompt(prompt_bytes())
 METHODS = ("prompt-tuning", "p-tuning-v2", "hard-prompt", "head-only", "made-elsewhere")
 

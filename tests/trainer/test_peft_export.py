@@ -85,7 +85,7 @@ def trained(settings: Callable[..., TrainConfig], console: Console, family: str,
     return train(config, console=console).prompt
 
 
-@pytest.mark.usefixtures("quick_runs")
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize(
     ("family", "more", "reason"),
     [

@@ -20,7 +20,7 @@ from trainer import RunResult, TrainConfig, TrainerError, publish, train
 
 Settings = Callable[..., TrainConfig]
 TEXTS = ["good great film", "terrible bad book"]
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from trainer.scores import Scores
 Settings = Callable[..., TrainConfig]
 FAST = Recipe((3e-4,), epochs=3, batch_size=16, evaluations=3)
 WORDS = {"negative": ("bad", "terrible"), "positive": ("good", "great")}
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 def _said(console: Console) -> str:

@@ -25,7 +25,7 @@ from trainer import (
 )
 
 Settings = Callable[..., TrainConfig]
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 def _output(console: Console) -> str:

@@ -22,7 +22,7 @@ from trainer.run_folder import RunFolder
 from trainer.state import load_checkpoint
 
 Settings = Callable[..., TrainConfig]
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 def _learner(config: TrainConfig, backbone: Backbone, console: Console) -> Learner:

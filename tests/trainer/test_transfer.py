@@ -19,7 +19,7 @@ from trainer.methods import build_manifest, resolve
 from trainer.transfer import read_source
 
 Settings = Callable[..., TrainConfig]
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 @pytest.fixture
