@@ -1,6 +1,24 @@
+"""What all tests of a run share: how a run is ended, and a cache for what takes long to make."""
+
+import os
 import signal
+import tempfile
+
+import pytest
+
+# The folder of a run's cache, the same for all of its processes; who sets it keeps it for the next run.
+CACHE = "TEST_RUN_CACHE"
+_made = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # As ctrl-C does: whoever ends a run, a time limit say, ends the servers that its fixtures have started with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if CACHE not in os.environ:  # xdist's workers have it from the process that started them
+        config.stash[_made] = tempfile.TemporaryDirectory(prefix="promptmux-tests-")
+        os.environ[CACHE] = config.stash[_made].name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _made in config.stash:
+        config.stash[_made].cleanup()

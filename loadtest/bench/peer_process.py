@@ -56,9 +56,11 @@ def environment(name: str, console: Console) -> Path:
         return python
     console.print(f"{name}: installing into {folder} (once; minutes) …", markup=False)
     folder.mkdir(parents=True, exist_ok=True)
+    # Our own pip installs there: one in each environment would take longer to make than the environment.
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
     steps = [
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--requirement", str(pins)],
+        [sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)],
+        [*pip, "install", "--requirement", str(pins)],
     ]
     said = ""
     for step in steps:

@@ -7,6 +7,7 @@ moves logits by at least 0.1 (asserted in test_law.py).
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from backbone import Backbone, load_backbone
+from tests.conftest import CACHE
 
 WORDS = (
     "a the this that it was is not very film book food good bad great terrible fine dull warm cold who where "
@@ -229,9 +231,14 @@ def _checkpoints() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="promptmux-tiny-")
 
 
+def run_cache() -> Path:
+    """Where the whole test run keeps what `load_backbone` does: one compilation serves all of its processes."""
+    return Path(os.environ[CACHE]) / "promptmux"
+
+
 @functools.cache
 def checkpoint(name: str) -> Path:
-    """The folder of a tiny checkpoint; made once in a test run."""
+    """The folder of a tiny checkpoint; made once in a test process."""
     family = FAMILIES[name]
     folder = Path(_checkpoints().name) / name
     tokenizer = wordpiece() if family.tokens == "wordpiece" else byte_level(around=name not in CAUSAL)
@@ -256,8 +263,9 @@ def checkpoint(name: str) -> Path:
 def tiny(name: str, dtype: str = "float32", attention: str = "auto") -> Backbone:
     """A tiny backbone of a family, on the CPU; `attention` is "compiled", "eager", or compiled where it can be."""
     kernels = {"auto": "auto", "compiled": "required", "eager": "off"}[attention]
-    cache = Path(_checkpoints().name) / "cache"  # one compilation serves a whole test run
-    return load_backbone(str(checkpoint(name)), device="cpu", dtype=dtype, cache_dir=cache, kernels=kernels)
+    return load_backbone(
+        str(checkpoint(name)), device="cpu", dtype=dtype, cache_dir=run_cache(), kernels=kernels
+    )
 
 
 needs_compiler = pytest.mark.skipif(

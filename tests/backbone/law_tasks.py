@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,17 +26,21 @@ SHAPES = (
 TASKS = 2 * len(KINDS) + len(SHAPES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A prompt with what turns texts into its rows."""
 
     manifest: Manifest
     prompt: DevicePrompt
+    _rows: dict[str, Row] = field(default_factory=dict)
 
     def row(self, bone: Backbone, text: str) -> Row:
-        # The second text of a pair comes from the first, so that a pick stays (task, text).
-        pair = [" ".join(reversed(text.split()[:9]))] if "{text_pair}" in self.manifest.template else None
-        return bone.row_encoder(self.manifest).encode([text], pair)[0]
+        """Made once for a text: it is what becomes of a row that depends on others, or must not."""
+        if text not in self._rows:
+            # The second text of a pair comes from the first, so that a pick stays (task, text).
+            pair = [" ".join(reversed(text.split()[:9]))] if "{text_pair}" in self.manifest.template else None
+            self._rows[text] = bone.row_encoder(self.manifest).encode([text], pair)[0]
+        return self._rows[text]
 
 
 def kinds(bone: Backbone) -> tuple[tuple[int, int], ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backbone import Backbone, load_backbone
 from prompt_store import Manifest
-from tests.backbone.families import POSITIONS, WORDS, _checkpoints, byte_level
+from tests.backbone.families import POSITIONS, WORDS, _checkpoints, byte_level, run_cache
 from tests.backbone.prompts import manifest
 
 HIDDEN = 24
@@ -109,9 +109,7 @@ def checkpoint(name: str) -> Path:
 @functools.cache
 def tiny(name: str, dtype: str = "float32") -> Backbone:
     """A tiny encoder-decoder on the CPU."""
-    return load_backbone(
-        str(checkpoint(name)), device="cpu", dtype=dtype, cache_dir=Path(_checkpoints().name) / "cache"
-    )
+    return load_backbone(str(checkpoint(name)), device="cpu", dtype=dtype, cache_dir=run_cache())
 
 
 @functools.cache

@@ -12,17 +12,16 @@ from torch import Tensor
 
 from backbone.compiler import load_native
 from backbone.native import NativeAttention, NativeRows, PrefixAddresses, Reach, vectors_of
-from tests.backbone.families import needs_compiler
+from tests.backbone.families import needs_compiler, run_cache
 
 LENGTHS = (1, 2, 5, 16, 17, 33, 64, 3)
 ALL = Reach(causal=False, window=None, scaling=None)
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], NativeAttention]:
+def compiled() -> Callable[[int], NativeAttention]:
     """The attention for heads of a width; each is compiled once."""
-    folder = tmp_path_factory.mktemp("kernels")
-    return functools.cache(lambda width: load_native(folder, 16 * vectors_of(width)))
+    return functools.cache(lambda width: load_native(run_cache() / "kernels", 16 * vectors_of(width)))
 
 
 @pytest.fixture

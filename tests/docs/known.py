@@ -7,15 +7,21 @@ reads a command (`kubectl`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib.util
+import io
 import itertools
 import json
 import re
+import runpy
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 from urllib.parse import urlsplit
 
 import typer
@@ -116,11 +122,28 @@ def _python(words: Sequence[str]) -> Complaints:
 
 
 @functools.cache
-def _help(*words: str) -> str:
-    shown = subprocess.run(
-        [sys.executable, "-m", *words, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )  # fmt: skip
-    return shown.stdout if shown.returncode == 0 else ""
+def _help(module: str, *words: str) -> str:
+    """What `python -m MODULE WORDS --help` prints; ours runs in this process, which imports once what all import."""
+    if not module.startswith(_OURS):
+        shown = subprocess.run(
+            [sys.executable, "-m", module, *words, "--help"],
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        return shown.stdout if shown.returncode == 0 else ""
+    said, code = io.StringIO(), None
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # a program sets its own
+    try:
+        with (
+            contextlib.redirect_stdout(said),
+            mock.patch.object(sys, "argv", [module, *words, "--help"]),
+            warnings.catch_warnings(action="ignore", category=RuntimeWarning),  # some are imported already
+        ):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+    return said.getvalue() if not code else ""
 
 
 def _launcher(words: Sequence[str], parser: argparse.ArgumentParser) -> Complaints:

@@ -181,7 +181,7 @@ def _belongings(folder: Path, name: str, *, fake: bool) -> tuple[str, str]:
     """Put the reader's files there; the versions of the prompt that serves and of the new one."""
     shutil.copytree(ROOT / "examples", folder / "examples")
     lines = (ROOT / "examples" / "sentiment" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    (folder / "reviews.jsonl").write_text("\n".join(lines[:80]) + "\n", encoding="utf-8")
+    (folder / "reviews.jsonl").write_text("\n".join(lines[:48]) + "\n", encoding="utf-8")
     if fake:
         (folder / "prompts").mkdir()
         (folder / "prompts" / "sentiment.safetensors").write_bytes(prompt_bytes())

@@ -1,7 +1,5 @@
 """A canary that goes wrong under load, in a real process."""
 
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import pytest
 
 from prompt_store import version_of
 from tests.integration.conftest import PATIENCE, Serve, ServerProcess
+from tests.promptmux.test_commands import here
 from tests.server.fakes import BRITTLE, EXPLOSIVE, prompt_bytes
 
 STABLE, OTHER = prompt_bytes(), prompt_bytes(favours=1)
@@ -111,13 +110,8 @@ def test_a_bad_canary_is_taken_off_and_harms_nobody_else(
 
 
 def command(server: ServerProcess, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "promptmux", *arguments, "--server", server.admin_url],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
+    done = here(*arguments, "--server", server.admin_url)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

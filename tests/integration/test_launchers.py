@@ -107,7 +107,7 @@ def test_accelerate_launch_trains_what_one_process_trains(
 def test_terminated_under_torchrun_it_is_saved_and_goes_on_in_one_process(
     tmp_path: Path, launched: list[subprocess.Popen[str]]
 ) -> None:
-    launched.append(process := _launch(TORCHRUN, tmp_path, _file(tmp_path, "two", 60)))
+    launched.append(process := _launch(TORCHRUN, tmp_path, _file(tmp_path, "two", 30)))
     while not (tmp_path / "two" / "state" / "index.json").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
@@ -122,4 +122,4 @@ def test_terminated_under_torchrun_it_is_saved_and_goes_on_in_one_process(
     assert list(result.finished) == ["film", "book"]
     for folder in result.finished.values():  # from the first evaluation to the last, none twice
         (seed,) = json.loads(folder.metrics.read_text())["seeds"]
-        assert [point["epoch"] for point in seed["curve"]] == list(range(1, 61))
+        assert [point["epoch"] for point in seed["curve"]] == list(range(1, 31))

@@ -35,7 +35,7 @@ def prepared(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Hugging Face and PEFT, which run in this very environment, on the built-in model."""
     options = dataclasses.replace(options, backbone="minilm")
     folder, corpus = tmp_path_factory.mktemp("work"), Corpus.make(options)
-    reference = Reference(options, corpus)
+    reference = Reference(options, corpus, rows=6)
     files = write_work(reference.backbone, corpus, folder)
     write_prompts(reference.backbone, max(corpus.tasks) + 1, folder / "prompts.npz")
     sides = peer_sides(("huggingface", "peft"), folder / "prompts.npz", compiled=False)

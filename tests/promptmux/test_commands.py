@@ -1,7 +1,13 @@
-"""The command line as a person uses it: real processes, what they print, how they end."""
+"""The command line as a person uses it: what it prints, how it ends.
+
+`run` starts a process, one at least for what each test is about: a file, a pipe, a whole new interpreter. `here` is the
+same command in this one, which has torch already and so takes a hundredth of the time.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -10,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmux.__main__ import _COMMANDS
+from promptmux.__main__ import _COMMANDS, main
 from server.auth import Keyring, parse_keys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +34,21 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def here(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["promptmux", *arguments])
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        patch.chdir(ROOT)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
@@ -54,7 +75,8 @@ def test_help_names_every_command() -> None:
 
 @pytest.mark.parametrize("command", sorted(_COMMANDS))
 def test_every_command_explains_itself(command: str) -> None:
-    shown = run(command, "--help")
+    # The bench's own help comes from a process that it starts.
+    shown = (run if command == "bench" else here)(command, "--help")
     assert shown.returncode == 0, shown.stderr
     assert f"promptmux {command}" in shown.stdout
     assert "Traceback" not in shown.stderr
@@ -66,7 +88,7 @@ def test_inspect_shows_the_manifest() -> None:
     assert shown.returncode == 0, shown.stderr
     for part in ("sentiment", "prompt-tuning", "{soft:20}", "negative, positive", "soft_prompt"):
         assert part in shown.stdout
-    assert json.loads(run("inspect", "--json", file).stdout)["task_id"] == "sentiment"
+    assert json.loads(here("inspect", "--json", file).stdout)["task_id"] == "sentiment"
 
 
 def test_inspect_refuses_what_is_no_prompt(tmp_path: Path) -> None:
@@ -75,8 +97,8 @@ def test_inspect_refuses_what_is_no_prompt(tmp_path: Path) -> None:
     assert "promptmux: " in one_line(run("inspect", str(torn)))
     pickled = tmp_path / "model.bin"
     pickled.write_bytes(b"\x80\x04\x95" + b"x" * 40)
-    assert "safetensors" in one_line(run("inspect", str(pickled)))
-    assert one_line(run("inspect", str(tmp_path / "absent")))
+    assert "safetensors" in one_line(here("inspect", str(pickled)))
+    assert one_line(here("inspect", str(tmp_path / "absent")))
 
 
 def test_publish_list_and_roll_back_in_a_store(tmp_path: Path) -> None:
@@ -84,26 +106,26 @@ def test_publish_list_and_roll_back_in_a_store(tmp_path: Path) -> None:
     first = run("publish", str(PROMPTS / "sentiment.safetensors"), "--store", store)
     assert first.returncode == 0, first.stderr
     assert "published sentiment" in first.stdout
-    assert "already there" in run("publish", str(PROMPTS / "sentiment.safetensors"), "--store", store).stdout
-    listed = run("tasks", "--store", store).stdout
+    assert "already there" in here("publish", str(PROMPTS / "sentiment.safetensors"), "--store", store).stdout
+    listed = here("tasks", "--store", store).stdout
     assert "sentiment" in listed
     version = next(word for word in first.stdout.split() if len(word.strip(",")) == 64).strip(",")
     shown = run("tasks", "sentiment", "--store", store).stdout
     assert version in shown
-    assert run("rollback", "sentiment", version[:6], "--store", store).returncode == 0
-    assert "no version" in one_line(run("rollback", "sentiment", "zzz", "--store", store))
-    assert "promptmux: " in one_line(run("tasks", "nosuch", "--store", store))
-    assert "deleted 0 files" in run("collect", "--grace", "0", "--store", store).stdout
+    assert here("rollback", "sentiment", version[:6], "--store", store).returncode == 0
+    assert "no version" in one_line(here("rollback", "sentiment", "zzz", "--store", store))
+    assert "promptmux: " in one_line(here("tasks", "nosuch", "--store", store))
+    assert "deleted 0 files" in here("collect", "--grace", "0", "--store", store).stdout
     assert "no alias" in one_line(
-        run("rollback", "sentiment", version, "--alias", "curent", "--store", store)
+        here("rollback", "sentiment", version, "--alias", "curent", "--store", store)
     )
-    assert "no store" in one_line(run("tasks", "--store", str(tmp_path / "typo")))
+    assert "no store" in one_line(here("tasks", "--store", str(tmp_path / "typo")))
     assert not (tmp_path / "typo").exists()
 
 
 def test_predict_from_a_file_and_from_standard_input() -> None:
     file = str(PROMPTS / "question-type.safetensors")
-    shown = run("predict", file, "--json", "Who wrote this song?", "How many legs does a spider have?")
+    shown = here("predict", file, "--json", "Who wrote this song?", "How many legs does a spider have?")
     assert shown.returncode == 0, shown.stderr
     answers = [json.loads(line) for line in shown.stdout.splitlines()]
     assert [answer["label"] for answer in answers] == ["person", "number"]
@@ -113,13 +135,13 @@ def test_predict_from_a_file_and_from_standard_input() -> None:
 
 
 def test_text_with_brackets_is_shown_as_it_is() -> None:
-    shown = run("predict", str(PROMPTS / "topic.safetensors"), "[bold]the band plays[/bold] tonight")
+    shown = here("predict", str(PROMPTS / "topic.safetensors"), "[bold]the band plays[/bold] tonight")
     assert "[bold]the band plays[/bold]" in shown.stdout
 
 
 def test_nobody_there_is_one_clear_line() -> None:
-    assert "127.0.0.1:9" in one_line(run("tasks", "--server", "http://127.0.0.1:9"))
-    assert "127.0.0.1:9" in one_line(run("predict", "sentiment", "x", "--server", "http://127.0.0.1:9"))
+    assert "127.0.0.1:9" in one_line(here("tasks", "--server", "http://127.0.0.1:9"))
+    assert "127.0.0.1:9" in one_line(here("predict", "sentiment", "x", "--server", "http://127.0.0.1:9"))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +157,7 @@ def test_training_data_that_cannot_be_learned_from(
 ) -> None:
     file = tmp_path / name
     file.write_bytes(content.encode() if isinstance(content, str) else content)
-    error = one_line(run("train", "--task", "t", "--train", str(file), "--output", str(tmp_path / "run")))
+    error = one_line(here("train", "--task", "t", "--train", str(file), "--output", str(tmp_path / "run")))
     assert said in error
     assert len(error.strip().splitlines()) == 1
 
@@ -157,6 +179,6 @@ def test_a_key_is_made_and_its_line_is_added(tmp_path: Path) -> None:
     assert (key.name, key.scopes) == ("web", {"infer", "admin"})
     assert Keyring([key]).authorize(f"Bearer {token}", "admin") == key
     assert token not in file.read_text()
-    assert "repeats a name" in one_line(run("key", "web", "--file", str(file)))
-    assert "scopes" in one_line(run("key", "web", "--scope", "root"))
-    assert run("key", "app").stdout.startswith("key:  pmx_")
+    assert "repeats a name" in one_line(here("key", "web", "--file", str(file)))
+    assert "scopes" in one_line(here("key", "web", "--scope", "root"))
+    assert here("key", "app").stdout.startswith("key:  pmx_")

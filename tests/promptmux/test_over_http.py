@@ -20,7 +20,7 @@ from tests.client.misbehaving import (
     reset,
     silent,
 )
-from tests.promptmux.test_commands import PROMPTS, ROOT, one_line, run
+from tests.promptmux.test_commands import PROMPTS, ROOT, here, one_line, run
 
 OTHER = "cd" * 32
 TASK = {
@@ -50,7 +50,7 @@ def test_a_server_that_is_busy_for_a_moment_is_no_error() -> None:
 )
 def test_nobody_waits_longer_than_asked_for(arguments: list[str]) -> None:
     with Misbehaving([silent]) as server:
-        told = one_line(run(*arguments, "--server", server.url, "--timeout", "1"))
+        told = one_line(here(*arguments, "--server", server.url, "--timeout", "1"))
         assert server.abandoned.wait(PATIENCE)
     assert f"promptmux: {server.url}: no answer in time (1 s, tries: 1)" in told
 
@@ -62,10 +62,10 @@ def test_nobody_waits_longer_than_asked_for(arguments: list[str]) -> None:
 def test_moves_are_tried_again_and_never_guessed_about(arguments: list[str]) -> None:
     task, done = answer(TASK), answer(ACKNOWLEDGED)
     with Misbehaving([BUSY, task, reset, done, task]) as server:
-        shown = run(*arguments, "--server", server.url)
+        shown = here(*arguments, "--server", server.url)
     assert shown.returncode == 0, shown.stderr
     with Misbehaving([task, reset, problem(412, "revision_conflict")]) as server:
-        told = one_line(run(*arguments, "--server", server.url))
+        told = one_line(here(*arguments, "--server", server.url))
     assert "412 revision_conflict" in told
     assert "whether it took effect is not known" in told
 
@@ -77,7 +77,7 @@ def test_a_publish_is_tried_again() -> None:
     starting = problem(503, "not_ready")
     with Misbehaving([reset, uploaded, BUSY, unknown, starting, answer(ACKNOWLEDGED)]) as server:
         file = str(PROMPTS / "sentiment.safetensors")
-        shown = run("publish", file, "--server", server.url)
+        shown = here("publish", file, "--server", server.url)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith("published sentiment")
     assert [request.method for request in server.requests] == ["PUT", "PUT", "GET", "GET", "PUT", "PUT"]

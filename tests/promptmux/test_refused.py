@@ -12,7 +12,7 @@ import pytest
 from prompt_store import decode_prompt, encode_prompt
 from promptmux.commands import reference, sweep, train
 from tests.backbone.families import checkpoint
-from tests.promptmux.test_commands import run
+from tests.promptmux.test_commands import here, run
 from tests.server.fakes import prompt_bytes
 from tests.trainer.conftest import separable, write_jsonl
 from trainer import (
@@ -42,7 +42,7 @@ def test_a_prompt_that_beats_nothing_is_refused_and_can_be_forced(tmp_path: Path
     assert "75.0 %, which does not beat the 75.0 % of head only" in refused.stderr
     assert "what to do: " in refused.stderr
     assert "Traceback" not in refused.stderr
-    forced = run("publish", str(file), "--store", store, "--force")
+    forced = here("publish", str(file), "--store", store, "--force")
     assert forced.returncode == 0, forced.stderr
     assert "note: forced: on dev" in forced.stdout
 
@@ -50,7 +50,7 @@ def test_a_prompt_that_beats_nothing_is_refused_and_can_be_forced(tmp_path: Path
 def test_one_file_of_several_that_is_refused_leaves_none_of_the_others(tmp_path: Path) -> None:
     poor, better, store = _poor(tmp_path), tmp_path / "better.safetensors", str(tmp_path / "store")
     better.write_bytes(prompt_bytes())
-    done = run("publish", str(poor), str(tmp_path / "gone"), str(better), "--store", store)
+    done = here("publish", str(poor), str(tmp_path / "gone"), str(better), "--store", store)
     assert done.returncode == 1
     assert done.stdout.startswith("published")
     assert f"{poor}: " in done.stderr
@@ -93,7 +93,7 @@ method = "head-only"
     assert "published better" in said
     assert "poor" in said
     assert "which does not beat" in said
-    shown = run("tasks", "--store", str(store)).stdout
+    shown = here("tasks", "--store", str(store)).stdout
     assert ("better" in shown, "poor" in shown) == (True, False)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import trainer
 from promptmux.__main__ import build
@@ -19,6 +20,8 @@ from scripts.quality import Cell, cells, measure_all
 from scripts.quality_data import SETS, SPLITS, prepare
 from scripts.quality_rows import FULL, HEAD, ROWS, RUNS, Run
 from trainer.many_config import ManyConfig
+
+COMMANDS = get_command(build())
 
 # A run of the stand-in: counts its starts, can be slow to end, and scores what its name says.
 STAND_IN = """
@@ -214,7 +217,7 @@ def test_every_cell_is_a_command_with_valid_settings(
     for where in ("trainer.train", "trainer.train_many", "trainer.reference.run_references"):
         monkeypatch.setattr(where, stop)
     with pytest.raises(trainer.TrainerError, match="read, and not run"):
-        build()(cell.command()[1:], standalone_mode=False)
+        COMMANDS(cell.command()[1:], standalone_mode=False)
     config = next(config for config in given if config.task_id == cell.name)
     assert config.data.test == f"runs/results/data/{cell.name}/test.jsonl"
     assert config.method in cell.run.rows.values() or "reference" in cell.run.command

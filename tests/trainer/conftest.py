@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
@@ -12,8 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from backbone import Backbone
-from tests.backbone.families import checkpoint, tiny
+from backbone import Backbone, load_backbone
+from tests.backbone.families import checkpoint, run_cache, tiny
 from trainer import TrainConfig, load_config
 
 GOOD, BAD, FILLER = (
@@ -33,8 +34,11 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+def _own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(run_cache().parent))
+
+
+PROBE_ITERATIONS = 20
 
 
 @pytest.fixture
@@ -42,6 +46,32 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take seconds; what they show is tested in test_report.py."""
     monkeypatch.setattr("trainer.outcome.write_curves", lambda *_: None)
     monkeypatch.setattr("trainer.successive_halving.write_sweep", lambda *_: None)
+
+
+@pytest.fixture
+def quick_runs(no_drawing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of how runs go, not of how good they get: the linear probe does not go to its very minimum.
+
+    Every run fits it again, a resumed one too; its own tests (test_head_only.py) fit it to the end.
+    """
+    monkeypatch.setattr("trainer.head_only.MAX_ITERATIONS", PROBE_ITERATIONS)
+
+
+@functools.cache
+def _load_tiny(name: str, device: str, dtype: str) -> Backbone:
+    return load_backbone(name, device=device, dtype=dtype)
+
+
+def _load(name: str, *, device: str, dtype: str) -> Backbone:
+    tiny_one = Path(name).parent == checkpoint("bert").parent
+    return _load_tiny(name, device, dtype) if tiny_one else load_backbone(name, device=device, dtype=dtype)
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings share the tiny models as `tiny` does: nobody writes to a frozen one."""
+    monkeypatch.setattr("trainer.ranks.load_backbone", _load)
+    monkeypatch.setattr("trainer.reference.load_backbone", _load)
 
 
 @pytest.fixture(scope="session")

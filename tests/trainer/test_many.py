@@ -18,7 +18,7 @@ from trainer.progress import TrainingProgress
 from trainer.run import Run, RunResult
 from trainer.run_folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from rich.console import Console
 import trainer
 from backbone import Backbone, BackboneError
 from prompt_store import decode_prompt
+from tests.trainer.conftest import PROBE_ITERATIONS
 from tests.trainer.rank_processes import Started, start
 from trainer import ConfigError, TrainConfig
 from trainer.listeners import Listeners
@@ -58,10 +59,12 @@ class Lengths:
 
 
 def _train(ranks: Ranks, config: TrainConfig, *, at_step: int = 0, then: str = "") -> str:
-    """Train without pictures; at a step, `then` happens."""
+    """Train as `quick_runs` does; at a step, `then` happens."""
+    import trainer.head_only
     import trainer.outcome
 
     trainer.outcome.write_curves = lambda *_: None
+    trainer.head_only.MAX_ITERATIONS = PROBE_ITERATIONS
     if then:
         steps, stepped = 0, Listeners.stepped
 
@@ -102,7 +105,7 @@ def _same_prompt(one: Path, other: Path) -> None:
         )
 
 
-@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.usefixtures("quick_runs")
 def test_two_processes_learn_what_one_learns(
     settings: Settings, begin: Begin, console: Console, tmp_path: Path
 ) -> None:
@@ -160,7 +163,7 @@ def test_a_slip_in_the_data_ends_all(settings: Settings, begin: Begin, tmp_path:
     assert started.outcome(1) == "helped"
 
 
-@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.usefixtures("quick_runs")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_any_process_saves_and_ends_all_and_one_process_goes_on(
     settings: Settings, begin: Begin, console: Console, tmp_path: Path, rank: int

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from backbone import Backbone
+from tests.trainer.conftest import PROBE_ITERATIONS
 from trainer import RunFolderError, TrainConfig, TrainingInterruptedError, resume, to_toml, train
 from trainer.interrupt import StopRequest
 from trainer.learner import Learner
@@ -28,15 +29,17 @@ from trainer.state import load_checkpoint, save_checkpoint
 from trainer.step import step
 
 Settings = Callable[..., TrainConfig]
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 TRAIN = """
 import sys
 from pathlib import Path
 import torch
 from rich.console import Console
 import trainer
+import trainer.head_only
 
 torch.set_num_threads(1)
+trainer.head_only.MAX_ITERATIONS = int(sys.argv[2])
 try:
     trainer.train(trainer.load_config(Path(sys.argv[1])), console=Console())
 except trainer.TrainerError as error:
@@ -49,7 +52,7 @@ def _start(config: TrainConfig, path: Path) -> subprocess.Popen[str]:
     path.write_text(to_toml(config))
     root = Path(__file__).parents[2]
     return subprocess.Popen(
-        [sys.executable, "-c", TRAIN, str(path)],
+        [sys.executable, "-c", TRAIN, str(path), str(PROBE_ITERATIONS)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -109,7 +112,7 @@ def test_stopped_at_any_step_it_ends_as_if_left_alone(
     def stepped(progress: TrainingProgress, learner: Learner, loss: float) -> None:
         nonlocal steps
         steps += 1
-        if steps % 17 == 0:
+        if steps % 41 == 0:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(TrainingProgress, "stepped", stepped)
@@ -119,7 +122,7 @@ def test_stopped_at_any_step_it_ends_as_if_left_alone(
     while not RunFolder(Path(short.output)).metrics.exists():
         with contextlib.suppress(TrainingInterruptedError):
             resume(Path(short.output), console=console)
-    assert steps > 2 * 17
+    assert steps > 2 * 41
     assert (Path(short.output) / "prompt.safetensors").read_bytes() == alone.prompt.read_bytes()
 
 

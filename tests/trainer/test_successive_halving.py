@@ -34,7 +34,7 @@ from trainer.run import Run
 from trainer.successive_halving import halvings
 
 Settings = Callable[..., TrainConfig]
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def _plan(settings: Settings, **overrides: object) -> list[Setting]:
@@ -130,7 +130,7 @@ def test_who_diverges_after_all_others_were_stopped_is_replaced_by_the_next_best
     def advanced(learner: Learner, loss: float, gradients: Sequence[Tensor | None]) -> None:
         nonlocal steps
         steps += 1
-        if interrupting and steps % 13 == 0:
+        if interrupting and steps % 31 == 0:
             signal.raise_signal(signal.SIGINT)
         late = learner.name.startswith("2.") and learner.step > learner.schedule.steps / 2
         advance(learner, math.nan if late else loss, gradients)

@@ -18,7 +18,7 @@ from trainer.progress import TrainingProgress
 from trainer.run import Run, RunResult
 
 Settings = Callable[..., TrainConfig]
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def _curves(folder: Path) -> dict[str, dict[int, float]]:
