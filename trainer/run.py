@@ -40,7 +40,7 @@ from trainer.prompt_file import finish, stored
 from trainer.ranks import ALONE, Ranks
 from trainer.report import TableRow
 from trainer.rows import TrainingRows
-from trainer.run_folder import RunFolder, with_absolute_paths
+from trainer.run_folder import RunFolder, deciding, with_absolute_paths
 from trainer.starts import Starts, check_start, untrained
 from trainer.trackers import ExperimentLog
 from trainer.transfer import save_learned
@@ -149,7 +149,7 @@ class Run:
         if new:
             self.folder.refuse_taken()
             self.folder.create(with_absolute_paths(self.config))
-        self.claim()
+        self.claim(deciding(self.config))
         sizes = self.data.sizes()
         self._say(
             f"{self.config.task_id}: {self.config.method} on {self.backbone.name} "
@@ -159,12 +159,17 @@ class Run:
         for note in self.data.notes:
             self._say(f"note: {note}")
 
-    def claim(self) -> None:
-        """Bind the folder's state to data and backbone. Raises RunFolderError when it was made with others."""
+    def claim(self, decided: Mapping[str, object]) -> None:
+        """Bind the folder's state to data, backbone and what was `decided`. Raises RunFolderError where it was made
+        with others.
+        """
         # The dtype as it was asked for: a run that says "auto" may go on on a machine that computes in another.
-        identity = {"the backbone": self.backbone.fingerprint, "the dtype": self.config.dtype}
+        identity: dict[str, object] = {
+            "the backbone": self.backbone.fingerprint,
+            "the dtype": self.config.dtype,
+        }
         identity |= {f"the {name} set": digest for name, digest in self.data.digests().items()}
-        self.folder.claim(identity)
+        self.folder.claim(identity | dict(decided))
 
     def prepare(self, stop: StopRequest) -> None:
         """Fit the head-only reference and tokenise everything."""

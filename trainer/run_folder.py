@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class RunFolder:
 
     @property
     def identity(self) -> Path:
-        """What the state belongs to: digests of data and backbone, and the dtype that was asked for."""
+        """What the state belongs to: digests of data and backbone, the dtype that was asked for, and the settings."""
         return self.root / "state" / "identity.json"
 
     @property
@@ -121,16 +122,15 @@ class RunFolder:
             raise RunFolderError(f"{self.root}: no run to resume here ({CONFIG} is missing)")
         return load_config(self.root / CONFIG, {"output": str(self.root)})
 
-    def claim(self, identity: dict[str, str]) -> None:
-        """Bind the state to data and backbone, or raise RunFolderError when it was made with others.
+    def claim(self, identity: Mapping[str, object]) -> None:
+        """Bind the state to data, backbone and settings, or raise RunFolderError when it was made with others.
 
         What an earlier version did not write down is not compared.
         """
         try:
             known = json.loads(self.identity.read_text())
         except FileNotFoundError:
-            self.state.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.identity, json.dumps(identity).encode())
+            self._bind(identity)
             return
         changed = sorted(key for key in identity if known.get(key, identity[key]) != identity[key])
         if changed:
@@ -138,6 +138,13 @@ class RunFolder:
                 f"{self.root}: {', '.join(changed)} changed since this run began; put back what it began with, or "
                 "start a new run"
             )
+
+    def _bind(self, identity: Mapping[str, object]) -> None:
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{self.state}: {error.strerror}") from None
+        write_atomically(self.identity, json.dumps(identity).encode())
 
     def resume_command(self) -> str:
         """What to type to go on with what was begun in it."""
@@ -158,6 +165,18 @@ def read_list(folder: Path) -> dict[str, Any]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise RunFolderError(f"{path}: not a list of tasks that are trained here; put back the one that was")
     return dict(listed)
+
+
+def deciding(config: TrainConfig) -> dict[str, object]:
+    """The settings that decide what is learned, as `identity` keeps them: by dotted key, JSON's values."""
+    values = config.model_dump(
+        mode="json", include={"method", "labels", "multi_label", "seeds", "ensemble", "calibrate"}
+    )
+    for section in ("prompt", "head", "optimiser"):
+        own = getattr(config, section).model_dump(mode="json")
+        values |= {f"{section}.{key}": value for key, value in own.items()}
+    del values["prompt.init_from"]  # its version decides, wherever it lies
+    return values
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

@@ -32,7 +32,7 @@ from trainer.progress import TrainingProgress
 from trainer.ranks import ALONE, Ranks
 from trainer.report import percent, titled, write_sweep
 from trainer.run import Run, RunResult, load
-from trainer.run_folder import SWEEP, RunFolder, with_absolute_paths
+from trainer.run_folder import SWEEP, RunFolder, deciding, with_absolute_paths
 from trainer.state import write_atomically
 from trainer.trackers import ExperimentLog
 
@@ -143,7 +143,13 @@ class _Sweep:
         self.checkpoints.lock()
         if new:  # of two that start at once, one has the folder
             RunFolder(self._folder).refuse_taken()
-        self._first.claim()
+        self._first.claim(
+            {
+                f"{name}: {key}": value
+                for name, run in self._runs.items()
+                for key, value in deciding(run.config).items()
+            }
+        )
         if (self._folder / PLAN).exists():
             saved = json.loads((self._folder / PLAN).read_text(encoding="utf-8"))
             self.rungs = [Rung(**rung) for rung in saved["rungs"]]

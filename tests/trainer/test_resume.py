@@ -142,27 +142,27 @@ def test_an_edited_dtype_is_not_mixed_into_an_old_run(
     bert: Backbone, settings: Settings, console: Console
 ) -> None:
     run = Run(settings(), bert, console)
-    run.claim()
+    run.claim({})
     edited = Run(settings(dtype="bfloat16"), bert, console)
     with pytest.raises(RunFolderError, match="the dtype changed since this run began; put back what"):
-        edited.claim()
-    run.claim()
+        edited.claim({})
+    run.claim({})
     known = json.loads(run.folder.identity.read_text())
     del known["the dtype"]  # an earlier version did not write it down: its runs are gone on with
     run.folder.identity.write_text(json.dumps(known))
-    edited.claim()
+    edited.claim({})
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("key", "before", "after"),
     [
-        ("num_virtual_tokens = 4", "num_virtual_tokens = 5"),
-        ('["negative", "positive"]', '["positive", "negative"]'),
-        ("epochs = 1", "epochs = 2"),
+        ("prompt.num_virtual_tokens", "num_virtual_tokens = 4", "num_virtual_tokens = 5"),
+        ("labels", '["negative", "positive"]', '["positive", "negative"]'),
+        ("optimiser.epochs", "epochs = 1", "epochs = 2"),
     ],
 )
 def test_changed_settings_are_not_mixed_into_an_old_run(
-    settings: Settings, console: Console, before: str, after: str
+    settings: Settings, console: Console, key: str, before: str, after: str
 ) -> None:
     result = train(settings(method="p-tuning-v2", optimiser__epochs=1), console=console)
     (result.folder / "metrics.json").unlink()
@@ -170,10 +170,42 @@ def test_changed_settings_are_not_mixed_into_an_old_run(
     text = file.read_text()
     assert text.count(before) == 1
     file.write_text(text.replace(before, after))
-    with pytest.raises(RunFolderError, match="seed-0 was saved with other settings"):
+    with pytest.raises(RunFolderError, match=f"{key} changed since this run began"):
         resume(result.folder, console=console)
+    identity = RunFolder(result.folder).identity
+    known = json.loads(identity.read_text())
+    identity.write_text(json.dumps({name: value for name, value in known.items() if name.startswith("the ")}))
+    with pytest.raises(
+        RunFolderError, match="seed-0 was saved with other settings"
+    ):  # an earlier version's folder
+        resume(result.folder, console=console)
+    identity.write_text(json.dumps(known))
     file.write_text(text.replace("ensemble = false", "ensemble = false\nrows_at_once = 8"))  # for less memory
     assert resume(result.folder, console=console).version == result.version
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "after"),
+    [
+        ("prompt.init", '["text", "labels", "vocabulary"]', '["random"]'),
+        ("head.start", '"probe"', '"random"'),
+        ("seeds", "seeds = [0]", "seeds = [0, 1]"),
+    ],
+)
+def test_changed_settings_are_refused_before_any_state_is_saved(
+    bert: Backbone, settings: Settings, console: Console, key: str, before: str, after: str
+) -> None:
+    """Seeds that have not begun would start otherwise than those that are through, and nothing would tell."""
+    run = Run(settings(method="p-tuning-v2", seeds=(0,)), bert, console)
+    run.begin(new=True)
+    file = run.folder.root / "config.toml"
+    text = file.read_text()
+    assert text.count(before) == 1
+    file.write_text(text.replace(before, after))
+    with pytest.raises(RunFolderError, match=f"{key} changed since this run began; put back what"):
+        resume(run.folder.root, console=console)
+    file.write_text(text)
+    resume(run.folder.root, console=console)
 
 
 def test_a_restored_learner_is_the_one_that_was_saved(

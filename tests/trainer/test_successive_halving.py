@@ -106,6 +106,12 @@ def test_interrupted_at_its_references_it_says_how_to_go_on(
         patch.setattr("trainer.run.probe", interrupted)
         with pytest.raises(TrainingInterruptedError, match=r"Go on with: promptmux sweep --resume \S+run$"):
             trainer.sweep(_plan(settings, optimiser__epochs=1)[:2], console=console)
+    file = tmp_path / "run" / "sweep.json"
+    begun = file.read_text()
+    file.write_text(begun.replace('"start": "random"', '"start": "probe"', 1))
+    with pytest.raises(RunFolderError, match=r"prompt_lr=\S+: head.start changed since this run began"):
+        trainer.resume_sweep(tmp_path / "run", console=console)
+    file.write_text(begun)
     assert trainer.resume_sweep(tmp_path / "run", console=console).prompt.is_file()
 
 
