@@ -22,22 +22,24 @@ _TILE = 32
 
 
 class PaddedLinear(nn.Module):
-    """A frozen `nn.Linear` or `Conv1D` whose rows are made a multiple of AMX's tile.
+    """A frozen `nn.Linear` or `Conv1D` whose rows are made a multiple of AMX's tile, those of its gradients too.
 
     Behind a row that ends within a tile, oneDNN reads on into the next row, and multiplies what it finds by zeros: that
-    is nothing for numbers, but NaN for what is not finite, and then one broken prompt breaks its neighbours.
+    is nothing for numbers, but NaN for what is not finite, and then one broken prompt breaks its neighbours. Products
+    read rows of `in_features`, gradients rows of `out_features`.
     """
 
     def __init__(self, stock: nn.Linear | Conv1D) -> None:
         super().__init__()
         weight = stock.weight.data.T if isinstance(stock, Conv1D) else stock.weight.data
         self.out_features, self.in_features = weight.shape
-        self.spare = -self.in_features % _TILE
+        self._spare_in, self._spare_out = -self.in_features % _TILE, -self.out_features % _TILE
+        spare = (0, self._spare_in, 0, self._spare_out)
         self._wide: Tensor
-        self.register_buffer(
-            "_wide", F.pad(weight, (0, self.spare)) if self.spare else weight, persistent=False
-        )
-        narrow = self._wide[:, : self.in_features]  # the same memory: whoever trains it trains both
+        self.register_buffer("_wide", F.pad(weight, spare) if any(spare) else weight, persistent=False)
+        narrow = self._wide[
+            : self.out_features, : self.in_features
+        ]  # the same memory: who trains it trains both
         self._turned = isinstance(stock, Conv1D)
         self.weight = nn.Parameter(narrow.T if self._turned else narrow, requires_grad=False)
         self.bias = stock.bias
@@ -46,10 +48,14 @@ class PaddedLinear(nn.Module):
         """[..., in_features] → [..., out_features]."""
         if self.weight.requires_grad:  # a model that is trained itself has one prompt at most
             return F.linear(states, self.weight.T if self._turned else self.weight, self.bias)
-        return F.linear(self._padded(states), self._wide, self.bias)
+        if self._spare_out and torch.is_grad_enabled() and states.requires_grad:
+            bias = None if self.bias is None else F.pad(self.bias, (0, self._spare_out))
+            result = F.linear(self._padded(states), self._wide, bias)
+            return result[..., : self.out_features].contiguous()
+        return F.linear(self._padded(states), self._wide[: self.out_features], self.bias)
 
     def _padded(self, states: Tensor) -> Tensor:
-        return F.pad(states, (0, self.spare)) if self.spare else states
+        return F.pad(states, (0, self._spare_in)) if self._spare_in else states
 
 
 class PackedLinear(PaddedLinear):
@@ -60,7 +66,7 @@ class PackedLinear(PaddedLinear):
         self._packed: Tensor
         self.gelu = gelu
         with torch.no_grad():
-            packed: Tensor = _ops()._reorder_linear_weight(self._wide, None)
+            packed: Tensor = _ops()._reorder_linear_weight(self._wide[: self.out_features], None)
         # A buffer, so that a recorded model refers to it; the state that is saved stays the stock model's.
         self.register_buffer("_packed", packed, persistent=False)
 
@@ -100,8 +106,8 @@ def keep_rows_apart(model: nn.Module) -> int:
             # Not their subclasses: those above have done it already, others compute in ways of their own.
             if child is head or not (type(child) is nn.Linear or type(child) is Conv1D):
                 continue
-            width = child.nx if isinstance(child, Conv1D) else child.in_features
-            if width % _TILE and child.weight.dtype is torch.bfloat16 and child.weight.device.type == "cpu":
+            odd = any(width % _TILE for width in child.weight.shape)
+            if odd and child.weight.dtype is torch.bfloat16 and child.weight.device.type == "cpu":
                 setattr(parent, name, PaddedLinear(child))
                 count += 1
     return count

@@ -131,16 +131,17 @@ def check_lm_head(backbone: Backbone, stock: StockLogits | None) -> None:
 def samples(backbone: Backbone, *, thorough: bool) -> list[tuple[list[Row], list[DevicePrompt]]]:
     """Batches on which a recorded model is compared with the stock one: lengths, prefixes, segments, last positions.
 
-    `thorough` adds a long line, for families that we have not tested.
+    `thorough` adds a long line, for families that we have not tested. Lines differ in length also where they are filled
+    up (`encoder.spare`).
     """
     bare, prefixed = _prompts(backbone)
     longest = min(9, backbone.max_positions)
     at_the_end = replace(prefixed, position_offset=backbone.max_positions - longest)
-    lone, *pair = _rows(backbone, (1, longest, 4))
+    lone, *pairs = _rows(backbone, (1, longest, 4, longest, longest))
     made = [
         (_rows(backbone, (5, 3)), [bare, prefixed]),
         ([lone], [bare]),
-        ([replace(row, second=2) for row in pair], [at_the_end, prefixed]),
+        ([replace(row, second=2) for row in pairs], [at_the_end, prefixed, prefixed, prefixed]),
     ]
     if thorough:  # a line longer than any row: some models look at its length
         made.append(

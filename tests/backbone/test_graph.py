@@ -103,6 +103,26 @@ def test_a_model_that_decides_by_values_is_not_recorded() -> None:
         RecordedModel(_Deciding(), {}, [(short, _Batch()), (long, _Batch())])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("thorough", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_that_looks_at_the_lines_length_is_not_recorded(dtype: str, thorough: bool) -> None:
+    """The samples' lines differ also where they are filled up to few lengths."""
+    bone = tiny("bert", dtype, "eager")
+    lengths: list[int] = []
+
+    def looking(_: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> Tensor:
+        lengths.append(int(given[0].shape[1]))
+        return result * 2 if lengths[-1] != lengths[0] else result
+
+    hook = bone._base.encoder.layer[0].register_forward_hook(looking)
+    try:
+        with pytest.raises(NotRecordable, match="something else at other lengths"):
+            bone.record(samples(bone, thorough=thorough))
+    finally:
+        hook.remove()
+    assert len(set(lengths)) > 1
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

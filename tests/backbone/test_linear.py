@@ -126,6 +126,35 @@ def test_rows_of_an_odd_width_are_kept_apart(kind: str, width: int, poison: floa
     assert torch.equal(model[0].weight, stock.weight)
 
 
+@pytest.mark.parametrize("width", [5, 15, 48, 100, 312])
+@pytest.mark.parametrize("inner", [64, 312])
+@pytest.mark.parametrize("kind", ["linear", "conv1d", pytest.param("packed", marks=needs_bf16)])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_gradients_of_rows_of_an_odd_width_are_kept_apart(
+    kind: str, inner: int, width: int, poison: float
+) -> None:
+    """The gradients' rows are as wide as what the layer puts out."""
+    torch.manual_seed(0)
+    stock = (Conv1D(width, inner) if kind == "conv1d" else nn.Linear(inner, width)).bfloat16()
+    stock.requires_grad_(False)
+    model = nn.Sequential(stock)
+    assert (pack_linears if kind == "packed" else keep_rows_apart)(model) == 1
+    for rows in (3, 40, 48, 80, 144, 257):
+        states = torch.randn(rows, inner).bfloat16().requires_grad_()
+        result, expected = model(states), stock(states)
+        torch.testing.assert_close(result, expected, atol=3e-2, rtol=2e-2)
+        back = torch.randn(rows, width).bfloat16()
+        (clean,) = torch.autograd.grad(result, states, back, retain_graph=True)
+        torch.testing.assert_close(
+            clean, torch.autograd.grad(expected, states, back)[0], atol=3e-2, rtol=2e-2
+        )
+        back[1::3] = poison
+        (broken,) = torch.autograd.grad(result, states, back)
+        kept = [at for at in range(rows) if at % 3 != 1]
+        assert torch.equal(broken[kept], clean[kept])
+        assert not torch.isfinite(broken[1::3]).all(dim=1).any()
+
+
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 def test_a_padded_layer_that_is_trained_goes_on_with_its_new_weights(kind: str) -> None:
     torch.manual_seed(0)
@@ -142,12 +171,13 @@ def test_a_padded_layer_that_is_trained_goes_on_with_its_new_weights(kind: str) 
 
 
 def test_only_odd_widths_in_bfloat16_are_replaced() -> None:
-    assert keep_rows_apart(nn.Sequential(nn.Linear(64, 5).bfloat16())) == 0
+    assert keep_rows_apart(nn.Sequential(nn.Linear(64, 32).bfloat16())) == 0
+    assert keep_rows_apart(nn.Sequential(nn.Linear(64, 5).bfloat16())) == 1
     assert keep_rows_apart(nn.Sequential(nn.Linear(15, 5))) == 0
     model = BertForMaskedLM(
         BertConfig(
             hidden_size=15, num_hidden_layers=1, num_attention_heads=3, intermediate_size=64, vocab_size=40
         )
     ).bfloat16()
-    assert keep_rows_apart(model) == 6  # query, key, value, two others, the head's own layer; not the words
+    assert keep_rows_apart(model) == 7  # query, key, value, three others, the head's own layer; not the words
     assert type(model.get_output_embeddings()) is nn.Linear
