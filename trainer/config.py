@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from prompt_store import MAX_MEMBERS, InvalidTaskId, check_task_id
 from trainer.errors import ConfigError
@@ -26,6 +34,12 @@ Initialisation = Literal["text", "labels", "vocabulary", "random"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 # AdamW's first step is ten times its rate, and one that float32 cannot hold ends all that is trained beside it.
 MAX_RATE = 1e30
+
+
+def _rate(value: float) -> float:
+    if value > MAX_RATE:  # not `le`, whose message counts the zeros
+        raise ValueError(f"expected at most {MAX_RATE:g}")
+    return value
 
 
 class Section(BaseModel):
@@ -93,7 +107,7 @@ class HeadConfig(Section):
     words: dict[str, tuple[str, ...]] | None = None
     aggregate: Literal["mean", "max"] = "mean"
     descriptions: dict[str, str] | None = None
-    scale: Annotated[float, Field(gt=0.0)] = 20.0
+    scale: Annotated[float, Field(gt=0.0, le=1e6)] = 20.0
 
 
 class OptimiserConfig(Section):
@@ -106,9 +120,9 @@ class OptimiserConfig(Section):
 
     epochs: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    prompt_lr: Annotated[float, Field(gt=0.0, le=MAX_RATE)] | None = None
-    head_lr: Annotated[float, Field(ge=0.0, le=MAX_RATE)] | None = None
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    prompt_lr: Annotated[float, Field(gt=0.0), AfterValidator(_rate)] | None = None
+    head_lr: Annotated[float, Field(ge=0.0), AfterValidator(_rate)] | None = None
+    weight_decay: Annotated[float, Field(ge=0.0), AfterValidator(_rate)] = 0.0
     warmup: Fraction = 0.06
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
     averaging: Fraction | None = None

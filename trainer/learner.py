@@ -159,6 +159,7 @@ class Learner:
         if not math.isfinite(loss):
             self.failure = (
                 f"{self.name}, step {self.step + 1}: the loss is {loss}; use a smaller optimiser.prompt_lr"
+                + (" or optimiser.weight_decay" if self._settings.weight_decay else "")
             )
             return
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):

@@ -45,7 +45,7 @@ def lock_folder(folder: Path) -> Lock:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise RunFolderError(f"{path}: {error.strerror}") from None
+        raise RunFolderError(f"{folder.parent}: {error.strerror}") from None
     status = os.fstat(file.fileno())
     which = (status.st_dev, status.st_ino)
     if held := _held.get(which):

@@ -21,7 +21,7 @@ from torch import Tensor
 from backbone import Backbone, BackboneError
 from prompt_store import PromptStoreError
 from trainer.checkpoints import Checkpoints
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, config_of
 from trainer.errors import (
     RanksError,
     RunFolderError,
@@ -42,7 +42,7 @@ from trainer.joint import (
 )
 from trainer.learner import Learned, Learner
 from trainer.listeners import Listeners
-from trainer.many_config import LIST, NEW_TASK, STATE, ManyConfig, rows_of
+from trainer.many_config import LIST, NEW_TASK, STATE, ManyConfig, rows_of, sharing_of
 from trainer.mixture import train_together
 from trainer.progress import TrainingProgress
 from trainer.ranks import ALONE, Ranks
@@ -101,8 +101,7 @@ def resume_many(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> Many
             f"{folder}: all of its tasks are finished; publish them with: promptmux publish "
             f"{shlex.quote(str(folder))}/*/prompt.safetensors"
         )
-    rest = {key: listed[key] for key in ("share", "rank") if key in listed}
-    config = replace(ManyConfig(folder, tasks, rows), **rest)
+    config = ManyConfig(folder, tasks, rows, *sharing_of(listed, folder / LIST))
     work = _Work(config, load(tasks[0], ranks), console, ranks)
     return _train(work, Checkpoints(config.output / STATE), console)
 
@@ -129,16 +128,16 @@ def _write_list(config: ManyConfig) -> None:
 
 def _config_in(root: Path, listed: Mapping[str, Any]) -> TrainConfig:
     """A listed task's settings, in whose folder they are written if a kill came before that."""
-    folder = RunFolder(root)
-    if not folder.started and root.name in listed.get("settings", {}):
-        folder.create(
-            TrainConfig.model_validate(listed["settings"][root.name] | {"output": str(root.resolve())})
-        )
+    folder, settings = RunFolder(root), listed.get("settings")
+    values = settings.get(root.name) if isinstance(settings, dict) else None
+    if not folder.started and isinstance(values, dict):
+        folder.create(config_of(values, {"output": str(root.resolve())}, root.parent / LIST))
     return folder.config()
 
 
 def _train(work: _Work, checkpoints: Checkpoints, console: Console) -> ManyResult:
     config, ranks, log = work.config, work.ranks, work.log
+    RunFolder(config.output).claim(config.shared)
     of_learner = {f"{task.task_id}.seed-{seed}": task for task in config.tasks for seed in task.seeds}
     _tidy(checkpoints, config.tasks)
     with stop_on_signals(ranks.signal) as stop, log:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from trainer.config import TrainConfig, config_of, read_toml, with_paths_from
 from trainer.errors import ConfigError
@@ -38,6 +38,16 @@ class ManyConfig:
     rows_at_once: int | None = None
     share: Share | None = None
     rank: int = 1
+
+    @property
+    def shared(self) -> dict[str, object]:
+        """What decides, besides the tasks' own settings, what they learn."""
+        if self.share is None:
+            return {"share": None}
+        tasks = [task.task_id for task in self.tasks]
+        return {"share": self.share, "the tasks": tasks} | (
+            {"rank": self.rank} if self.share == "factored" else {}
+        )
 
 
 def is_many(path: Path) -> bool:
@@ -64,11 +74,7 @@ def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> Many
         raise ConfigError(
             f'{path}: expected output = "FOLDER", a table [defaults], and a [[task]] for each task'
         )
-    share, rank = values.get("share"), values.get("rank", 1)
-    if share not in (None, *get_args(Share)):
-        raise ConfigError(f'{path}: share: expected "prompt" or "factored", or leave it out')
-    if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
-        raise ConfigError(f"{path}: rank: expected a whole number from 1 to {MAX_RANK}")
+    share, rank = sharing_of(values, path)
     if given.get("task_id") is not None or "task_id" in defaults:
         raise ConfigError(f"{path}: task_id: each [[task]] has its own; give none for all of them")
     if any("rows_at_once" in table for table in (defaults, *entries)):
@@ -88,6 +94,16 @@ def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> Many
     if len({(task.backbone, task.device, task.dtype) for task in tasks.values()}) > 1:
         raise ConfigError(f"{path}: tasks that share a batch share the backbone, its device and its dtype")
     return ManyConfig(Path(output), tuple(tasks.values()), rows, share, rank)
+
+
+def sharing_of(values: Mapping[str, object], path: Path) -> tuple[Share | None, int]:
+    """`share` and `rank` as a file has them. Raises ConfigError."""
+    share, rank = values.get("share"), values.get("rank", 1)
+    if share not in (None, *get_args(Share)):
+        raise ConfigError(f'{path}: share: expected "prompt" or "factored", or leave it out')
+    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+        raise ConfigError(f"{path}: rank: expected a whole number from 1 to {MAX_RANK}")
+    return cast("Share | None", share), rank
 
 
 def rows_of(value: object, path: Path) -> int | None:

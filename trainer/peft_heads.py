@@ -89,8 +89,8 @@ def stock_head(config: Any, *, is_causal: bool) -> StockHead:
     if head is None:
         known = ", ".join(sorted(_ENCODERS))
         raise AdapterError(
-            f"the head of a sequence classifier on {kind} is not known here: SEQ_CLS goes over for decoders with a "
-            f"score layer and for {known}"
+            f"the head of a sequence classifier on {kind} is not known here: SEQ_CLS is imported for {known}, "
+            f"and for decoders whose classifier is one layer named score"
         )
     for stage in head.stages:
         if stage.setting and getattr(config, stage.setting, stage.activation) != stage.activation:

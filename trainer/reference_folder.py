@@ -20,7 +20,7 @@ from typing import Any
 from trainer.errors import RunFolderError
 from trainer.lock import Lock, lock_folder
 from trainer.report import Point
-from trainer.run_folder import COMPARISON, RunFolder
+from trainer.run_folder import CELLS, COMPARISON, RunFolder
 from trainer.scores import Scores
 from trainer.state import write_atomically
 
@@ -68,8 +68,10 @@ class ReferenceFolder:
         file, told = self.root / COMPARISON, json.loads(json.dumps(settings))
         lock = lock_folder(RunFolder(self.root).state)
         self.refuse_taken()
+        if file.exists() and not (self.root / CELLS).is_dir():
+            raise RunFolderError(f"{file}: there already, and of something else; choose another --output")
         try:
-            (self.root / "cells").mkdir(parents=True, exist_ok=True)
+            (self.root / CELLS).mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 write_atomically(file, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
                 return lock
@@ -107,4 +109,4 @@ class ReferenceFolder:
         write_atomically(self._cell(cell.name), json.dumps(values, allow_nan=False).encode())
 
     def _cell(self, name: str) -> Path:
-        return self.root / "cells" / f"{name}.json"
+        return self.root / CELLS / f"{name}.json"

@@ -23,7 +23,7 @@ from trainer.many_config import LIST
 from trainer.state import write_atomically
 
 CONFIG, SWEEP = "config.toml", "sweep.json"
-COMPARISON = "settings.json"  # of `trainer.reference_folder`
+COMPARISON, CELLS = "settings.json", "cells"  # of `trainer.reference_folder`
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,15 @@ class RunFolder:
             return "there is a sweep in it"
         return "there is a run in it" if self.started else None
 
+    @property
+    def _compared(self) -> bool:
+        # Other programs have a settings.json, too.
+        return (self.root / COMPARISON).is_file() and (self.root / CELLS).is_dir()
+
     def refuse_taken(self) -> None:
         """Raise RunFolderError when a run, a sweep or many tasks were begun in it, or another's results lie in it."""
         what, finished = self.begun, self.metrics.exists()
-        if what is None and not finished and not (self.root / COMPARISON).is_file():
+        if what is None and not finished and not self._compared:
             return
         go_on = f"go on ({self.resume_command()}) or " if what is not None and not finished else ""
         raise RunFolderError(
@@ -132,6 +137,14 @@ class RunFolder:
         except FileNotFoundError:
             self._bind(identity)
             return
+        except OSError as error:
+            raise RunFolderError(f"{self.identity}: {error.strerror}") from None
+        except ValueError:
+            known = None
+        if not isinstance(known, dict):
+            raise RunFolderError(
+                f"{self.identity}: not what a run's state belongs to; put back what was there, or start a new run"
+            )
         changed = sorted(key for key in identity if known.get(key, identity[key]) != identity[key])
         if changed:
             raise RunFolderError(

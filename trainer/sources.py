@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from trainer.errors import DataError
 TABLE_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 POLARITY = (("negative", ".neg"), ("positive", ".pos"))
 POLARITY_ENCODING = "cp1252"
+_field_size = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -152,27 +154,32 @@ def _csv_records(path: Path, text: str, kind: str) -> Iterator[tuple[str, dict[s
         else csv.reader(io.StringIO(text, newline=""), strict=True)
     )
     header: list[str] | None = None
+    records: list[tuple[int, list[str]]] = []
     line = 1
-    # Texts may be long, and are in memory already; the module has one limit for all of its readers.
-    limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    try:
-        for fields in reader:
-            place, line = f"{path}, line {line}", reader.line_num + 1
-            if not any(field.strip() for field in fields):
-                continue
-            if header is None:
-                header = [field.strip() for field in fields]
-                continue
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{place}: {len(fields)} fields, but the header has {len(header)}; "
-                    + ("remove the extra tab" if kind == "tsv" else 'put texts that hold a comma in "quotes"')
-                )
-            yield place, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {line}: not {kind.upper()} ({error})") from None
-    finally:
-        csv.field_size_limit(limit)
+    with _field_size:
+        # Texts may be long, and are in memory already; the module has one limit for all of its readers.
+        limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+        try:
+            for fields in reader:
+                records.append((line, fields))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{path}, line {line}: not {kind.upper()} ({error})") from None
+        finally:
+            csv.field_size_limit(limit)
+    for line, fields in records:
+        place = f"{path}, line {line}"
+        if not any(field.strip() for field in fields):
+            continue
+        if header is None:
+            header = [field.strip() for field in fields]
+            continue
+        if len(fields) != len(header):
+            raise DataError(
+                f"{place}: {len(fields)} fields, but the header has {len(header)}; "
+                + ("remove the extra tab" if kind == "tsv" else 'put texts that hold a comma in "quotes"')
+            )
+        yield place, dict(zip(header, fields, strict=True))
 
 
 def _example(record: Mapping[str, Any], place: str, columns: Columns) -> Example:

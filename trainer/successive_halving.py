@@ -14,7 +14,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any, Self
 
+from pydantic import BaseModel, Field, JsonValue, model_validator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -92,22 +94,50 @@ def sweep(
 
 def resume_sweep(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> RunResult:
     """Go on with a sweep that was interrupted or killed; it ends as it would have ended."""
-    path = folder / PLAN
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        settings = [
-            Setting(s["name"], s["values"], config_of(s["config"], {"output": str(folder)}, path))
-            for s in saved["settings"]
-        ]
-    except FileNotFoundError:
-        raise RunFolderError(f"{folder}: no sweep to resume here ({PLAN} is missing)") from None
-    except (ValueError, KeyError, TypeError):
-        settings = []
-    if not settings:
-        raise RunFolderError(f"{path}: not the settings of a sweep; put back the file that was there")
+    settings = [
+        Setting(saved.name, saved.values, config_of(saved.config, {"output": str(folder)}, folder / PLAN))
+        for saved in _read(folder).settings
+    ]
     if (folder / "metrics.json").exists():
         raise RunFolderError(f"{folder}: this sweep is finished; there is nothing to resume")
     return sweep(settings, console=console, new=False, ranks=ranks)
+
+
+class _SavedSetting(BaseModel):
+    name: str
+    values: dict[str, JsonValue]
+    config: dict[str, Any]  # `config_of` says which of its keys is wrong
+
+
+class _Saved(BaseModel):
+    """What sweep.json holds."""
+
+    settings: Annotated[list[_SavedSetting], Field(min_length=1)]
+    rungs: list[Rung]
+
+    @model_validator(mode="after")
+    def _of_these_settings(self) -> Self:
+        names = {setting.name for setting in self.settings}
+        if len(names) < len(self.settings):
+            raise ValueError("a setting is there twice")
+        if any(not rung.kept or not names >= {*rung.kept, *rung.scores} for rung in self.rungs):
+            raise ValueError("a comparison of other settings")
+        return self
+
+
+def _read(folder: Path) -> _Saved:
+    """What `_Sweep` saved. Raises RunFolderError."""
+    path = folder / PLAN
+    try:
+        return _Saved.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder}: no sweep to resume here ({PLAN} is missing)") from None
+    except OSError as error:
+        raise RunFolderError(f"{path}: {error.strerror}") from None
+    except ValueError:  # of JSON, or pydantic's
+        raise RunFolderError(
+            f"{path}: not the settings and comparisons of a sweep; put back the file that was there"
+        ) from None
 
 
 def halvings(settings: int, evaluations: int) -> list[tuple[int, int]]:
@@ -143,16 +173,14 @@ class _Sweep:
         self.checkpoints.lock()
         if new:  # of two that start at once, one has the folder
             RunFolder(self._folder).refuse_taken()
-        self._first.claim(
-            {
-                f"{name}: {key}": value
-                for name, run in self._runs.items()
-                for key, value in deciding(run.config).items()
-            }
-        )
-        if (self._folder / PLAN).exists():
-            saved = json.loads((self._folder / PLAN).read_text(encoding="utf-8"))
-            self.rungs = [Rung(**rung) for rung in saved["rungs"]]
+        decided = {
+            f"{name}: {key}": value
+            for name, run in self._runs.items()
+            for key, value in deciding(run.config).items()
+        }
+        self._first.claim({"the settings": list(self._runs)} | decided)
+        if not new:
+            self.rungs = _read(self._folder).rungs
         self._save()  # before the references, which take their time and may be interrupted
         for name, run in self._runs.items():
             with named(f"setting {name}"):

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import Tensor
 
 from backbone import Backbone
 from backbone.encoder import spare
 from backbone.rows import text_row
-from tests.backbone.families import tiny
+from tests.backbone.families import BOTH, tiny
 from tests.backbone.law_tasks import tasks
+from tests.backbone.prompts import manifest, tensors
 
 
 @contextmanager
@@ -41,6 +43,43 @@ def test_lines_of_bfloat16_are_filled_up(family: str, grad: bool) -> None:
     with lengths_of(bone) as seen, torch.set_grad_enabled(grad):
         scores = bone.forward([row] * 3, [own.prompt] * 3)
     assert len(scores) == 3
+    assert seen == [3 * len(row) + spare(3 * len(row))]
+
+
+@pytest.mark.parametrize("attention", BOTH)
+@pytest.mark.parametrize("family", ["bert", "modernbert", "gpt2", "llama"])
+def test_nobody_notices_the_filler(family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the rows' scores nor the prompts' gradients."""
+    bone = tiny(family, "bfloat16", attention)
+
+    def found() -> list[Tensor]:
+        prompts, leaves = [], []
+        for seed, (soft, prefix) in enumerate(((3, 0), (0, 4))):
+            own = manifest(bone, soft=soft)
+            made = {
+                name: tensor.requires_grad_()
+                for name, tensor in tensors(bone, soft=soft, prefix=prefix, seed=seed).items()
+            }
+            leaves += made.values()
+            prompts.append((own, bone.bind(own, made)))
+        rows = [bone.row_encoder(own).encode(["five words make a row"])[0] for own, _ in prompts]
+        assert spare(sum(map(len, rows)))
+        scores = bone.forward(rows, [prompt for _, prompt in prompts])
+        return [*scores, *torch.autograd.grad(torch.stack(scores)[:, 0].sum(), leaves)]
+
+    filled = found()
+    monkeypatch.setattr(type(bone._encoder), "_filler", lambda *_: 0)
+    for one, other in zip(filled, found(), strict=True):
+        # A product of another length may round otherwise; a token that is seen moves far more.
+        assert (one - other).abs().max() <= 0.02 * other.abs().max()
+
+
+def test_lines_under_autocast_are_filled_up() -> None:
+    bone = tiny("bert", "float32", "eager")
+    own = tasks("bert", "float32", "eager")[0]
+    row = own.row(bone, "five words make a row")
+    with lengths_of(bone) as seen, torch.autocast("cpu", dtype=torch.bfloat16):
+        bone.forward([row] * 3, [own.prompt] * 3)
     assert seen == [3 * len(row) + spare(3 * len(row))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from backbone import Backbone
 from prompt_store import decode_prompt
 from tests.backbone.families import checkpoint
 from tests.trainer.conftest import separable, write_jsonl
-from trainer import ConfigError, ManyResult, TrainingInterruptedError
+from trainer import ConfigError, ManyResult, TrainerError, TrainingInterruptedError
 from trainer.evaluation import loss
 from trainer.interrupt import StopRequest
 from trainer.joint import check_together, joint_learners
@@ -153,6 +154,26 @@ def test_a_task_that_fails_after_the_joint_training_fails_alone(
     assert (list(result.finished), result.failures) == (["book"], {"film": "a late slip"})
 
 
+def _edits_are_refused(folder: Path, share: str, console: Console) -> None:
+    """What decides what is learned may not be changed between a stop and --resume."""
+    listed = json.loads((folder / "many.json").read_text())
+    edits: list[tuple[dict[str, object], str]] = [
+        ({"share": None}, "share changed since this run began"),
+        ({"share": "prompt" if share == "factored" else "factored"}, "share changed since this run began"),
+        ({"share": "foo"}, r"many\.json: share: expected"),
+        ({"rank": 0}, r"many\.json: rank: expected a whole number"),
+        ({"rank": "x"}, r"many\.json: rank: expected a whole number"),
+        ({"tasks": listed["tasks"][:1]}, "the tasks changed since this run began"),
+    ]
+    if share == "factored":
+        edits.append(({"rank": 2}, "rank changed since this run began"))
+    for edit, says in edits:
+        (folder / "many.json").write_text(json.dumps(listed | edit))
+        with pytest.raises(TrainerError, match=says):
+            trainer.resume_many(folder, console=console)
+    (folder / "many.json").write_text(json.dumps(listed))
+
+
 @pytest.mark.parametrize(("share", "every"), [("prompt", 19), ("factored", 9)])
 def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
     share: str, every: int, file: Path, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -171,6 +192,7 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
     result: ManyResult | None = None
     with pytest.raises(TrainingInterruptedError):
         trainer.train_many(trainer.load_many(file), console=console)
+    _edits_are_refused(tmp_path / "all", share, console)
     while result is None:
         try:
             result = trainer.resume_many(tmp_path / "all", console=console)

@@ -12,7 +12,15 @@ from rich.console import Console
 
 import trainer
 from prompt_store import InvalidPrompt, decode_prompt
-from trainer import ConfigError, DataError, ManyResult, RunFolderError, TrainConfig, TrainingInterruptedError
+from trainer import (
+    ConfigError,
+    DataError,
+    ManyResult,
+    RunFolderError,
+    TrainConfig,
+    TrainerError,
+    TrainingInterruptedError,
+)
 from trainer.learner import Learner
 from trainer.progress import TrainingProgress
 from trainer.run import Run, RunResult
@@ -208,3 +216,20 @@ def test_a_slip_in_the_list_of_tasks_is_named(tmp_path: Path, console: Console) 
     (tmp_path / "many.json").write_text('{"tasks": ["a"], "rows_at_once": "few"}')
     with pytest.raises(ConfigError, match=r"many\.json: rows_at_once: expected a whole number"):
         trainer.resume_many(tmp_path, console=console)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (3, "no run to resume here"),
+        ({"a": 3}, "no run to resume here"),
+        ({"a": {"method": "zz"}}, r"many\.json: task_id: this setting is required$"),
+    ],
+)
+def test_slips_in_the_listed_settings_are_one_line(
+    tmp_path: Path, console: Console, settings: object, says: str
+) -> None:
+    (tmp_path / "many.json").write_text(json.dumps({"tasks": ["a"], "settings": settings}))
+    with pytest.raises(TrainerError, match=says) as slip:
+        trainer.resume_many(tmp_path, console=console)
+    assert "\n" not in str(slip.value)

@@ -77,6 +77,35 @@ def test_a_comparison_that_was_stopped_keeps_its_folder(
     folder.claim({})  # and the same command goes on
 
 
+@pytest.mark.parametrize("text", ["not JSON", '{"theme": "dark"}'])
+def test_another_programs_settings_are_no_comparison(
+    tmp_path: Path, settings: Settings, console: Console, text: str
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "settings.json").write_text(text)
+    with pytest.raises(RunFolderError, match=r"settings\.json: there already, and of something else"):
+        ReferenceFolder(folder).claim({})
+    assert {file.name for file in folder.iterdir()} == {"settings.json", "state"}
+    assert train(settings(method="head-only"), console=console).prompt.is_file()
+    assert (folder / "settings.json").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"x"'])
+def test_a_state_that_belongs_to_nothing_known_is_one_line(tmp_path: Path, text: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim({"the dtype": "float32"})
+    folder.identity.write_text(text)
+    with pytest.raises(RunFolderError, match=r"identity\.json: not what a run's state belongs to; put back"):
+        folder.claim({"the dtype": "float32"})
+
+
+def test_an_output_that_cannot_be_made_is_named(tmp_path: Path, settings: Settings, console: Console) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(RunFolderError, match=r"/run: (Not a directory|File exists)$"):
+        train(settings(method="head-only"), console=console)
+
+
 def _train(config: TrainConfig, console: Console) -> None:
     train(config, console=console)
 

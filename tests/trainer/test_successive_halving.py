@@ -111,6 +111,10 @@ def test_interrupted_at_its_references_it_says_how_to_go_on(
     file.write_text(begun.replace('"start": "random"', '"start": "probe"', 1))
     with pytest.raises(RunFolderError, match=r"prompt_lr=\S+: head.start changed since this run began"):
         trainer.resume_sweep(tmp_path / "run", console=console)
+    names = [setting["name"] for setting in json.loads(begun)["settings"]]
+    file.write_text(begun.replace(names[1], "prompt_lr=7"))
+    with pytest.raises(RunFolderError, match="the settings changed since this run began"):
+        trainer.resume_sweep(tmp_path / "run", console=console)
     file.write_text(begun)
     assert trainer.resume_sweep(tmp_path / "run", console=console).prompt.is_file()
 
@@ -229,10 +233,31 @@ def test_the_head_only_reference_is_shared_on_the_same_examples_alone(
         assert len(probes) == count
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"settings": []}', '{"settings": [{"name": "a"}]}'])
+_ONE = '{"name": "a", "values": {}, "config": {}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "{}",
+        "[]",
+        '{"settings": [], "rungs": []}',
+        '{"settings": [{"name": "a"}], "rungs": []}',
+        f'{{"settings": [{_ONE}]}}',
+        f'{{"settings": [{_ONE}, {_ONE}], "rungs": []}}',
+        f'{{"settings": [{_ONE.replace("{}", "3", 1)}], "rungs": []}}',
+        f'{{"settings": [{_ONE}], "rungs": 3}}',
+        f'{{"settings": [{_ONE}], "rungs": [{{}}]}}',
+        f'{{"settings": [{_ONE}], "rungs": [{{"evaluations": 1, "scores": {{}}, "kept": []}}]}}',
+        f'{{"settings": [{_ONE}], "rungs": [{{"evaluations": 1, "scores": {{"b": [1]}}, "kept": ["b"]}}]}}',
+    ],
+)
 def test_a_file_that_is_no_sweeps_is_one_line(text: str, tmp_path: Path, console: Console) -> None:
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(RunFolderError, match=r"sweep\.json: not the settings of a sweep; put back"):
+    with pytest.raises(
+        RunFolderError, match=r"sweep\.json: not the settings and comparisons of a sweep; put"
+    ):
         trainer.resume_sweep(tmp_path, console=console)
 
 
