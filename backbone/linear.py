@@ -37,9 +37,8 @@ class PaddedLinear(nn.Module):
         spare = (0, self._spare_in, 0, self._spare_out)
         self._wide: Tensor
         self.register_buffer("_wide", F.pad(weight, spare) if any(spare) else weight, persistent=False)
-        narrow = self._wide[
-            : self.out_features, : self.in_features
-        ]  # the same memory: who trains it trains both
+        # The same memory: who trains one trains both.
+        narrow = self._wide[: self.out_features, : self.in_features]
         self._turned = isinstance(stock, Conv1D)
         self.weight = nn.Parameter(narrow.T if self._turned else narrow, requires_grad=False)
         self.bias = stock.bias
