@@ -67,9 +67,12 @@ def test_nobody_notices_the_filler(family: str, attention: str, monkeypatch: pyt
         scores = bone.forward(rows, [prompt for _, prompt in prompts])
         return [*scores, *torch.autograd.grad(torch.stack(scores)[:, 0].sum(), leaves)]
 
-    filled = found()
-    monkeypatch.setattr(type(bone._encoder), "_filler", lambda *_: 0)
-    for one, other in zip(filled, found(), strict=True):
+    with lengths_of(bone) as seen:
+        filled = found()
+        monkeypatch.setattr(type(bone._encoder), "_filler", lambda *_: 0)
+        bare = found()
+    assert seen[0] > seen[1]
+    for one, other in zip(filled, bare, strict=True):
         # A product of another length may round otherwise; a token that is seen moves far more.
         assert (one - other).abs().max() <= 0.02 * other.abs().max()
 

@@ -80,10 +80,10 @@ def _wide(kind: str, attention: str, folder: Path) -> Backbone:
     if kind == "bert":
         tokenizer = wordpiece()
         config = {
-            "hidden_size": 156,
-            "num_attention_heads": 6,
+            "hidden_size": 312,
+            "num_attention_heads": 12,
             "num_hidden_layers": 2,
-            "intermediate_size": 600,
+            "intermediate_size": 1200,
         }
         model: Any = hf.BertModel(hf.BertConfig(vocab_size=len(tokenizer), initializer_range=0.1, **config))
     else:

@@ -175,9 +175,8 @@ def test_changed_settings_are_not_mixed_into_an_old_run(
     identity = RunFolder(result.folder).identity
     known = json.loads(identity.read_text())
     identity.write_text(json.dumps({name: value for name, value in known.items() if name.startswith("the ")}))
-    with pytest.raises(
-        RunFolderError, match="seed-0 was saved with other settings"
-    ):  # an earlier version's folder
+    # Of an earlier version's folder, too, the states tell.
+    with pytest.raises(RunFolderError, match="seed-0 was saved with other settings"):
         resume(result.folder, console=console)
     identity.write_text(json.dumps(known))
     file.write_text(text.replace("ensemble = false", "ensemble = false\nrows_at_once = 8"))  # for less memory
