@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import locust.runners
 from gevent import GreenletExit
 from locust import FastHttpUser, events, task
 from locust.env import Environment
@@ -43,6 +44,8 @@ _LAST_ANSWERS = (
 
 
 _run = Run()
+# A worker that stood still for three seconds, locust's own bound, is not lost: the machine had much to do.
+locust.runners.HEARTBEAT_LIVENESS = 10
 # Every change of users is to be sudden: locust need not ask whether that is wanted.
 logging.getLogger("locust.runners").addFilter(lambda said: "spawn rate is very high" not in said.getMessage())
 

@@ -15,6 +15,7 @@ from loadtest import record, shapes
 from loadtest.timeline import OTHERS, Timeline
 
 _TELL = 10.0  # seconds between two lines of progress
+_LATE = 30.0  # seconds more that a phase waits for its users, on machines with much to do; then it goes on without
 _LAST_REPORTS = 10.0  # seconds at a master's end, at most: locust does not wait for what workers counted last
 _REPORT_EACH = 3.0  # seconds between two reports of a worker: locust's own
 
@@ -58,6 +59,7 @@ class Planned(LoadTestShape):
     def __init__(self, phases: list[shapes.Phase], runner: Runner, run: Run) -> None:
         super().__init__()
         self._phases, self._runner, self._run = phases, runner, run
+        self._ahead = iter(phases)
         self._phase: shapes.Phase | None = None
         self._begin = 0.0  # of the phase: when its users were there; before that, when they were asked for
         self._there = False
@@ -65,15 +67,16 @@ class Planned(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """What locust asks once a second: users, and how fast to come to them; None at the end."""
-        phase, now = shapes.phase_at(self._phases, self.get_run_time()), time.time()
+        now = time.time()
         if self._run.over:
             if self._runner.user_count:  # workers' users, who wait for their last answer
                 self._run.over = now
             done = self._run.silent() <= _missing(self._runner) or now > self._run.over + _LAST_REPORTS
             return None if done and not self._runner.user_count else (0, _at_once(self._phases))
-        if phase is self._phase and phase is not None:
-            if not self._there and self._runner.user_count == phase.users:
-                self._begin, self._there = now, True
+        phase = self._phase
+        if phase is not None and not self._there and self._runner.user_count == phase.users:
+            self._begin, self._there = now, True
+        if phase is not None and now < self._begin + phase.seconds + (0 if self._there else _LATE):
             if now - self._told >= _TELL:
                 self._told = now
                 last = self._run.timeline.between(now - _TELL, now)
@@ -88,6 +91,7 @@ class Planned(LoadTestShape):
                 self._run.stretches.append(
                     record.Stretch(self._phase.name, self._begin, now, self._phase.users, there=there)
                 )
+            phase = next(self._ahead, None)
             self._phase, self._begin, self._there = phase, now, False
             if phase is not None:
                 print(

@@ -21,9 +21,7 @@ class Stretch:
     end: float
     users: int | None = None  # closed loop
     offered: float | None = None  # open loop: requests a second
-    there: int | None = (
-        None  # closed loop: its users at its end, where they were never as many as were wanted
-    )
+    there: int | None = None  # closed loop: its users at its end, where they were never as many as wanted
 
 
 @dataclass

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -140,15 +139,6 @@ def plan(options: argparse.Namespace, users: int) -> list[Phase]:
         together = users + round(users * options.greedy_times)
         return [Phase("others alone", each, users), Phase("with a greedy task", each, together, GREEDY)]
     return []
-
-
-def phase_at(phases: Sequence[Phase], seconds: float) -> Phase | None:
-    """The phase that runs after so many seconds; None when all are over."""
-    for phase in phases:
-        if seconds < phase.seconds:
-            return phase
-        seconds -= phase.seconds
-    return None
 
 
 def _positive(text: str) -> float:

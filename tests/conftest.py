@@ -1,10 +1,17 @@
-"""What all tests of a run share: how a run is ended, and a cache for what takes long to make."""
+"""What all tests of a run share: how a run is ended, a cache for what takes long to make, no clock for examples."""
 
 import os
 import signal
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that stands still for a second while an example runs has found no bug.
+settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("unhurried")
 
 # The folder of a run's cache, the same for all of its processes; who sets it keeps it for the next run.
 CACHE = "TEST_RUN_CACHE"

@@ -34,7 +34,7 @@ from prompt_store import PromptStore, open_store
 
 WRITERS: Final = 3
 REPLICAS: Final = 2
-_SETTLE_SECONDS: Final = 10.0  # for the replicas to see the end
+_SETTLE_SECONDS: Final = 60.0  # for the replicas to see the end
 _WHOLE: Final = 100  # fewer histories, shorter ones or those of one fault are a part of the experiment
 _WRITING: Final = 2.0
 _SERVER_EACH: Final = 5  # seeds: so often a server process follows, too

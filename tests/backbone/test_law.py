@@ -101,10 +101,7 @@ batches = mixes().flatmap(
     ).map(lambda texts: list(zip(map(int, chosen), texts, strict=True)))
 )
 poison = st.lists(st.tuples(st.integers(0, 2), st.sampled_from((*TEXTS, MAXIMAL))), max_size=3)
-_settings = settings(
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+_settings = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @pytest.mark.parametrize(("family", "attention"), WAYS)

@@ -169,7 +169,7 @@ def test_max_tokens_cuts_further_and_counts_real_tokens() -> None:
     assert row.truncated
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
     words=st.lists(st.sampled_from(WORDS), max_size=150),

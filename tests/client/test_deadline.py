@@ -62,7 +62,7 @@ def awaiting(clock: Clock, script: list[Exchange], timeout: float | None) -> Ans
 
 
 @pytest.mark.parametrize(("ask", "grain"), [(blocking, STEP), (awaiting, TICK)])
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(script=st.lists(EXCHANGES, min_size=1, max_size=5), timeout=st.floats(0.05, 60))
 def test_no_call_takes_longer_than_its_timeout(
     ask: object, grain: float, script: list[Exchange], timeout: float

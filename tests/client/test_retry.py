@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from client import ApiError, InvalidCall, Retries
@@ -18,7 +18,6 @@ from client.retry import Budget, Tries, wait_before
 SECONDS = st.floats(0, 1e6, allow_nan=False)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10_000), st.none() | SECONDS, SECONDS, SECONDS, st.floats(0, 1))
 def test_waits_grow_up_to_a_bound_and_heed_the_server(
     failures: int, asked: float | None, first: float, longest: float, draw: float
@@ -47,7 +46,6 @@ def test_draws_differ() -> None:
     assert len(waits) == 20
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60) | st.from_regex(r"[0-9]{1,5000}", fullmatch=True))
 @example("9" * 5000)
 @example("Sat, 21 Nov 2026 10:00:09 GMT")
@@ -83,7 +81,6 @@ def test_without_a_date_our_own_clock_counts(monkeypatch: pytest.MonkeyPatch) ->
     assert retry_after({"Retry-After": "Sat, 21 Nov 2026 10:00:09 GMT"}) == 9.0
 
 
-@settings(deadline=None)
 @given(st.integers(0, 20), st.lists(st.booleans(), max_size=400))
 def test_tries_again_are_a_share_of_what_gets_through(burst: int, calls: list[bool]) -> None:
     """Whatever comes: no more tries again than the burst and a tenth of the calls that got through."""

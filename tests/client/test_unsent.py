@@ -209,7 +209,7 @@ def awaiting(script: list[Exchange], timeout: float) -> tuple[AsyncBackend, Clie
 
 
 @pytest.mark.parametrize("ask", [blocking, awaiting])
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(script=st.lists(EXCHANGES, min_size=1, max_size=4), timeout=st.floats(0.005, 20))
 @example(script=[Exchange(connect=1.0)], timeout=1.0)
 @example(script=[Exchange(breaks="connect"), Exchange(connect=99)], timeout=5.0)

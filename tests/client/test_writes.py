@@ -6,7 +6,7 @@ import json
 from typing import Any, Literal
 
 import httpx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from client import ApiError, OutcomeUnknown, Retries, UnreachableError
@@ -70,7 +70,6 @@ def outcome(ask: Asker, store: Store, do: Any) -> Exception | None:
     return None
 
 
-@settings(deadline=None)
 @given(fates=st.lists(st.sampled_from(FATES), max_size=6), rival_before=st.integers(0, 6))
 def test_a_guarded_move(fates: list[Fate], rival_before: int) -> None:
     for kind in ("sync", "async"):
@@ -83,7 +82,6 @@ def test_a_guarded_move(fates: list[Fate], rival_before: int) -> None:
             assert store.moved == 0
 
 
-@settings(deadline=None)
 @given(fates=st.lists(st.sampled_from(FATES), max_size=6))
 def test_a_delete(fates: list[Fate]) -> None:
     for kind in ("sync", "async"):
@@ -98,7 +96,6 @@ def test_a_delete(fates: list[Fate]) -> None:
             assert store.deleted == 0
 
 
-@settings(deadline=None)
 @given(fates=st.lists(st.sampled_from(FATES), max_size=6))
 def test_a_creation(fates: list[Fate]) -> None:
     for kind in ("sync", "async"):

@@ -24,6 +24,8 @@ def body(text: str) -> bytes:
 
 
 def test_it_greets_with_urls_tasks_and_an_example_that_works(server: ServerProcess) -> None:
+    # The log's "ready" comes by another pipe: the greeting may be read a moment after it.
+    server.wait_for(lambda: any('"task_id"' in line for line in server.stdout))
     shown = "\n".join(server.stdout)
     assert server.url in shown
     assert server.admin_url in shown

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 ANSWER = b"HTTP/1.1 200 OK\r\nServer-Timing: queue;dur=1.5, forward;dur=2.5\r\ncontent-length: 2\r\n\r\n{}"
 REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nlate"
+_PATIENCE = 120  # seconds; only ever reached when something is broken
 
 
 @dataclass
@@ -31,7 +32,9 @@ class SlowServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        # Cancelled is how a server that ends ends this; asyncio's streams would log that as an error of ours.
+        ends = (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError)
+        with contextlib.closing(writer), contextlib.suppress(*ends):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 if self.get and head.startswith(b"GET "):
@@ -81,10 +84,10 @@ def serving(
 
     def die() -> None:
         stop.set()
-        thread.join(10)
+        thread.join(_PATIENCE)
 
     server.die = die
-    assert started.wait(10)
+    assert started.wait(_PATIENCE)
     try:
         yield server
     finally:

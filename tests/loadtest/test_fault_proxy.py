@@ -58,7 +58,7 @@ async def connected(proxy: FaultProxy) -> AsyncIterator[Streams]:
             await writer.wait_closed()
 
 
-async def answer(streams: Streams, text: bytes, patience: float = 5.0) -> bytes:
+async def answer(streams: Streams, text: bytes, patience: float = 60.0) -> bytes:
     reader, writer = streams
     writer.write(text)
     async with asyncio.timeout(patience):
@@ -139,28 +139,30 @@ async def test_what_a_mode_ends_is_closed_even_if_it_was_only_just_accepted(prox
         assert proxy.open == 1
         await proxy.settled()
         assert proxy.open == 0
-        left.settimeout(5)
+        left.settimeout(60)
         assert left.recv(1) == b""
 
 
 async def test_every_reply_is_late_by_the_same_time(proxy: FaultProxy) -> None:
     proxy.delay, proxy.mode = 0.2, Mode.LATENCY
     async with connected(proxy) as (reader, writer):
-        sent, came = [], []
-        for _ in range(5):
-            writer.write(b"x")
-            sent.append(time.monotonic())
-            await asyncio.sleep(0.04)
-        for _ in range(5):
-            await reader.readexactly(1)
-            came.append(time.monotonic())
-        late = [there - here for here, there in zip(sent, came, strict=True)]
-        assert min(late) >= 0.19
-        assert max(late) < 0.35
-        proxy.mode = Mode.PASS
-        began = time.monotonic()
+        for _ in range(10):  # a machine that stands still in between makes some later, never sooner
+            sent, came = [], []
+            for _ in range(5):
+                writer.write(b"x")
+                sent.append(time.monotonic())
+                await asyncio.sleep(0.04)
+            for _ in range(5):
+                await reader.readexactly(1)
+                came.append(time.monotonic())
+            late = [there - here for here, there in zip(sent, came, strict=True)]
+            assert min(late) >= 0.19
+            if max(late) < 0.35:
+                break
+        else:
+            pytest.fail(f"one reply waits for another's time: {late}")
+        proxy.delay, proxy.mode = 3600.0, Mode.PASS
         await answer((reader, writer), b"y")
-        assert time.monotonic() - began < 0.15
 
 
 async def test_a_server_that_is_away_resets(proxy: FaultProxy) -> None:
@@ -186,8 +188,8 @@ async def test_subscribers_hear_nothing_while_pushes_are_dropped(server: RedisPr
         client.pubsub(ignore_subscribe_messages=False) as listener,
     ):
 
-        async def heard() -> object:
-            message = await listener.get_message(timeout=0.15)
+        async def heard(patience: float = 60.0) -> object:
+            message = await listener.get_message(timeout=patience)
             return message and message["data"]
 
         await getattr(listener, command)("news")
@@ -197,7 +199,7 @@ async def test_subscribers_hear_nothing_while_pushes_are_dropped(server: RedisPr
         proxy.mode = Mode.DROP_PUSH
         assert await client.publish("news", "second") == 1  # Redis has sent it
         await client.set("key", "value")
-        assert await heard() is None
+        assert await heard(0.15) is None
         assert proxy.dropped == 1
         proxy.mode = Mode.PASS
         await client.publish("news", "third")
@@ -215,7 +217,7 @@ async def test_a_subscription_cut_in_two_is_seen(proxy: FaultProxy) -> None:
 def test_a_thread_can_run_it(server: RedisProcess) -> None:
     with ThreadedProxy("127.0.0.1", server.port) as proxy:
         once = Retry(NoBackoff(), 0)
-        with redis.Redis(port=proxy.port, socket_timeout=0.2, retry=once) as client:
+        with redis.Redis(port=proxy.port, socket_timeout=2, retry=once) as client:
             assert client.ping()
             for mode, error in (
                 (Mode.RESET, redis.ConnectionError),
@@ -243,6 +245,6 @@ def test_a_thread_ends_with_connections_open(server: RedisProcess, tmp_path: Pat
     with ThreadedProxy("127.0.0.1", server.port) as proxy:
         left = socket.create_connection(("127.0.0.1", proxy.port))
         proxy.mode = Mode.BLACKHOLE
-    left.settimeout(5)
+    left.settimeout(60)
     assert left.recv(1) == b""
     left.close()

@@ -67,7 +67,7 @@ def test_what_was_acknowledged_outlives_a_crash_and_a_restart(running: RedisProc
 
 
 def test_a_paused_one_keeps_connections_and_answers_later(running: RedisProcess) -> None:
-    with redis.Redis(port=running.port, socket_timeout=0.1, retry=ONCE) as client:
+    with redis.Redis(port=running.port, socket_timeout=1, retry=ONCE) as client:
         client.ping()
         running.pause()
         with pytest.raises(redis.TimeoutError):
@@ -76,10 +76,9 @@ def test_a_paused_one_keeps_connections_and_answers_later(running: RedisProcess)
         running.resume()
     assert running.run("PING")
     running.pause()
-    began = time.monotonic()
-    running.stop()
-    assert time.monotonic() - began < 5
+    running.stop(patience=60)
     assert not running.running
+    assert "bye bye" in running.log  # it was not killed
 
 
 def test_one_can_start_unwaited_and_a_wrong_one_says_why(tmp_path: Path, server: Path) -> None:

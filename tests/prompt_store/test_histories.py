@@ -41,17 +41,22 @@ def said(history: History) -> str:
     ],
 )
 async def test_a_history_under_faults_fits(threads: ThreadPoolExecutor, store: str, fault: str) -> None:
-    history = await make_history(store, 1, threads, fault=fault, seconds=0.8)
-    assert not history.wrong, said(history)  # how late the replicas were is the long form's to judge
-    assert history.count("ok") > 0
-    assert history.windows > 0 or fault == "none"  # the one that does nothing may do it never
-    assert history.sights > 0
+    for seconds in (0.8, 4.0, 20.0):  # a machine that stands still gets nothing written in a short one
+        history = await make_history(store, 1, threads, fault=fault, seconds=seconds)
+        assert not history.wrong, said(history)  # how late the replicas were is the long form's to judge
+        # The fault that does nothing may do it never.
+        if history.count("ok") and history.sights and (history.windows or fault == "none"):
+            return
+    pytest.fail(f"it shows nothing: {history.thin}")
 
 
 async def test_a_server_process_follows_a_history(threads: ThreadPoolExecutor) -> None:
-    history = await make_history("redis", 2, threads, fault="reset", seconds=0.8, server=True)
-    assert not history.wrong, said(history)
-    assert history.answers
+    for seconds in (0.8, 4.0, 20.0):
+        history = await make_history("redis", 2, threads, fault="reset", seconds=seconds, server=True)
+        assert not history.wrong, said(history)
+        if history.answers:
+            return
+    pytest.fail("the server answered nothing")
 
 
 def test_a_history_that_shows_too_little_does_not_pass() -> None:

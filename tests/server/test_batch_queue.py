@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from backbone import Row
 from server.batch_queue import Batch, BatchQueue, Job, Scored
@@ -138,7 +138,6 @@ def test_a_wake_reaches_one_lane_and_no_more() -> None:
         assert [lane.result(20).rows for lane in lanes] == [[], []]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=20),
     st.integers(1, 4),

@@ -167,8 +167,8 @@ async def test_a_full_queue_says_when_to_come_back(start: Start) -> None:
 
 
 async def test_a_late_answer_is_503(start: Start, eventually: Eventually) -> None:
-    async with start(request_timeout=0.05) as server:
-        answer = await server.classify("sleep=0.3")
+    async with start(request_timeout=0.3) as server:
+        answer = await server.classify("sleep=1.5")
         assert (answer.status_code, answer.json()["code"]) == (503, "request_timeout")
 
         async def works() -> bool:

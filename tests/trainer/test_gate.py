@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -40,11 +40,7 @@ def _record(own: int, majority: int, head_only: int, of: int = 50) -> dict[str, 
 
 COUNTS = st.integers(0, 50)
 
-# A busy machine is no failure.
-_patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-
-@_patient
 @given(st.sampled_from(METHODS), COUNTS, COUNTS, COUNTS)
 def test_it_refuses_exactly_what_does_not_beat_its_floors(method: str, own: int, low: int, high: int) -> None:
     judgement = judge(_manifest(method, _record(own, low, high)))
@@ -66,7 +62,6 @@ JSON = st.recursive(
 )
 
 
-@_patient
 @given(st.dictionaries(st.sampled_from(["dev", "dev_floors", "data"]), JSON, max_size=3))
 def test_a_record_that_anybody_wrote_raises_nothing(training: dict[str, Any]) -> None:
     judgement = judge(_manifest("p-tuning-v2", training))
