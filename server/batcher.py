@@ -8,6 +8,7 @@ loop; the device's lanes take their batches from the `BatchQueue` inside.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
@@ -185,7 +186,8 @@ class Batcher(Generic[R]):
         None says that a row's forward raised, or had no prompt for it; empty ones, that the lane gave up before it.
         """
         self._queue.done(batch)
-        self._loop.call_soon_threadsafe(self._deliver, batch, scores, seconds, time.perf_counter())
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile: nobody waits for it any more
+            self._loop.call_soon_threadsafe(self._deliver, batch, scores, seconds, time.perf_counter())
 
     def wake(self, times: int = 1) -> None:
         """Make so many calls of `take` return soon, with nothing. Safe from any thread."""

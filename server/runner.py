@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import structlog
 
@@ -210,12 +210,14 @@ class Runner:
     def _answer(self, function: Callable[[], object], future: asyncio.Future[object]) -> None:
         if future.done():  # the caller has gone
             return
+        settle: Callable[[asyncio.Future[object], Any], None] = _set_result
+        outcome: object
         try:
-            result = function()
+            outcome = function()
         except Exception as error:
-            self._loop.call_soon_threadsafe(_set_exception, future, error)
-        else:
-            self._loop.call_soon_threadsafe(_set_result, future, result)
+            settle, outcome = _set_exception, error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile: nobody waits for it any more
+            self._loop.call_soon_threadsafe(settle, future, outcome)
 
     def _load(
         self, slot: int, prompt: Prompt, rows: Sequence[Row], gone: threading.Event

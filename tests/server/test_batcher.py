@@ -51,6 +51,19 @@ async def test_a_batch_holds_all_that_was_waiting(metrics: Metrics) -> None:
     assert [job.result().scores for job in jobs] == [((2.0,),), ((2.1,),), ((2.2,),)]
 
 
+def test_a_lane_that_outlives_the_loop_ends_in_silence(metrics: Metrics) -> None:
+    async def leave() -> tuple[Batcher[Row], Batch[Row]]:
+        batcher = new(metrics)
+        job = submit(batcher, ["ab"])
+        await settle()
+        batch = batcher.take()
+        job.cancel()
+        return batcher, batch
+
+    batcher, batch = asyncio.run(leave())
+    batcher.finish(batch, score(batch), 0.01)  # what it raised, its thread would print at the end of the process
+
+
 async def test_a_row_that_runs_several_times_takes_so_much_room(metrics: Metrics) -> None:
     batcher = new(metrics)
     asking = asyncio.create_task(batcher.submit(["abc"], 0, extra_tokens=2, times=3))

@@ -168,7 +168,10 @@ async def test_a_full_queue_says_when_to_come_back(start: Start) -> None:
 
 async def test_a_late_answer_is_503(start: Start, eventually: Eventually) -> None:
     async with start(request_timeout=0.3) as server:
-        answer = await server.classify("sleep=1.5")
+        for seconds in (1, 5, 25):  # where the machine stands still for longer, it comes before anybody looks
+            answer = await server.classify(f"sleep={seconds}")
+            if answer.status_code != 200:
+                break
         assert (answer.status_code, answer.json()["code"]) == (503, "request_timeout")
 
         async def works() -> bool:
