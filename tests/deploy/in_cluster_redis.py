@@ -45,7 +45,7 @@ class ClusterRedis:
 
     def new_password(self) -> str:
         """Run the script that makes one; the URL that it wrote, with this Redis's address."""
-        subprocess.run([self.secrets / "redis-password.sh"], check=True, capture_output=True, timeout=30)
+        subprocess.run([self.secrets / "redis-password.sh"], check=True, capture_output=True, timeout=600)
         return self.url
 
     @property

@@ -37,7 +37,7 @@ def kubectl() -> str:
 def render(folder: Path) -> list[Object]:
     """Every object of one kustomization."""
     done = subprocess.run(
-        [kubectl(), "kustomize", str(folder)], capture_output=True, text=True, timeout=120, check=False
+        [kubectl(), "kustomize", str(folder)], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # kustomize warns of what it will drop one day

@@ -239,7 +239,7 @@ def _ask(path: str, body: dict[str, Any] | None = None, key: str = "") -> dict[s
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     data = None if body is None else json.dumps(body).encode()
     try:
-        with _open(urllib.request.Request(_PUBLIC + path, data, headers), timeout=60) as answer:
+        with _open(urllib.request.Request(_PUBLIC + path, data, headers), timeout=600) as answer:
             return {"status": answer.status, "body": json.loads(answer.read())}
     except urllib.error.HTTPError as error:
         return {"status": error.code, "body": json.loads(error.read())}

@@ -105,7 +105,7 @@ def train_script(folder: Path, run: Path, **variables: str) -> str:
     environment = {"PATH": f"{folder}:/usr/bin:/bin", "PROMPTMUX_ADMIN_URL": "http://admin:1"}
     return subprocess.run(
         ["sh", folder / "train.sh", "CONFIG", run, "candidate"],
-        env=environment | variables, capture_output=True, text=True, timeout=30, check=True,
+        env=environment | variables, capture_output=True, text=True, timeout=600, check=True,
     ).stdout.strip()  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def test_our_client_tells_the_task(gateway: Gateway, caller: Caller) -> None:
     # Also where the body is longer than what the gateway reads of it.
     owner = caller.owner(TASKS[0])
     long = ["a " * 40_000, "b " * 40_000]
-    with Client(gateway.url, timeout=120) as client:
+    with Client(gateway.url, timeout=600) as client:
         before = gateway.counts()
         for _ in range(4):
             assert client.classify(TASKS[0], long).task_id == TASKS[0]
@@ -130,19 +130,22 @@ def test_what_names_no_task_goes_by_turns(gateway: Gateway) -> None:
         assert http.get("/admin/tasks").status_code == 404
 
 
-def test_a_greedy_task_spills_over_to_more_servers(gateway: Gateway, caller: Caller) -> None:
+def test_a_greedy_task_spills_over_to_more_servers(gateway: Gateway, caller: Caller, tmp_path: Path) -> None:
     owner = caller.owner(TASKS[0])
     served: list[str] = []
+    go = tmp_path / "go"
 
     def ask() -> None:
         one = Caller(gateway.url)
-        answer = one.ask(TASKS[0], "sleep=0.5")
+        answer = one.ask(TASKS[0], f"until={go}")
         served.append(answer.headers[SERVED_BY] if answer.status_code == 200 else f"{answer.status_code}")
         one.close()
 
     threads = [threading.Thread(target=ask) for _ in range(12)]
     for thread in threads:
         thread.start()
+    time.sleep(2)  # all are under way at once
+    go.touch()
     for thread in threads:
         thread.join()
     shares = Counter(served)

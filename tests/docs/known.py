@@ -127,7 +127,7 @@ def _help(module: str, *words: str) -> str:
     if not module.startswith(_OURS):
         shown = subprocess.run(
             [sys.executable, "-m", module, *words, "--help"],
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+            cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         return shown.stdout if shown.returncode == 0 else ""
     said, code = io.StringIO(), None

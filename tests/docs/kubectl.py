@@ -49,7 +49,7 @@ class Call:
 def _known_flags(verb: str) -> dict[str, tuple[str, bool]]:
     """Each way to write a flag of a verb: its long name, and whether it takes a value."""
     texts = [
-        subprocess.run([kubectl(), *words], capture_output=True, text=True, timeout=60, check=True).stdout
+        subprocess.run([kubectl(), *words], capture_output=True, text=True, timeout=600, check=True).stdout
         for words in ([*verb.split(), "--help"], ["options"])
     ]
     found: dict[str, tuple[str, bool]] = {}

@@ -95,7 +95,7 @@ def _until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 def as_after_make_run(server: Server) -> None:
     """Undo what another page did: each reader comes to the demo tasks as they were."""
     seeds = {file.stem for file in (ROOT / "examples" / "prompts").glob("*.safetensors")}
-    with httpx.Client(base_url=server.admin_url, timeout=60) as admin:
+    with httpx.Client(base_url=server.admin_url, timeout=600) as admin:
         for task in admin.get("/admin/tasks").raise_for_status().json()["tasks"]:
             if task["task_id"] not in seeds:
                 admin.delete(f"/admin/tasks/{task['task_id']}", params={"force": 1}).raise_for_status()

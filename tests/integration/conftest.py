@@ -14,7 +14,7 @@ import pytest
 
 from tests.server.fakes import prompt_bytes
 
-PATIENCE = 120  # seconds; only ever reached when something is broken
+PATIENCE = 600  # seconds; only ever reached when something is broken
 
 
 class ServerProcess:

@@ -141,7 +141,7 @@ def test_a_content_length_that_is_none_is_400(server: ServerProcess, length: str
 
 def test_a_caller_that_sends_first_still_reads_its_413(server: ServerProcess) -> None:
     body = json.dumps({"task_id": "sentiment", "input": "x" * 3_000_000})
-    answer = httpx.post(f"{server.url}/classify", content=body, headers=JSON, timeout=60)
+    answer = httpx.post(f"{server.url}/classify", content=body, headers=JSON, timeout=600)
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
 

@@ -56,7 +56,7 @@ def launched(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
     for process in running:
         if process.poll() is None:
             process.terminate()  # it ends those that it started, with SIGKILL after half a minute
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
 
 
 def _launch(launcher: list[str], folder: Path, file: Path) -> subprocess.Popen[str]:

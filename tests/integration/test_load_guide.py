@@ -56,7 +56,7 @@ def test_a_cluster_gets_every_file_that_locust_needs(tmp_path: Path) -> None:
     with serving(fine) as here:
         ended = subprocess.run(
             [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", *flags, *short, "--host", here.url],
-            cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=120,
+            cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "load test: passed" in ended.stdout
@@ -100,7 +100,7 @@ esac
     kubectl.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", block], env={"PATH": path}, capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", block], env={"PATH": path}, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == code
     assert "load test: FAILED x" in done.stdout

@@ -51,7 +51,7 @@ def said(command: list[str], **variables: str) -> subprocess.CompletedProcess[st
     }
     return subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, env={**clean, **variables}, capture_output=True, text=True,
-        timeout=120,
+        timeout=600,
     )  # fmt: skip
 
 

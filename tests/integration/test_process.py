@@ -36,10 +36,11 @@ def test_it_greets_with_urls_tasks_and_an_example_that_works(server: ServerProce
     assert server.classify().status_code == 200
 
 
-def test_sigterm_finishes_what_was_accepted_and_exits_0(serve: Serve) -> None:
-    server = serve().ready()
+def test_sigterm_finishes_what_was_accepted_and_exits_0(serve: Serve, tmp_path: Path) -> None:
+    server = serve("--drain-timeout", "120").ready()
+    go = tmp_path / "go"
     with ThreadPoolExecutor(8) as pool:
-        slow = [pool.submit(server.classify, f"sleep=0.7 {number}") for number in range(8)]
+        slow = [pool.submit(server.classify, f"until={go} {number}") for number in range(8)]
         server.wait_for(lambda: "promptmux_queue_rows 8.0" in httpx.get(f"{server.admin_url}/metrics").text)
         with server.connect() as waiting:
             waiting.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -53,6 +54,7 @@ def test_sigterm_finishes_what_was_accepted_and_exits_0(serve: Serve) -> None:
             answer = read_answer(late)
             assert answer.startswith(b"HTTP/1.1 503")
             assert b'"draining"' in answer
+        go.touch()
         assert [answer.result().status_code for answer in slow] == [200] * 8
     assert server.exit_code() == 0
     assert server.events("stopped")[0]["drained"] is True
@@ -68,10 +70,10 @@ def test_an_idle_server_ends_at_once_even_with_open_connections(serve: Serve) ->
 
 
 @pytest.mark.parametrize("how", ["timeout", "second signal"])
-def test_what_cannot_be_finished_is_answered_503(serve: Serve, how: str) -> None:
+def test_what_cannot_be_finished_is_answered_503(serve: Serve, how: str, tmp_path: Path) -> None:
     server = serve("--drain-timeout", "0.3" if how == "timeout" else "100").ready()
     with ThreadPoolExecutor(4) as pool:
-        stuck = [pool.submit(server.classify, "sleep=2.5") for _ in range(4)]
+        stuck = [pool.submit(server.classify, f"until={tmp_path / 'never'}") for _ in range(4)]
         server.wait_for(lambda: "promptmux_queue_rows 4.0" in httpx.get(f"{server.admin_url}/metrics").text)
         term(server)
         if how == "second signal":
@@ -195,10 +197,10 @@ def test_two_servers_share_a_store(serve: Serve, tmp_path: Path) -> None:
     second.wait_for(lambda: second.classify().json()["version"] == version_of(data))
 
 
-def test_rows_of_a_caller_that_hung_up_are_dropped(serve: Serve) -> None:
+def test_rows_of_a_caller_that_hung_up_are_dropped(serve: Serve, tmp_path: Path) -> None:
     server = serve().ready()
-    lanes = FakeBackbone.lanes
-    blockers = [threading.Thread(target=server.classify, args=("sleep=2.0",)) for _ in range(lanes)]
+    lanes, go = FakeBackbone.lanes, tmp_path / "go"
+    blockers = [threading.Thread(target=server.classify, args=(f"until={go}",)) for _ in range(lanes)]
     metrics = f"{server.admin_url}/metrics"
     for at, blocker in enumerate(blockers, 1):
         blocker.start()
@@ -210,6 +212,7 @@ def test_rows_of_a_caller_that_hung_up_are_dropped(serve: Serve) -> None:
     for connection in gone:
         connection.close()
     server.wait_for(lambda: "promptmux_clients_gone_total 10.0" in httpx.get(metrics).text)
+    go.touch()
     for blocker in blockers:
         blocker.join()
     server.wait_for(lambda: "promptmux_dropped_rows_total 10.0" in httpx.get(metrics).text)

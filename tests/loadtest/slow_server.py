@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 ANSWER = b"HTTP/1.1 200 OK\r\nServer-Timing: queue;dur=1.5, forward;dur=2.5\r\ncontent-length: 2\r\n\r\n{}"
 REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nlate"
-_PATIENCE = 120  # seconds; only ever reached when something is broken
+_PATIENCE = 600  # seconds; only ever reached when something is broken
 
 
 @dataclass

@@ -21,7 +21,7 @@ from loadtest.faults.fetched_program import NoProgram, find_program
 from loadtest.ports import free_port
 from loadtest.server_process import process, wait_for
 
-PATIENCE = 120.0  # seconds; only ever reached when something is broken
+PATIENCE = 600.0  # seconds; only ever reached when something is broken
 
 
 def program(name: str) -> Path:

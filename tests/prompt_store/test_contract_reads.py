@@ -75,10 +75,10 @@ async def test_watch_tells_what_changed_since(store: PromptStore, build: Any) ->
         await store.publish(build.prompt(task_id))
     middle = await store.revision()
     await store.delete_task("b")
-    changes = await store.watch(start, timeout=60)
+    changes = await store.watch(start, timeout=600)
     assert (set(changes.tasks), len(changes.tasks), changes.reset) == ({"a", "b", "c"}, 3, False)
     assert changes.revision == await store.revision() == Revision(start.epoch, 4)
-    assert (await store.watch(middle, timeout=60)).tasks == ("b",)
+    assert (await store.watch(middle, timeout=600)).tasks == ("b",)
 
 
 async def test_watch_ends_without_a_change(store: PromptStore, build: Any) -> None:
@@ -95,7 +95,7 @@ async def test_watch_wakes_on_a_change_by_this_store_and_by_another(
     other = backend.open()
     for writer, task_id in ((store, "a"), (other, "b")):
         now = await store.revision()
-        watchers = [asyncio.create_task(store.watch(now, timeout=60)) for _ in range(3)]
+        watchers = [asyncio.create_task(store.watch(now, timeout=600)) for _ in range(3)]
         await asyncio.sleep(0.01)
         assert not any(watcher.done() for watcher in watchers)
         await writer.publish(build.prompt(task_id))
@@ -108,7 +108,7 @@ async def test_watch_says_when_history_was_lost(store: PromptStore, build: Any, 
     await store.publish(build.prompt())
     now = await store.revision()
     elsewhere = Revision("another", now.number) if lost == "epoch" else Revision(now.epoch, now.number + 1)
-    changes = await store.watch(elsewhere, timeout=60)
+    changes = await store.watch(elsewhere, timeout=600)
     assert (changes.revision, changes.reset) == (now, True)
 
 

@@ -86,7 +86,7 @@ async def test_what_was_written_is_there_when_opened_again(backend: Any, build: 
 async def test_a_closed_store_says_so(backend: Any, build: Any) -> None:
     store: PromptStore = backend.open()
     now = (await store.publish(build.prompt())).revision
-    watcher = asyncio.create_task(store.watch(now, timeout=60))
+    watcher = asyncio.create_task(store.watch(now, timeout=600))
     await asyncio.sleep(0.01)
     await store.aclose()
     await store.aclose()

@@ -104,7 +104,7 @@ async def test_a_wiped_store_is_a_new_one_to_whoever_has_it_open(
     store = FileStore(folder)
     before = (await store.publish(build.prompt())).revision
     shutil.rmtree(folder)
-    changes = await store.watch(before, timeout=60)
+    changes = await store.watch(before, timeout=600)
     assert (changes.reset, changes.revision.number) == (True, 0)
     assert changes.revision.epoch != before.epoch
     with pytest.raises(UnknownTask):
@@ -166,7 +166,7 @@ async def test_a_store_restored_from_an_older_copy_is_seen(folder: Path, build: 
     after = (await store.publish(build.prompt(seed=1))).revision
     shutil.rmtree(folder)
     shutil.copytree(tmp_path / "backup", folder)
-    assert (await store.watch(after, timeout=60)).reset is True
+    assert (await store.watch(after, timeout=600)).reset is True
     assert await store.revision() == Revision(after.epoch, 1)
     await store.aclose()
 

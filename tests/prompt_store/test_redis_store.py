@@ -265,7 +265,7 @@ async def test_a_read_over_a_network_that_broke_without_a_word_is_answered_soon_
 async def test_a_slow_network_is_slow_and_no_more(own: RedisProcess, build: Any) -> None:
     async with (
         FaultProxy("127.0.0.1", own.port, delay=1.5) as proxy,  # a question is asked again after one second
-        opened(f"redis://127.0.0.1:{proxy.port}?timeout=60") as store,
+        opened(f"redis://127.0.0.1:{proxy.port}?timeout=600") as store,
     ):
         published = await store.publish(build.prompt())
         proxy.mode = Mode.LATENCY

@@ -85,7 +85,7 @@ def eventually() -> Callable[[Callable[[], Awaitable[bool] | bool]], Awaitable[N
     """Wait until something holds; fails after a time that no healthy machine needs."""
 
     async def wait(holds: Callable[[], Awaitable[bool] | bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while True:
                 result = holds()
                 if isinstance(result, bool) and result:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,9 @@ class FakeBackbone:
         if "explode" in words or any(map(_explodes, rows, prompts)):
             raise RuntimeError("the device broke, with secrets in its message")
         time.sleep(max([self.delay, *(float(word[6:]) for word in words if word.startswith("sleep="))]))
+        for gate in (Path(word[6:]) for word in words if word.startswith("until=")):
+            while not gate.exists():
+                time.sleep(0.005)
         return [self._score(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
 
     def _score(self, row: FakeRow, prompt: FakeDevicePrompt) -> tuple[float, ...]:

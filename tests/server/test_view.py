@@ -48,7 +48,7 @@ async def test_a_revision_that_does_not_come(view: View) -> None:
 
 async def test_a_revision_of_a_former_epoch_is_waited_for_no_longer(view: View) -> None:
     view.recall(Revision("e", 5), 100.0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         waiting = asyncio.create_task(view.reached(Revision("e", 7), 600))
         await asyncio.sleep(0)
         view.advance(Revision("new", 1), time.monotonic(), lost=True)

@@ -85,7 +85,7 @@ async def test_a_disk_without_room_is_waited_for(monkeypatch: pytest.MonkeyPatch
     await asyncio.sleep(0.05)
     assert not work.done()
     tiers.wants_prefetch = True
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await work
     assert tiers.prefetched == ["a"]
 
@@ -94,14 +94,14 @@ async def test_what_the_disk_did_not_take_comes_again_after_a_pause(monkeypatch:
     monkeypatch.setattr("server.warming._NO_ROOM_SECONDS", 0.01)
     tiers = FakeTiers(room=0)
     tiers.refuses = {"a": 3}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await warming(tiers, one="a", two="b", three="c d").run()
     assert tiers.refuses == {"a": 0}
     assert tiers.prefetched == ["b", "c", "d", "a"]  # it keeps none of the others from the disk
 
 
 async def test_without_a_disk_it_ends() -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await warming(FakeTiers(room=0, disk=False), one="a").run()
 
 

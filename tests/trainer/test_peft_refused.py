@@ -204,7 +204,7 @@ def test_pickles_come_with_the_command_that_converts_them(folder: Path, tmp_path
     message = said(it)
     assert conversion(it) in message
     command = conversion(it).replace("python -c", f"{sys.executable} -c", 1)
-    subprocess.run(command, shell=True, check=True, timeout=120)
+    subprocess.run(command, shell=True, check=True, timeout=600)
     where = base("bert")
     want = logits(load(folder, where), where, TEXTS[0])
     torch.testing.assert_close(
