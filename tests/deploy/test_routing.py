@@ -51,7 +51,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         pytest.skip(f"NO HAPROXY, ROUTING BY TASK IS NOT TESTED: {error}")
     store = f"file://{tmp_path_factory.mktemp('fleet') / 'store'}"
     asyncio.run(_publish(store))
-    flags = ("--prompt-cache-bytes", str(SLOTS * (SLOT_OVERHEAD + 64)), "--leave-delay", "5")
+    flags = ("--prompt-cache-bytes", str(SLOTS * (SLOT_OVERHEAD + 64)), "--leave-delay", "12")
     running = Fleet(store, flags, dict(zip(NAMES, free_ports(3), strict=True)))
     try:
         for name in NAMES:

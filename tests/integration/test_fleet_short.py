@@ -59,8 +59,12 @@ def test_moves_under_load_mix_nothing() -> None:
 
 def test_a_fleet_is_filled_started_loaded_and_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "fleet.png"
-    flags = ("--backbone=fake", "--replicas=2", "--tasks=50", "--users=2", f"--data={tmp_path / 'redis'}")
-    outcome, figures = run("fleet", *flags, "--seed=3", "--time=4s", f"--picture={picture}")
+    for seconds in (4, 20):  # a machine that stands still sends too little in four
+        data = f"--data={tmp_path / f'redis-{seconds}'}"
+        flags = ("--backbone=fake", "--replicas=2", "--tasks=50", "--users=2", data)
+        outcome, figures = run("fleet", *flags, "--seed=3", f"--time={seconds}s", f"--picture={picture}")
+        if outcome.passed and figures["requests"] > 10:
+            break
     assert outcome.passed, str(figures)
     assert figures["requests"] > 10
     assert figures["replica-1: requests that found their prompt loaded"] > 0
@@ -72,7 +76,10 @@ def test_a_fleet_is_filled_started_loaded_and_drawn(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="take another folder"):
         run("fleet", *flags, "--seed=4", "--time=1s")
-    outcome, figures = run("fleet", *flags, "--seed=3", "--time=2s")
+    for seconds in (2, 10):
+        outcome, figures = run("fleet", *flags, "--seed=3", f"--time={seconds}s")
+        if figures["requests"]:
+            break
     # Not whether it `passed`: two seconds are too few for even shares where other tests run as well.
     assert figures["requests"] > 0
     assert figures["failed requests"] == figures["locust's exit code"] == 0

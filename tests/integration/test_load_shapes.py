@@ -222,7 +222,8 @@ FAULTS: dict[str, tuple[Callable[[int], Awaitable[bytes]], list[str], int, str]]
     ),
     "hangs, by locust's own clock": (
         hanging,
-        ["--p99=1000", "-t14s", "--stop-timeout=1", "--max-fail-share=1"],
+        # Locust's clock began before its imports, which take their time where the machine has much to do.
+        ["--p99=1000", "-t30s", "--stop-timeout=1", "--max-fail-share=1"],
         1,
         "FAILED longest time without an answer",
     ),
@@ -240,7 +241,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.Com
         answer, flags, _, _ = FAULTS[name]
         with serving(answer) as server:
             locust = ["locust", "-f", str(file), "--headless", "--only-summary", "-u2"]
-            length = [] if "-t14s" in flags else ["--steady-seconds=3"]
+            length = [] if "-t30s" in flags else ["--steady-seconds=3"]
             return said(
                 [*locust, *length, "--host", server.url, "--task-ids=a", *flags], PYTHONPATH=str(ROOT)
             )
@@ -284,6 +285,7 @@ from loadtest.locustfile import Caller
 def stopped_while_it_waits(user):
     if user.environment.stats.total.num_requests == 20:
         gevent.spawn(user.stop)  # locust ends it at once, but it is woken first, and sends
+        gevent.spawn_later(1, user.environment.runner.quit)
     return 0
 
 Caller.wait_time = stopped_while_it_waits
@@ -294,7 +296,7 @@ def test_a_request_that_locust_cut_off_as_it_began_is_no_failure(tmp_path: Path)
     file = tmp_path / "locustfile.py"
     file.write_text(STOPPED_BETWEEN_TWO)
     with serving(fine) as server:
-        locust = ["locust", "-f", str(file), "--headless", "--only-summary", "-u1", "-t3s"]
+        locust = ["locust", "-f", str(file), "--headless", "--only-summary", "-u1", "-t120s"]
         ended = said([*locust, "--host", server.url, "--task-ids=a"], PYTHONPATH=str(ROOT))
     assert "ok     failures: 0 of 20 " in ended.stdout, ended.stdout + ended.stderr
 
@@ -410,8 +412,11 @@ def test_the_knees_command_against_a_server_that_runs(
     ]
     flags += ["--repeats=1", "--seconds=1", "--longest=1", "--goodput=0.1"]
     kept = [f"--json={tmp_path / 'knee.json'}", f"--picture={tmp_path / 'knee.png'}"]
-    assert knee.main([*flags, *kept]) == 0
-    plain = json.loads((tmp_path / "knee.json").read_text())
+    for _ in range(5):  # on a machine that stands still the generator is late, and says so
+        assert knee.main([*flags, *kept]) == 0
+        plain = json.loads((tmp_path / "knee.json").read_text())
+        if plain["limit"] != "generator":
+            break
     assert (plain["knee_per_second"], plain["beyond_per_second"]) == (40.0, None)
     assert plain["levels"][0]["trials"][0]["failed"] == 0
     assert (tmp_path / "knee.png").stat().st_size > 1000

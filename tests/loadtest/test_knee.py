@@ -132,7 +132,7 @@ def test_a_trial_counts_what_is_lost_against_the_server() -> None:
     with serving(answer) as server:
         lossy = trial(server.url, itertools.repeat(post(server.url, "/", 0)), 100.0, 1.0, connections=8)
     assert lossy.p99 == math.inf
-    assert 0.2 < lossy.kept < 0.8
+    assert 0 < lossy.kept < 0.8
     assert lossy.failed > 20
 
 
