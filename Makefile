@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
-# Whole files to each process; most tests wait for servers of their own, few need a core for long.
-TESTS  := -n auto --maxprocesses 4 --dist loadfile
+# Whole files to each process, and one process more than there are cores: most tests wait for servers of their own.
+CORES  := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+TESTS  := -n $(shell expr $(CORES) + 1) --maxprocesses 4 --dist loadfile
 
 .PHONY: help run test check format bench loadtest knee examples lock clean
 

@@ -13,6 +13,9 @@ settings.register_profile(
 )
 settings.load_profile("unhurried")
 
+# Threads with nothing to do sleep at once, in the tests' servers too: several processes share the cores here.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # The folder of a run's cache, the same for all of its processes; who sets it keeps it for the next run.
 CACHE = "TEST_RUN_CACHE"
 _made = pytest.StashKey[tempfile.TemporaryDirectory[str]]()

@@ -1,8 +1,8 @@
 """The images' steps carried out without an engine, and what they make run as an engine would run it.
 
-The quick form takes this machine's Debian and Python for the base image's, and its installed packages for those that
-pip would download; so does the trainer's, which is marked slow for its time alone. The slow form downloads them and
-makes the SBOM; only the base image is this machine's there.
+Slow, all of it. The quicker form takes this machine's Debian and Python for the base image's, and its installed
+packages for those that pip would download. The other downloads them and makes the SBOM; only the base image is this
+machine's there.
 Neither shows that an engine takes the Dockerfile, nor what the CUDA image does.
 """
 
@@ -17,8 +17,9 @@ import pytest
 
 from tests.deploy.rootfs import ROOT, lacking, outer
 
+pytestmark = pytest.mark.slow
 USER = 10001
-# For the slow form where torch's own index cannot be reached: "TORCH_CPU_INDEX=https://…".
+# For the form that downloads, where torch's own index cannot be reached: "TORCH_CPU_INDEX=https://…".
 BUILD_ARGUMENTS = [
     part for one in os.environ.get("IMAGE_BUILD_ARGUMENTS", "").split() for part in ("--build-arg", one)
 ]
@@ -125,7 +126,6 @@ def test_what_was_stood_in_for_is_what_downloads(server: dict[str, Any]) -> None
     assert not [command for command in commands if "--no-index" in command or " wheel " in command]
 
 
-@pytest.mark.slow
 def test_the_trainer_trains_for_whoever_starts_it() -> None:
     report = carry_out("--target", "trainer")
     assert report["train"]["exit"] == 0, report["train"]["said"]
@@ -138,7 +138,6 @@ def test_the_trainer_trains_for_whoever_starts_it() -> None:
     assert not [path for path in report["written"] if not path.startswith(places)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", "trainer"])
 def test_from_the_package_indexes(target: str) -> None:
     report = carry_out("--target", target, "--download", *BUILD_ARGUMENTS)

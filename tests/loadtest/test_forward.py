@@ -43,6 +43,7 @@ def prepared(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield Prepared(reference, files, sides, peers)
 
 
+@pytest.mark.slow
 def test_peers_compute_what_we_compute(prepared: Prepared, console: Console) -> None:
     verify(
         prepared.peers,
@@ -60,6 +61,7 @@ def test_peers_compute_what_we_compute(prepared: Prepared, console: Console) -> 
         assert run() > 0
 
 
+@pytest.mark.slow
 def test_a_side_that_computes_something_else_is_out(prepared: Prepared, console: Console) -> None:
     sides = [side for side in prepared.sides if side.name in ("huggingface float32", "peft soft float32")]
     peers = Peers(workers=prepared.peers.workers)
@@ -98,6 +100,7 @@ def test_a_peer_that_is_not_there_stays_in_the_table(
     assert section.raw["differs_from_float32"]["ours eager: prefix, 32 tasks"] < 0.1
 
 
+@pytest.mark.slow
 def test_the_roofline_is_measured_beside_the_forward(options: Options, console: Console) -> None:
     section = roofline.measure(options, console)
     assert all(ratio.value and ratio.value > 0 for ratio in section.ratios)

@@ -84,6 +84,7 @@ def test_the_page_shows_the_kept_figures_and_no_others() -> None:
     assert page.count("So 200 requests") == 1
 
 
+@pytest.mark.slow
 def test_it_measures() -> None:
     found = sizing_measure.measure(40, quick=True)
     assert set(found) == set(FIGURES)
