@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 # Whole files to each process, and two processes more than there are cores: most tests wait for servers of their own.
-CORES  := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+CORES  := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 TESTS  := -n $(shell expr $(CORES) + 2) --maxprocesses 8 --dist loadfile
 
 .PHONY: help run test check format bench loadtest knee examples lock clean

@@ -15,7 +15,7 @@ from loadtest import record, shapes
 from loadtest.timeline import OTHERS, Timeline
 
 _TELL = 10.0  # seconds between two lines of progress
-_LATE = 30.0  # seconds more that a phase waits for its users, on machines with much to do; then it goes on without
+_LATE = 60.0  # seconds that a phase waits for its users, on machines with much to do; then it is over, and has failed
 _LAST_REPORTS = 10.0  # seconds at a master's end, at most: locust does not wait for what workers counted last
 _REPORT_EACH = 3.0  # seconds between two reports of a worker: locust's own
 
@@ -62,6 +62,7 @@ class Planned(LoadTestShape):
         self._ahead = iter(phases)
         self._phase: shapes.Phase | None = None
         self._begin = 0.0  # of the phase: when its users were there; before that, when they were asked for
+        self._since = 0.0  # the same by a clock that nobody sets
         self._there = False
         self._told = time.time()
 
@@ -75,8 +76,8 @@ class Planned(LoadTestShape):
             return None if done and not self._runner.user_count else (0, _at_once(self._phases))
         phase = self._phase
         if phase is not None and not self._there and self._runner.user_count == phase.users:
-            self._begin, self._there = now, True
-        if phase is not None and now < self._begin + phase.seconds + (0 if self._there else _LATE):
+            self._begin, self._since, self._there = now, time.monotonic(), True
+        if phase is not None and time.monotonic() < self._since + self._patience(phase):
             if now - self._told >= _TELL:
                 self._told = now
                 last = self._run.timeline.between(now - _TELL, now)
@@ -92,7 +93,7 @@ class Planned(LoadTestShape):
                     record.Stretch(self._phase.name, self._begin, now, self._phase.users, there=there)
                 )
             phase = next(self._ahead, None)
-            self._phase, self._begin, self._there = phase, now, False
+            self._phase, self._begin, self._since, self._there = phase, now, time.monotonic(), False
             if phase is not None:
                 print(
                     f"load test: {phase.name}, {phase.users} users{self._where()}, {phase.seconds:g} s",
@@ -103,6 +104,12 @@ class Planned(LoadTestShape):
             self._run.over = now
             return 0, _at_once(self._phases)
         return None if phase is None else (phase.users, _at_once(self._phases))
+
+    def _patience(self, phase: shapes.Phase) -> float:
+        """How long it lasts from here: its users take their time to come, but those of a lost worker never do."""
+        if self._there or _missing(self._runner):
+            return phase.seconds
+        return max(phase.seconds, _LATE)
 
     def _where(self) -> str:
         return f" on {self._runner.worker_count} workers" if isinstance(self._runner, MasterRunner) else ""

@@ -26,7 +26,7 @@ from loadtest.faults.told_answers import ToldTasks
 
 NAME = "server"
 _PAUSE = 0.02
-_SETTLE_SECONDS = 10.0
+_SETTLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ServerReplica:
             self._thread.join()
 
     def _work(self) -> None:
-        with Caller(self._server.url, patience=5.0) as caller:
+        with Caller(self._server.url, patience=60.0) as caller:
             while not self._stop.wait(_PAUSE):
                 try:
                     self._ask(caller)

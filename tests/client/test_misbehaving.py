@@ -321,7 +321,7 @@ def test_many_threads_share_one_client() -> None:
 def test_who_finds_every_connection_in_use_waits_no_longer_than_its_time(ask: Asker) -> None:
     with Misbehaving([silent]) as server:
         if ask.kind == "sync":
-            with Client(server.url, connections=1, timeout=2.0) as client, ThreadPoolExecutor(1) as threads:
+            with Client(server.url, connections=1, timeout=4.0) as client, ThreadPoolExecutor(1) as threads:
                 held = threads.submit(client.classify, "t", "x")
                 assert server.arrived.wait(PATIENCE)
                 with pytest.raises(DeadlineExceeded, match="are all connections of this client in use"):
@@ -332,7 +332,7 @@ def test_who_finds_every_connection_in_use_waits_no_longer_than_its_time(ask: As
             return
 
         async def both() -> None:
-            async with AsyncClient(server.url, connections=1, timeout=2.0) as client:
+            async with AsyncClient(server.url, connections=1, timeout=4.0) as client:
                 held = asyncio.create_task(client.classify("t", "x"))
                 assert await asyncio.to_thread(server.arrived.wait, PATIENCE)
                 with pytest.raises(DeadlineExceeded, match="are all connections of this client in use"):

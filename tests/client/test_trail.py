@@ -68,10 +68,10 @@ def test_only_what_is_told_is_believed(ask: Asker, deaf: bool) -> None:
     transports = {"sync": (httpx.HTTPTransport, Deaf), "async": (httpx.AsyncHTTPTransport, AsyncDeaf)}
     transport = transports[ask.kind][deaf]
     with Misbehaving([silent]) as server, pytest.raises(OutcomeUnknown):
-        ask(server.url, delete, admin=True, timeout=0.3, transport=transport())
+        ask(server.url, delete, admin=True, timeout=1.0, transport=transport())
     doubt = deaf and ask.kind == "async"  # httpx's own error says it to the blocking one
     with never_accepting() as (url, _), pytest.raises(OutcomeUnknown if doubt else DeadlineExceeded):
-        ask(url, delete, admin=True, timeout=0.3, transport=transport())
+        ask(url, delete, admin=True, timeout=1.0, transport=transport())
 
 
 def _request(method: bytes) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_no_connection_is_free(ask: Asker) -> None:
     with Misbehaving([silent]) as server:
         if ask.kind == "sync":
             with AdminClient(server.url, connections=1) as client, ThreadPoolExecutor(1) as threads:
-                held = threads.submit(client.delete_version, "held", VERSION, timeout=2.0)
+                held = threads.submit(client.delete_version, "held", VERSION, timeout=4.0)
                 assert server.arrived.wait(PATIENCE)
                 with pytest.raises(DeadlineExceeded, match=begin):
                     client.delete_version("t", VERSION, timeout=0.1)
@@ -86,7 +86,7 @@ def test_no_connection_is_free(ask: Asker) -> None:
 
 async def _no_connection_is_free(server: Misbehaving, begin: str) -> None:
     async with AsyncAdminClient(server.url, connections=1) as client:
-        held = asyncio.create_task(client.delete_version("held", VERSION, timeout=2.0))
+        held = asyncio.create_task(client.delete_version("held", VERSION, timeout=4.0))
         assert await asyncio.to_thread(server.arrived.wait, PATIENCE)
         with pytest.raises(DeadlineExceeded, match=begin):
             await client.delete_version("t", VERSION, timeout=0.1)

@@ -144,7 +144,7 @@ def test_a_greedy_task_spills_over_to_more_servers(gateway: Gateway, caller: Cal
     threads = [threading.Thread(target=ask) for _ in range(12)]
     for thread in threads:
         thread.start()
-    time.sleep(2)  # all are under way at once
+    time.sleep(4)  # all are under way at once
     go.touch()
     for thread in threads:
         thread.join()

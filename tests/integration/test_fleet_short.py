@@ -63,6 +63,7 @@ def test_a_fleet_is_filled_started_loaded_and_drawn(tmp_path: Path) -> None:
         data = f"--data={tmp_path / f'redis-{seconds}'}"
         flags = ("--backbone=fake", "--replicas=2", "--tasks=50", "--users=2", data)
         outcome, figures = run("fleet", *flags, "--seed=3", f"--time={seconds}s", f"--picture={picture}")
+        assert figures["failed requests"] == 0
         if outcome.passed and figures["requests"] > 10:
             break
     assert outcome.passed, str(figures)

@@ -30,17 +30,17 @@ from tests.loadtest.slow_server import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
-    "ramp": ["--ramp-to=4", "--phase-seconds=3", "--no-open-loop"],
+    "ramp": ["--ramp-to=4", "--phase-seconds=6", "--no-open-loop"],
     # That they come at once is held by tests/loadtest/test_planned.py.
     "spike": [
-        "--phase-seconds=4",
-        "--recover-within=3",
+        "--phase-seconds=6",
+        "--recover-within=6",
         "--spike-times=50",
         "--workers=2",
         "--no-open-loop",
     ],
-    "soak": ["--soak-seconds=9", "--max-memory-growth=500", "--max-latency-growth=50", "--no-open-loop"],
-    "greedy": ["--phase-seconds=3", "--greedy-times=4", "--max-slowdown=1000"],
+    "soak": ["--soak-seconds=20", "--max-memory-growth=500", "--max-latency-growth=50", "--no-open-loop"],
+    "greedy": ["--phase-seconds=6", "--greedy-times=4", "--max-slowdown=1000"],
 }
 FAR_OFF = ["--p99=30000", "--recover-p99=30000"]
 
@@ -200,7 +200,7 @@ async def another_tasks(nth: int) -> bytes:
 IMPATIENT = """
 from loadtest.locustfile import Caller
 
-Caller.network_timeout = 4.0
+Caller.network_timeout = 10.0
 """
 FAULTS: dict[str, tuple[Callable[[int], Awaitable[bytes]], list[str], int, str]] = {
     "fine": (fine, ["--p99=10000"], 0, "ok     failures"),
@@ -241,7 +241,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.Com
         answer, flags, _, _ = FAULTS[name]
         with serving(answer) as server:
             locust = ["locust", "-f", str(file), "--headless", "--only-summary", "-u2"]
-            length = [] if "-t30s" in flags else ["--steady-seconds=3"]
+            length = [] if "-t30s" in flags else ["--steady-seconds=10"]
             return said(
                 [*locust, *length, "--host", server.url, "--task-ids=a", *flags], PYTHONPATH=str(ROOT)
             )
@@ -270,7 +270,7 @@ def test_without_a_shape_locusts_own_flags_are_enough() -> None:
             "--only-summary",
             "-u2",
             "-r2",
-            "-t5s",
+            "-t20s",
         ]
         ended = said([*locust, "--host", server.url, "--task-ids=a", "--p99=30000"])
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -413,10 +413,11 @@ def test_the_knees_command_against_a_server_that_runs(
     flags += ["--repeats=1", "--seconds=1", "--longest=1", "--goodput=0.1"]
     kept = [f"--json={tmp_path / 'knee.json'}", f"--picture={tmp_path / 'knee.png'}"]
     for _ in range(5):  # on a machine that stands still the generator is late, and says so
-        assert knee.main([*flags, *kept]) == 0
+        code = knee.main([*flags, *kept])
         plain = json.loads((tmp_path / "knee.json").read_text())
-        if plain["limit"] != "generator":
+        if code == 0 and plain["knee_per_second"] == 40.0:
             break
+    assert code == 0
     assert (plain["knee_per_second"], plain["beyond_per_second"]) == (40.0, None)
     assert plain["levels"][0]["trials"][0]["failed"] == 0
     assert (tmp_path / "knee.png").stat().st_size > 1000

@@ -73,13 +73,14 @@ def test_an_idle_server_ends_at_once_even_with_open_connections(serve: Serve) ->
 def test_what_cannot_be_finished_is_answered_503(serve: Serve, how: str, tmp_path: Path) -> None:
     server = serve("--drain-timeout", "0.3" if how == "timeout" else "100").ready()
     with ThreadPoolExecutor(4) as pool:
-        stuck = [pool.submit(server.classify, f"until={tmp_path / 'never'}") for _ in range(4)]
+        stuck = [pool.submit(server.classify, f"until={tmp_path / 'go'}") for _ in range(4)]
         server.wait_for(lambda: "promptmux_queue_rows 4.0" in httpx.get(f"{server.admin_url}/metrics").text)
         term(server)
         if how == "second signal":
             server.wait_for(lambda: bool(server.events("stopping")))
             term(server)
         answers = [answer.result() for answer in stuck]
+        (tmp_path / "go").touch()
     assert [answer.status_code for answer in answers] == [503] * 4
     assert answers[0].json()["code"] == "draining"
     assert server.exit_code() == 1
@@ -246,7 +247,7 @@ def test_a_variable_that_is_no_setting_is_pointed_out(serve: Serve) -> None:
 
 
 def test_a_server_that_leaves_says_so_and_answers_until_its_delay_is_over(serve: Serve) -> None:
-    server = serve("--leave-delay", "1.5").ready()
+    server = serve("--leave-delay", "8").ready()
     term(server)
     server.wait_for(lambda: bool(server.events("leaving")))
     ready = httpx.get(f"{server.url}/readyz")

@@ -117,9 +117,8 @@ def test_the_knee_of_a_server_with_a_known_capacity() -> None:
             return trial(server.url, written, rate, 1.5, connections=64, seed=next(seeds), patience=6.0)
 
         for _ in range(10):
-            knee = search(run, Rules(p99=2.0, first=8.0, factor=2.0, gap=1.3, repeats=1))
-            # Where the trials end, what waits would take another two seconds: 1.5 * rate = 20 * (1.5 + 2).
-            assert knee.rate is None or knee.rate < 1.2 * 20 * 3.5 / 1.5
+            knee = search(run, Rules(p99=3.0, first=8.0, factor=2.0, gap=1.3, repeats=1))
+            assert knee.rate is None or knee.rate < 2 * 20
             if knee.rate is not None and knee.rate > 20 / 2.5:
                 return
     pytest.fail(f"all of {knee.levels}")
@@ -130,7 +129,10 @@ def test_a_trial_counts_what_is_lost_against_the_server() -> None:
         return ANSWER if nth % 2 else b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n"
 
     with serving(answer) as server:
-        lossy = trial(server.url, itertools.repeat(post(server.url, "/", 0)), 100.0, 1.0, connections=8)
+        for _ in range(10):  # where the machine stands still, none is answered in time
+            lossy = trial(server.url, itertools.repeat(post(server.url, "/", 0)), 100.0, 1.0, connections=8)
+            if lossy.kept:
+                break
     assert lossy.p99 == math.inf
     assert 0 < lossy.kept < 0.8
     assert lossy.failed > 20

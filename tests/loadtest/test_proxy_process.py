@@ -164,7 +164,7 @@ def test_it_sees_an_unready_replica_and_its_return(tmp_path: Path, program: Path
     ):
         proxy.wait_until("one", "UP")
         replica.ready = False
-        assert proxy.wait_until("one", "DOWN") < 5
+        proxy.wait_until("one", "DOWN")
         assert post(proxy)[0] == 503
         replica.ready = True
         proxy.wait_until("one", "UP")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -68,7 +69,10 @@ def test_what_was_acknowledged_outlives_a_crash_and_a_restart(running: RedisProc
 
 def test_a_paused_one_keeps_connections_and_answers_later(running: RedisProcess) -> None:
     with redis.Redis(port=running.port, socket_timeout=1, retry=ONCE) as client:
-        client.ping()
+        answered = False
+        while not answered:  # in a second, or in a later one
+            with contextlib.suppress(redis.TimeoutError):
+                answered = client.ping()
         running.pause()
         with pytest.raises(redis.TimeoutError):
             client.ping()
@@ -138,7 +142,7 @@ def test_a_sentinel_moves_the_master(tmp_path: Path, server: Path) -> None:
         assert replica.run("ROLE")[0] == b"master"
 
 
-def _until(holds: Callable[[], bool], patience: float = 10.0) -> None:
+def _until(holds: Callable[[], bool], patience: float = 120.0) -> None:
     end = time.monotonic() + patience
     while not holds():
         assert time.monotonic() < end, "it did not come"

@@ -129,7 +129,7 @@ def test_a_program_that_fails_says_so(root: Path) -> None:
 def test_a_program_that_does_not_end_is_ended_with_its_children(root: Path) -> None:
     program = "import os, time; open('child', 'w').write(str(os.fork() or os.getpid())); time.sleep(60)"
     with pytest.raises(subprocess.TimeoutExpired):
-        record([sys.executable, "-c", program], root, root.parent / "marks", patience=2)
+        record([sys.executable, "-c", program], root, root.parent / "marks", patience=8)
     assert_ends(int((root / "child").read_text()))
 
 
@@ -151,7 +151,7 @@ finally:
 def test_a_program_that_is_cut_off_ends_what_it_has_in_a_session_of_its_own(root: Path) -> None:
     command, variables = [sys.executable, "-c", HEAD + WITH_A_CHILD_APART], {"PYTHONPATH": str(ROOT)}
     with pytest.raises(subprocess.TimeoutExpired):
-        record(command, root, root.parent / "marks", variables=variables, patience=5)
+        record(command, root, root.parent / "marks", variables=variables, patience=20)
     assert_ends(int((root / "child").read_text()))
 
 
@@ -161,7 +161,7 @@ def test_a_program_that_does_not_listen_is_made_to_end(tmp_path: Path) -> None:
         "open('self', 'w').write(str(os.getpid())); time.sleep(60)"
     )
     with pytest.raises(subprocess.TimeoutExpired):
-        run_to_the_end([sys.executable, "-c", program], tmp_path, {}, patience=2, grace=0.2)
+        run_to_the_end([sys.executable, "-c", program], tmp_path, {}, patience=8, grace=0.2)
     assert_ends(int((tmp_path / "self").read_text()))
 
 

@@ -143,7 +143,7 @@ def redis_backend(redis: RedisProcess) -> Backend:
     def damage_alias(task_id: str, alias: str, targets: str) -> None:
         redis.run("HSET", f"{prefix}task:{task_id}", f"a:{alias}", f"3 {targets}")
 
-    return Backend(f"{redis.url}?prefix={quote(prefix)}", damage, damage_version, damage_alias)
+    return Backend(f"{redis.url}?prefix={quote(prefix)}&timeout=60", damage, damage_version, damage_alias)
 
 
 @pytest.fixture(params=["file", "redis"])

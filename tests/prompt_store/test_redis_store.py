@@ -104,7 +104,7 @@ def raw_info(redis: RedisProcess) -> bytes:
     return info if isinstance(info, bytes) else "\n".join(f"{k}:{v}" for k, v in info.items()).encode()
 
 
-async def until(holds: Any, seconds: float = 20.0) -> None:
+async def until(holds: Any, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline
@@ -207,8 +207,8 @@ async def test_a_file_for_tls_is_blamed_only_where_there_is_tls(
 
 
 async def test_a_redis_that_hangs_is_given_up(own: RedisProcess, build: Any) -> None:
-    async with opened(f"{own.url}?timeout=0.3") as store:
-        version = (await store.publish(build.prompt())).version
+    async with opened(f"{own.url}?timeout=0.3") as store, opened(f"{own.url}?timeout=60") as patient:
+        version = (await patient.publish(build.prompt())).version
         own.pause()
         try:
             for call in (
@@ -216,11 +216,12 @@ async def test_a_redis_that_hangs_is_given_up(own: RedisProcess, build: Any) -> 
                 store.publish(build.prompt(seed=1)),
                 store.revision(),
             ):
-                with pytest.raises(StoreUnavailable, match="in time"):  # it hangs until it is given up
-                    await call
+                async with asyncio.timeout(60):
+                    with pytest.raises(StoreUnavailable, match="in time"):
+                        await call
         finally:
             own.resume()
-        assert await store.get("sentiment", version) == build.prompt()
+        assert await patient.get("sentiment", version) == build.prompt()
 
 
 async def test_a_cancelled_call_leaves_no_answer_for_the_next(own: RedisProcess, build: Any) -> None:
@@ -243,7 +244,10 @@ async def test_a_cancelled_call_leaves_no_answer_for_the_next(own: RedisProcess,
 async def test_a_read_over_a_network_that_broke_without_a_word_is_answered_soon_after_it_heals(
     own: RedisProcess, build: Any
 ) -> None:
-    async with FaultProxy("127.0.0.1", own.port) as proxy, opened(f"redis://127.0.0.1:{proxy.port}") as store:
+    async with (
+        FaultProxy("127.0.0.1", own.port) as proxy,
+        opened(f"redis://127.0.0.1:{proxy.port}?timeout=600") as store,
+    ):
         published = await store.publish(build.prompt())
         proxy.mode = Mode.BLACKHOLE
         reads = [
@@ -385,7 +389,8 @@ async def test_a_hint_wakes_a_watcher_before_its_next_look(
 ) -> None:
     async with opened(own.url) as store, opened(own.url) as other:
         now = (await store.publish(build.prompt())).revision
-        await store.watch(now, timeout=1.2)  # until the subscription stands
+        while not own.run("PUBSUB", "CHANNELS"):  # until the subscription stands
+            await store.watch(now, timeout=0.2)
         monkeypatch.setattr("prompt_store.redis_store.POLL_SECONDS", 3600.0)
         watcher = asyncio.create_task(store.watch(now, timeout=3600))
         await asyncio.sleep(0.05)
@@ -545,14 +550,14 @@ async def test_a_failover_by_sentinel_is_followed(own: RedisProcess, tmp_path: P
         RedisProcess(folders["replica"], replicaof=f"127.0.0.1 {own.port}") as replica,
         start_sentinel(folders["sentinel"], own.port) as sentinel,
     ):
-        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster?replicas=1"
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster?replicas=1&replicas_timeout=5"
         async with opened(url) as store:
             await until(lambda: b"master_link_status:up" in raw_info(replica))
             before = await store.publish(build.prompt())
             assert before.durability.replicas == 1
             await until(lambda: knows(sentinel))
             own.kill()
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while True:
                 try:
                     after = await store.publish(build.prompt(seed=1))

@@ -61,9 +61,8 @@ def test_a_lane_that_outlives_the_loop_ends_in_silence(metrics: Metrics) -> None
         return batcher, batch
 
     batcher, batch = asyncio.run(leave())
-    batcher.finish(
-        batch, score(batch), 0.01
-    )  # what it raised, its thread would print at the end of the process
+    # What it raised, its thread would print at the end of the process.
+    batcher.finish(batch, score(batch), 0.01)
 
 
 async def test_a_row_that_runs_several_times_takes_so_much_room(metrics: Metrics) -> None:

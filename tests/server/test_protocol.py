@@ -86,7 +86,10 @@ async def test_an_idle_connection_may_rest_between_requests(connect: Open) -> No
         await asyncio.sleep(0.5)
 
 
-async def test_a_large_head_is_431_and_a_large_pipelined_body_is_not(connect: Open) -> None:
+async def test_a_large_head_is_431_and_a_large_pipelined_body_is_not(
+    connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 60.0)
     reader, writer = await connect()
     writer.write(b"GET / HTTP/1.1\r\nX: ")
     await writer.drain()

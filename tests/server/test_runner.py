@@ -103,22 +103,34 @@ async def test_the_thread_outlives_a_forward_that_raises(device: Device) -> None
     assert (await device.batcher.submit([row()], 1)).scores
 
 
+async def every_lane_held(
+    device: Device, eventually: Any
+) -> tuple[threading.Event, list[asyncio.Task[Scored]]]:
+    """A row on each lane, whose forwards last until the event is set."""
+    go, busy, before = threading.Event(), [], len(device.backbone.batches)
+    device.backbone.meet = lambda: go.wait(120)
+    for lane in range(1, device.backbone.lanes + 1):
+        busy.append(asyncio.create_task(device.batcher.submit([row()], 1)))
+        await eventually(lambda lane=lane: len(device.backbone.batches) == before + lane)
+    return go, busy
+
+
 @pytest.mark.parametrize("guilty", [{0}, {4}, {9}, {0, 1, 5}, set(range(10))])
 async def test_of_a_batch_that_raises_only_the_guilty_fail(
-    device: Device, metrics: Metrics, guilty: set[int]
+    device: Device, metrics: Metrics, guilty: set[int], eventually: Any
 ) -> None:
     await device.runner.load(1, PROMPT)
     await device.runner.load(2, decode_prompt(prompt_bytes(favours=0)))
     # All in one batch: a row keeps each lane until they are there.
-    device.backbone.delay = 0.2
-    busy = [asyncio.create_task(device.batcher.submit([row()], 1)) for _ in range(device.backbone.lanes)]
-    await asyncio.sleep(0.1)
-    device.backbone.delay = 0.0
+    go, busy = await every_lane_held(device, eventually)
     jobs = [
         device.batcher.submit([row("a"), row("explode" if caller in guilty else "b")], 1 + caller % 2)
         for caller in range(10)
     ]
-    results = await asyncio.gather(*jobs, return_exceptions=True)
+    waiting = asyncio.gather(*jobs, return_exceptions=True)
+    await asyncio.sleep(0.01)
+    go.set()
+    results = await waiting
     assert {at for at, result in enumerate(results) if isinstance(result, InferenceFailed)} == guilty
     for caller in set(range(10)) - guilty:
         result = results[caller]
@@ -147,6 +159,21 @@ async def test_a_device_that_is_gone_does_not_keep_its_lane_for_long(
     assert len(device.backbone.batches) <= 4
 
 
+def test_a_lane_whose_caller_went_with_the_loop_ends_in_silence(metrics: Metrics) -> None:
+    async def leave() -> tuple[Runner, asyncio.Future[object]]:
+        loop = asyncio.get_running_loop()
+        return Runner(
+            Batcher(Limits(10, 10, 100.0, 10, 10), metrics, loop=loop), loop=loop
+        ), loop.create_future()
+
+    def broken() -> None:
+        raise RuntimeError("gone")
+
+    runner, future = asyncio.run(leave())
+    runner._answer(lambda: 1, future)  # what it raised, its thread would print at the end of the process
+    runner._answer(broken, future)
+
+
 async def test_a_backbone_that_cannot_be_loaded_says_so(metrics: Metrics) -> None:
     loop = asyncio.get_running_loop()
     runner = Runner(Batcher(Limits(10, 10, 100.0, 10, 10), metrics, loop=loop), loop=loop)
@@ -159,18 +186,18 @@ async def test_a_backbone_that_cannot_be_loaded_says_so(metrics: Metrics) -> Non
     assert await runner.stop(patience=20)
 
 
-async def test_a_slot_that_was_dropped_fails_its_own_row_only(device: Device) -> None:
+async def test_a_slot_that_was_dropped_fails_its_own_row_only(device: Device, eventually: Any) -> None:
     await device.runner.load(1, PROMPT)
     await device.runner.load(2, PROMPT)
     device.runner.drop(2)
     # Both in one batch: a third caller's row keeps each lane until they are there.
-    device.backbone.delay = 0.2
-    busy = [asyncio.create_task(device.batcher.submit([row()], 1)) for _ in range(device.backbone.lanes)]
-    await asyncio.sleep(0.1)
-    device.backbone.delay = 0.0
-    kept, lost = await asyncio.gather(
+    go, busy = await every_lane_held(device, eventually)
+    waiting = asyncio.gather(
         device.batcher.submit([row()], 1), device.batcher.submit([row()], 2), return_exceptions=True
     )
+    await asyncio.sleep(0.01)
+    go.set()
+    kept, lost = await waiting
     assert isinstance(kept, Scored)
     assert isinstance(lost, InferenceFailed)
     await asyncio.gather(*busy)
