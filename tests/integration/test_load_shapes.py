@@ -200,7 +200,7 @@ async def another_tasks(nth: int) -> bytes:
 IMPATIENT = """
 from loadtest.locustfile import Caller
 
-Caller.network_timeout = 10.0
+Caller.network_timeout = 12.0
 """
 FAULTS: dict[str, tuple[Callable[[int], Awaitable[bytes]], list[str], int, str]] = {
     "fine": (fine, ["--p99=10000"], 0, "ok     failures"),
@@ -241,7 +241,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.Com
         answer, flags, _, _ = FAULTS[name]
         with serving(answer) as server:
             locust = ["locust", "-f", str(file), "--headless", "--only-summary", "-u2"]
-            length = [] if "-t30s" in flags else ["--steady-seconds=10"]
+            length = [] if "-t30s" in flags else ["--steady-seconds=5"]
             return said(
                 [*locust, *length, "--host", server.url, "--task-ids=a", *flags], PYTHONPATH=str(ROOT)
             )
