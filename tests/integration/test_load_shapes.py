@@ -412,7 +412,7 @@ def test_the_knees_command_against_a_server_that_runs(
     ]
     flags += ["--repeats=1", "--seconds=1", "--longest=1", "--goodput=0.1"]
     kept = [f"--json={tmp_path / 'knee.json'}", f"--picture={tmp_path / 'knee.png'}"]
-    for _ in range(5):  # on a machine that stands still the generator is late, and says so
+    for _ in range(5):  # on a machine that stands still the generator or the server is late
         code = knee.main([*flags, *kept])
         plain = json.loads((tmp_path / "knee.json").read_text())
         if code == 0 and plain["knee_per_second"] == 40.0:
