@@ -121,6 +121,14 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
         yield running
 
 
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A Redis of the test's own, to do as it likes with."""
+    (tmp_path / "redis").mkdir()
+    with RedisProcess(tmp_path / "redis") as running:
+        yield running
+
+
 def redis_backend(redis: RedisProcess) -> Backend:
     prefix = f"{{{secrets.token_hex(4)}}}:"
 
