@@ -29,7 +29,7 @@ from tests.deploy.manifests import (
 from tests.deploy.reachable import Pod, may_reach
 from tests.deploy.restricted import loose_ends
 from tests.deploy.schemas import faults, versions
-from tests.integration.test_load_shapes import ROOT, fine, said
+from tests.integration.loads import ROOT, fine, said
 from tests.loadtest.slow_server import serving
 
 

@@ -47,6 +47,7 @@ class Running:
 
 
 Start = Callable[..., Any]
+Eventually = Callable[[Callable[[], Awaitable[bool] | bool]], Awaitable[None]]
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def start(tmp_path: Path) -> Start:
 
 
 @pytest.fixture
-def eventually() -> Callable[[Callable[[], Awaitable[bool] | bool]], Awaitable[None]]:
+def eventually() -> Eventually:
     """Wait until something holds; fails after a time that no healthy machine needs."""
 
     async def wait(holds: Callable[[], Awaitable[bool] | bool]) -> None:

@@ -164,3 +164,7 @@ def prompt_bytes(
     if soft:
         tensors["soft_prompt"] = np.zeros((soft, ref.embedding_width), np.float32)
     return encode_prompt(manifest, tensors)
+
+
+async def idle(_: object) -> None:
+    """In place of a loop that a test takes the steps of itself."""

@@ -1,5 +1,4 @@
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,8 @@ from prompt_store import Golden, MaxLength, Target, version_of
 from server.body import BodyLimits
 from server.classify import ClassifyLimits, to_call
 from server.schemas import ClassifyBody
-from tests.server.conftest import Start
+from tests.server.conftest import Eventually, Start
 from tests.server.fakes import FakeBackbone, prompt_bytes
-
-Eventually = Callable[[Callable[[], bool | Awaitable[bool]]], Awaitable[None]]
 
 
 async def test_the_answer_is_vllms_and_more(start: Start) -> None:

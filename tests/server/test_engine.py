@@ -1,16 +1,13 @@
 """`min_revision`: what is waited for, for how long, and what is refused."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from prompt_store import Golden
-from tests.server.conftest import Running, Start
+from tests.server.conftest import Eventually, Running, Start
 from tests.server.fakes import prompt_bytes
-
-Eventually = Callable[[Callable[[], bool | Awaitable[bool]]], Awaitable[None]]
 
 
 async def stand(server: Running) -> str:

@@ -1,12 +1,9 @@
 """One task floods a whole server: the others are answered before its backlog is, and none of them is refused."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
-from tests.server.conftest import Start
+from tests.server.conftest import Eventually, Start
 from tests.server.fakes import FakeBackbone, prompt_bytes
-
-Eventually = Callable[[Callable[[], bool | Awaitable[bool]]], Awaitable[None]]
 
 
 async def test_a_tasks_backlog_is_its_own(start: Start, eventually: Eventually) -> None:

@@ -1,5 +1,4 @@
 import asyncio
-from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +8,7 @@ from prompt_store import IncompatiblePrompt, StoreUnavailable
 from server import prompt_cache
 from server.metrics import Metrics
 from server.prompt_cache import SLOT_OVERHEAD, Loaded, PromptCache
-
-Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
+from tests.server.conftest import Eventually
 
 
 class Device:

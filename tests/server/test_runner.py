@@ -1,6 +1,6 @@
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,9 +11,9 @@ from server.batcher import Batcher, Limits
 from server.errors import PROMPT_FAULTS, InferenceFailed, Unavailable
 from server.metrics import Metrics
 from server.runner import Runner
+from tests.server.conftest import Eventually
 from tests.server.fakes import REF, FakeBackbone, FakeRow, prompt_bytes
 
-Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
 PROMPT = decode_prompt(prompt_bytes(favours=1))
 
 

@@ -1,12 +1,9 @@
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from server.warming import Warming
-from tests.server.conftest import Start
-
-Eventually = Callable[[Callable[[], bool | Awaitable[bool]]], Awaitable[None]]
+from tests.server.conftest import Eventually, Start
 
 
 async def test_a_part_that_dies_is_logged_and_counted(

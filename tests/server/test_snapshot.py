@@ -1,68 +1,21 @@
+"""The catalogue's snapshot: what is written comes back, and nothing older is put over it."""
+
 import asyncio
-import errno
-import os
 import sqlite3
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
-from prompt_store import Revision, Target
-from server import snapshot
-from server.catalogue import Catalogue, Problem, ServedTask
-from server.metrics import Metrics
-from server.snapshot import Snapshot, _place
-from server.snapshot_file import SnapshotFile
-from server.view import View
-
-A, B, C = ("a" * 64, "b" * 64, "c" * 64)
-FINGERPRINT = "f" * 64
-STORE = "redis://user:secret@host:6379/0?timeout=1"
-
-
-class Server:
-    """The parts that a snapshot works with."""
-
-    def __init__(self, folder: Path, store: str = STORE) -> None:
-        self.metrics = Metrics(CollectorRegistry())
-        self.catalogue, self.view = Catalogue(), View(self.metrics)
-        self.snapshot = Snapshot(folder, store, self.catalogue, self.view, self.metrics)
-
-    def put(self, name: str, revision: int, *, missing: bool = False) -> ServedTask:
-        task = ServedTask(
-            name, revision, {"current": (Target(A, 3), Target(B, 1))}, (A, B), 1_790_000_000,
-            {"canary": Problem((C,), "corrupt_version", "lost", 5.0, 6)}, missing,
-        )  # fmt: skip
-        self.catalogue.put(task)
-        return task
+from prompt_store import Revision
+from server.snapshot import _place
+from tests.server.snapshots import FINGERPRINT, Server, file_in, filled, recalled, rows
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Server]:
     return lambda **more: Server(tmp_path / "cache", **more)
-
-
-async def filled(server: Server, revision: int = 7, count: int = 3) -> None:
-    await server.snapshot.load(FINGERPRINT)
-    server.snapshot.attend()
-    for number in range(count):
-        server.put(f"t{number}", number + 1)
-    server.view.advance(Revision("e", revision), time.monotonic())
-    await server.snapshot.write()
-
-
-async def left(make: Callable[..., Server], revision: int = 7, **more: str) -> None:
-    """What a server that has ended left."""
-    server = make(**more)
-    await filled(server, revision)
-    await server.snapshot.aclose()
-
-
-def file_in(folder: Path) -> Path:
-    return next(folder.glob("catalogue-*.sqlite3"))
 
 
 async def test_what_was_served_comes_back(make: Callable[..., Server]) -> None:
@@ -102,70 +55,6 @@ async def test_another_password_is_the_same_store_another_place_is_not(make: Cal
     assert await make(store="redis://host:6379/0?prefix=other:").snapshot.load(FINGERPRINT) is None
     assert await make(store="redis://user:secret@host:6379/1").snapshot.load(FINGERPRINT) is None
     assert await make().snapshot.load("0" * 64) is None
-
-
-async def test_a_foreign_snapshot_is_put_aside_and_said(
-    make: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    await left(make)
-    own = file_in(tmp_path / "cache")
-    await left(make, store="redis://elsewhere/0")
-    other = next(path for path in (tmp_path / "cache").glob("catalogue-*.sqlite3") if path != own)
-    other.replace(own)
-    mine = make()
-    assert await mine.snapshot.load(FINGERPRINT) is None
-    assert "snapshot_ignored" in capsys.readouterr().out
-    assert own.with_name(f"{own.name}.ignored").exists()
-    await mine.snapshot.aclose()
-    await left(make, revision=9)
-    saved = await make().snapshot.load(FINGERPRINT)
-    assert saved is not None
-    assert saved.revision.number == 9
-
-
-@pytest.mark.parametrize("table", ["tasks", "meta"])
-async def test_one_altered_byte_is_noticed(
-    make: Callable[..., Server], tmp_path: Path, table: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    await filled(make())
-    database = sqlite3.connect(file_in(tmp_path / "cache"))
-    body = database.execute(f"SELECT body FROM {table}").fetchone()[0]
-    changed = body.replace(b"a", b"b", 1) if table == "tasks" else body.replace(b"7", b"9", 1)
-    assert changed != body
-    database.execute(f"UPDATE {table} SET body = ? WHERE body = ?", (changed, body))
-    database.commit()
-    database.close()
-    assert await make().snapshot.load(FINGERPRINT) is None
-    assert "snapshot_ignored" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("damage", [b"", b"not SQLite at all" * 400])
-async def test_a_file_that_is_none(make: Callable[..., Server], tmp_path: Path, damage: bytes) -> None:
-    await left(make)
-    for path in (tmp_path / "cache").iterdir():
-        path.write_bytes(damage)
-    server = make()
-    assert await server.snapshot.load(FINGERPRINT) is None
-    await server.snapshot.aclose()
-    await left(make)  # and a new one can be written in its place
-    assert await make().snapshot.load(FINGERPRINT) is not None
-
-
-async def recalled(server: Server, revision: Revision) -> None:
-    """Let it begin with the snapshot, and the store have told it of nothing after `revision`."""
-    saved = await server.snapshot.load(FINGERPRINT)
-    server.snapshot.attend()
-    assert saved is not None
-    for task in saved.tasks:
-        server.catalogue.put(task)
-    server.view.recall(saved.revision, saved.age)
-    server.view.advance(revision, time.monotonic())
-
-
-async def rows(make: Callable[..., Server]) -> tuple[Revision, dict[str, int]]:
-    saved = await make().snapshot.load(FINGERPRINT)
-    assert saved is not None
-    return saved.revision, {task.task_id: task.revision for task in saved.tasks}
 
 
 async def test_of_two_servers_the_one_that_lags_puts_nothing_back(make: Callable[..., Server]) -> None:
@@ -212,78 +101,6 @@ async def test_a_server_that_has_not_seen_the_new_epoch_puts_nothing_back(
     assert await rows(make) == (Revision("new", 1), {"t0": 1, "t1": 9, "t2": 3})
 
 
-async def test_a_file_that_somebody_removed_is_written_whole(
-    make: Callable[..., Server], tmp_path: Path
-) -> None:
-    server = make()
-    await filled(server)
-    for path in (tmp_path / "cache").iterdir():
-        path.unlink()
-    server.put("t1", 8)
-    await server.snapshot.write()
-    await server.snapshot.write()
-    assert (await rows(make))[1] == {"t0": 1, "t1": 8, "t2": 3}
-
-
-@pytest.mark.parametrize(
-    "error", [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), OSError(errno.EIO, "I/O error"), None]
-)
-@pytest.mark.parametrize("passes", [False, True])
-async def test_what_hinders_a_read_takes_no_healthy_snapshot(
-    make: Callable[..., Server],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: OSError | None,
-    passes: bool,
-) -> None:
-    await left(make)
-    before = file_in(tmp_path / "cache").read_bytes()
-    monkeypatch.setattr(snapshot, "_READ_AGAIN_AFTER", (0.01, 0.01))
-    monkeypatch.setattr("server.snapshot_file._BUSY_SECONDS", 0.01)
-    read, calls = SnapshotFile.read, []
-    locker = sqlite3.connect(file_in(tmp_path / "cache"), isolation_level=None, check_same_thread=False)
-    if error is None:  # SQLite's own: the file is locked as a whole
-        locker.execute("PRAGMA journal_mode = DELETE")
-        before = file_in(tmp_path / "cache").read_bytes()
-        locker.execute("BEGIN EXCLUSIVE")
-
-    def failing(file: SnapshotFile) -> object:
-        calls.append(file)
-        if passes and len(calls) == 3:
-            locker.close()
-            return read(file)
-        if error is not None:
-            raise error
-        return read(file)
-
-    monkeypatch.setattr(SnapshotFile, "read", failing)
-    saved = await make().snapshot.load(FINGERPRINT)
-    locker.close()
-    said = capsys.readouterr().out
-    assert (saved is not None) == passes
-    assert len(calls) == 3
-    assert ("snapshot_not_read" in said) == (not passes)
-    assert "snapshot_ignored" not in said
-    assert file_in(tmp_path / "cache").read_bytes() == before  # not its journal mode either
-    assert not list((tmp_path / "cache").glob("*.ignored"))
-
-
-async def test_a_damaged_file_is_not_renamed_under_the_server_that_writes_it(
-    make: Callable[..., Server], tmp_path: Path
-) -> None:
-    writer, reader = make(), make()
-    await filled(writer)
-    file_in(tmp_path / "cache").write_bytes(b"not SQLite at all" * 400)
-    assert await reader.snapshot.load(FINGERPRINT) is None
-    assert not list((tmp_path / "cache").glob("*.ignored"))
-    for _ in range(2):  # whose next write finds out
-        writer.put("t1", 8)
-        await writer.snapshot.write()
-    assert list((tmp_path / "cache").glob("*.ignored"))
-    assert (await rows(make))[1] == {"t0": 1, "t1": 8, "t2": 3}
-
-
 async def test_what_is_read_is_of_one_moment(make: Callable[..., Server], tmp_path: Path) -> None:
     writer = make()
     await filled(writer)
@@ -305,31 +122,6 @@ async def test_what_is_read_is_of_one_moment(make: Callable[..., Server], tmp_pa
         assert set(found.values()) in ({revision.number}, {1, 2, 3})
     writing = False
     await task
-
-
-@pytest.mark.parametrize("mode", [0o777, 0o770])
-async def test_a_folder_that_others_may_write_to_is_not_believed(
-    make: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: int
-) -> None:
-    await left(make)
-    (tmp_path / "cache").chmod(mode)
-    before = file_in(tmp_path / "cache").read_bytes()
-    server = make()
-    await filled(server, revision=9)
-    assert await make().snapshot.load(FINGERPRINT) is None
-    server.put("t1", 8)
-    await server.snapshot.aclose()
-    assert file_in(tmp_path / "cache").read_bytes() == before
-    said = capsys.readouterr().out
-    assert said.count("snapshot_refused") == 2  # once for each server
-    assert "snapshot_not_written" not in said
-
-
-async def test_its_files_are_for_their_owner_only(make: Callable[..., Server], tmp_path: Path) -> None:
-    await filled(make())
-    folder = tmp_path / "cache"
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
 
 
 async def test_after_a_lost_history_smaller_revisions_are_written(make: Callable[..., Server]) -> None:
@@ -361,23 +153,6 @@ async def test_nothing_is_written_while_the_snapshot_is_all_there_is(make: Calla
     again = await make().snapshot.load(FINGERPRINT)
     assert again is not None
     assert again.age < 100
-
-
-async def test_a_disk_that_fails_is_said_once_and_tried_again(
-    make: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    server = make()
-    await filled(server)
-    server.put("t1", 8)
-    await server.snapshot.write()
-    assert capsys.readouterr().out.count("snapshot_not_written") == 1
-    assert server.metrics.registry.get_sample_value("promptmux_snapshot_failures_total") == 2
-    (tmp_path / "cache").unlink()
-    await server.snapshot.write()
-    saved = await make().snapshot.load(FINGERPRINT)
-    assert saved is not None
-    assert len(saved.tasks) == 3
 
 
 @pytest.mark.parametrize(
