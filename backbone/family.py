@@ -62,6 +62,11 @@ def refuse_unfit(model: Any) -> None:
             f"{family} takes no position ids, without which a prompt cannot say where its text stands"
         )
     _refuse_without(config, "num_hidden_layers", "max_position_embeddings")
+    if (inner := getattr(config, "inner_group_num", 1)) != 1:
+        raise UnsupportedBackbone(
+            f"{family} with inner_group_num = {inner} attends {inner} times in each of its layers, "
+            "and a prefix has one place in each: only 1 is served"
+        )
     head_dim(config)
     if attends_by_interface(model):
         return

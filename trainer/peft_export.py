@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def export_peft(data: bytes, folder: Path, *, backbone: str | None = None) -> Ex
         files[HEAD_FILE] = save(
             {name: array.astype(np.float32) for name, array in prompt.tensors.items() if _is_head(name)}
         )
-    where = _BUILT_IN_ON_HUB if name == BUILT_IN else name
+    where = _found_from_anywhere(name)
     saved = ["classifier", "score"] + (["pooler"] if any(".pooler." in key for key in tensors) else [])
     saved += ["head"] if any(key.startswith(MODERNBERT_HEAD) for key in tensors) else []
     written = _config(prompt, base, where, way, saved if way == "SEQ_CLS" else None)
@@ -112,6 +113,13 @@ def export_peft(data: bytes, folder: Path, *, backbone: str | None = None) -> Ex
     except OSError as error:
         raise AdapterError(f"{folder}: {error.strerror}") from None
     return Exported(folder, way, reason)
+
+
+def _found_from_anywhere(name: str) -> str:
+    """The base model as the folder's files name it: they may be read in another working folder than this one."""
+    if name == BUILT_IN:
+        return _BUILT_IN_ON_HUB
+    return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 def _refuse_misplaced(prompt: Prompt, template: Template, base: Backbone) -> None:

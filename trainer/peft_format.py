@@ -79,10 +79,16 @@ class Adapter:
     def num_virtual_tokens(self) -> int:
         """How many virtual tokens PEFT uses; a sequence-to-sequence model's files hold twice as many rows."""
         if self.peft_type == "CPT" and self.config.get("num_virtual_tokens") is None:
-            return len(self.config.get("cpt_token_ids") or [0])
+            ids = self.config.get("cpt_token_ids")
+            if ids is not None and not isinstance(ids, list):
+                raise AdapterError(f"{self.folder / CONFIG}: cpt_token_ids must be a list of token ids")
+            return len(ids or [0])
         count = _count(self.config, "num_virtual_tokens")
         if count is None:
-            raise AdapterError(f"{self.folder / CONFIG}: num_virtual_tokens is missing")
+            raise AdapterError(
+                f"{self.folder / CONFIG}: num_virtual_tokens is missing, which PEFT always writes: put it there; "
+                f"{PROMPT} has {len(self.tensors[PROMPT])} rows"
+            )
         return count
 
     @property
@@ -151,10 +157,10 @@ def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
         )
     if kind not in _METHODS:
         raise AdapterError(
-            f"{path}: {kind} changes the model's own weights or layers, so it is no prompt: train the task again "
-            "with promptmux train"
+            f"{path}: {kind} is none of PEFT's prompts ({', '.join(_METHODS)}); what changes the model's own weights "
+            "or layers cannot be served as one: train the task again with promptmux train"
         )
-    if task in _TASKS:
+    if isinstance(task, str) and task in _TASKS:
         raise AdapterError(f"{path}: a {task} adapter {_TASKS[task]}")
     if task not in ("SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise AdapterError(

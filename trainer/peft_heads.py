@@ -71,6 +71,7 @@ _ENCODERS: Mapping[str, StockHead] = {
 }
 _DECODER = StockHead((Stage("score"),))
 _NO_SCORE = frozenset({"modernbert-decoder"})  # decoders whose classifier has other layers
+_NO_WORD = "\ue000 \U000f0000"  # characters for private use, which no vocabulary knows
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,16 @@ def pooled_place(
     return -1 - single if single else "last"
 
 
+def padding_word(config: Any, tokenizer: Any) -> str | None:
+    """The token that the configuration calls padding, where plain text may become it: a word, or the unknown one."""
+    pad = config.get_text_config().pad_token_id
+    if pad is None or not 0 <= pad < len(tokenizer):
+        return None
+    unknown = tokenizer(_NO_WORD, add_special_tokens=False)["input_ids"]
+    is_text = pad not in tokenizer.all_special_ids or pad in unknown
+    return str(tokenizer.convert_ids_to_tokens(pad)) if is_text else None
+
+
 def window_of(config: Any) -> int | None:
     """How far back some layer of a model sees, if not all the way."""
     size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
@@ -155,7 +166,7 @@ def head_layers(head: StockHead, adapter: Mapping[str, Array], base: Path, confi
                     tensors[f"head.{at}.{part}{kind}"] = array
         weight = tensors.get(f"head.{at}.weight")
         if weight is None:
-            raise AdapterError(_missing(stage, base))
+            raise AdapterError(_missing(stage, head, adapter, base, config))
         if weight.ndim != 2:
             raise AdapterError(
                 f"{stage.name}.weight must be a matrix, and has the shape {list(weight.shape)}"
@@ -175,7 +186,15 @@ def head_layers(head: StockHead, adapter: Mapping[str, Array], base: Path, confi
     return HeadLayers(tuple(layers), tensors, frozenset(used))
 
 
-def _missing(stage: Stage, base: Path) -> str:
+def _missing(stage: Stage, head: StockHead, adapter: Mapping[str, Array], base: Path, config: Any) -> str:
+    if not stage.frozen and (
+        theirs := sorted({_layer(key) for key in adapter if key.startswith(HEAD_PREFIX)})
+    ):
+        wanted = ", ".join(own.name for own in head.stages if not own.frozen)
+        return (
+            f"the base model does not fit: the adapter's head is {', '.join(theirs)}, and the head of a "
+            f"{config.model_type} classifier is {wanted}: name the adapter's own base model with --backbone"
+        )
     if stage.frozen:
         return (
             f"neither the adapter nor the base model in {base} has weights for {stage.name}: PEFT draws them at random "
@@ -185,6 +204,10 @@ def _missing(stage: Stage, base: Path) -> str:
         f"the adapter has no weights for {stage.name}: PEFT from before July 2025 did not save the trained head of "
         "such adapters, so its answers cannot be restored: train it again"
     )
+
+
+def _layer(key: str) -> str:
+    return key.removeprefix(HEAD_PREFIX).removesuffix(".weight").removesuffix(".bias")
 
 
 def checkpoint_tensor(folder: Path, names: Sequence[str]) -> Array | None:

@@ -8,7 +8,6 @@ length through `peft_lengths`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Literal as OneOf
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoTokenizer
 
-from backbone import Backbone, BackboneError, UnsupportedBackbone, load_backbone
-from backbone.loader import locate
+from backbone import Backbone
+from backbone.label_words import label_word_id
 from prompt_store import (
     DecoderInput,
     Head,
+    IncompatiblePrompt,
     LinearHead,
     Manifest,
     MaxLength,
@@ -35,8 +35,9 @@ from prompt_store.prompt import Array
 from trainer.errors import AdapterError
 from trainer.peft_answers import labels_of, several_labels
 from trainer.peft_format import Adapter, read_adapter
-from trainer.peft_heads import head_layers, pooled_place, stock_head
+from trainer.peft_heads import head_layers, padding_word, pooled_place, stock_head
 from trainer.peft_lengths import most_places
+from trainer.peft_names import base_of, task_of
 from trainer.peft_template import check_template, chosen_template
 from trainer.peft_tensors import own_tensors, prefix, soft_prompt, task_index
 
@@ -81,8 +82,8 @@ def import_peft(folder: Path, choices: Choices | None = None) -> Imported:
     """
     choices = choices or Choices()
     adapter = read_adapter(folder)
-    task_id = choices.task_id or _name(adapter.folder)
-    base, backbone = _base(adapter, choices.backbone)
+    task_id = task_of(adapter, choices.task_id)
+    base, backbone = base_of(adapter, choices.backbone)
     config = AutoConfig.from_pretrained(base)
     return _Importer(adapter, choices, task_id, base, backbone, config).run()
 
@@ -117,10 +118,13 @@ class _Importer:
             head, pooling, labels = self._verbalizer()
             several = bool(self.choices.multi_label)
         source = chosen_template(self.choices.template, predicts=isinstance(head, VerbalizerHead))
+        if isinstance(head, VerbalizerHead):
+            self._check_words(head, source)
         decoder = None
         if self.two_stacks:
             decoder = DecoderInput(reads="start", position_offset=count if self._shifts_decoder else 0)
-        places = most_places(adapter, backbone, self.config, self.choices.max_tokens, self.notes)
+        given, limit = self.choices.max_tokens, self.tokenizer.model_max_length
+        places = most_places(adapter, backbone, self.config, given, limit, self.notes)
         try:
             manifest = Manifest(
                 task_id=self.task_id,
@@ -143,7 +147,7 @@ class _Importer:
             if self.choices.template is not None:
                 self.notes += check_template(source, prompt.manifest, backbone)
         except (ValidationError, PromptStoreError) as error:
-            raise AdapterError(f"{adapter.folder} does not fit {backbone.name}: {_one_line(error)}") from None
+            raise AdapterError(f"{self._blamed(error)}: {_one_line(error)}") from None
         return Imported(data, prompt.manifest, tuple(self.notes))
 
     def _refuse_other_models(self) -> None:
@@ -172,6 +176,13 @@ class _Importer:
                 f"the adapter's num_transformer_submodules is {submodules}, and PEFT lays a prefix out for an "
                 "encoder-decoder only where it is 2: there are no answers to keep"
             )
+
+    def _check_words(self, head: VerbalizerHead, source: str) -> None:
+        for word in (word for words in head.words for word in words):
+            try:
+                label_word_id(self.backbone.tokenizer, word, source, self.backbone.name)
+            except IncompatiblePrompt as error:
+                raise AdapterError(f"--words: {error}") from None
 
     def _classifier(self) -> tuple[Head, Any, tuple[str, ...], dict[str, Array]]:
         causal = self.backbone.is_causal
@@ -203,6 +214,11 @@ class _Importer:
             self.notes.append(
                 "rows end in the padding token, and PEFT's classifier reads what stands before it"
             )
+        if place == "last" and self.adapter.is_prefix and (pad := padding_word(self.config, self.tokenizer)):
+            self.notes.append(
+                f"PEFT's classifier passes over {pad!r} at a text's end, which is the base model's pad_token_id: the "
+                "logits of texts that end in it are others here"
+            )
         return place
 
     def _verbalizer(self) -> tuple[Head, Any, tuple[str, ...]]:
@@ -225,6 +241,19 @@ class _Importer:
         spoken = tuple(tuple(words[label]) for label in labels)
         return VerbalizerHead(words=spoken, aggregate=self.choices.aggregate), "mask", labels
 
+    def _blamed(self, error: ValidationError | PromptStoreError) -> str:
+        # What the caller chose is named before the adapter is.
+        given = self.choices.max_tokens
+        if isinstance(error, ValidationError):
+            if _one_line(error).startswith("labels"):
+                own = (
+                    "" if self.choices.labels else ": the base model's own names cannot be taken, name others"
+                )
+                return f"--labels{own}"
+        elif given is not None and str(error).startswith("max_length is"):
+            return f"--max-length {given} leaves no place for the text"
+        return f"{self.adapter.folder} does not fit {self.backbone.name}"
+
     def _refuse_leftovers(self, used: frozenset[str]) -> None:
         left = sorted(self.adapter.tensors.keys() - used - own_tensors(self.adapter))
         if left:
@@ -240,32 +269,6 @@ class _Importer:
                 "texts are cut on the left, as the base model's tokenizer does it; --truncation-side"
             )
         return "left" if side == "left" else "right"
-
-
-def _base(adapter: Adapter, given: str | None) -> tuple[Path, Backbone]:
-    name = given or adapter.config.get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise AdapterError("the adapter does not name its base model: name it with --backbone")
-    revision = None if given else adapter.config.get("revision")
-    try:
-        folder = locate(name, revision)
-        # Nothing is computed that speed matters for, and float32 has room for every value that an adapter may have.
-        return folder, load_backbone(name, device="cpu", dtype="float32", revision=revision, kernels="off")
-    except BackboneError as error:
-        # Another place does not help a model that is here and cannot be served.
-        advice = (
-            ""
-            if given or isinstance(error, UnsupportedBackbone)
-            else "; --backbone names it where it is here"
-        )
-        raise AdapterError(f"the adapter's base model: {error}{advice}") from None
-
-
-def _name(folder: Path) -> str:
-    name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).lstrip("._-")[:64]
-    if not name:
-        raise AdapterError(f"{folder}: no task can be called that: name one with --task")
-    return name
 
 
 def _one_line(error: Exception) -> str:

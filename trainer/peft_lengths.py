@@ -1,6 +1,7 @@
 """Owns how long the rows of an imported adapter may be: what PEFT's model has room for, and what the caller says.
 
-Knows the backbone's places and PEFT's sliding windows; knows no tensors. What a person should know goes to `notes`.
+Knows the backbone's places, its tokenizer's limit and PEFT's sliding windows; knows no tensors. What a person should
+know goes to `notes`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from trainer.peft_heads import window_of
 
 
 def most_places(
-    adapter: Adapter, backbone: Backbone, config: Any, given: int | None, notes: list[str]
+    adapter: Adapter, backbone: Backbone, config: Any, given: int | None, limit: int, notes: list[str]
 ) -> int:
-    """The most places of a row, soft prompts included. `given` is the tokenizer's max_length, or None.
+    """The most places of a row, soft prompts included.
+
+    `given` is the max_length that the tokenizer was called with, or None: then it cuts at `limit`, its own
+    `model_max_length`, which is a number past all bounds where nobody set one.
 
     Raises:
         AdapterError: no place is left for the text.
@@ -26,6 +30,12 @@ def most_places(
     tokens = room if given is None else min(room, given)
     if given is not None and given > room:
         notes.append(f"texts are cut at {room} tokens and not at {given}: {why}")
+    elif given is None and limit < min(room, backbone.max_positions):
+        tokens = limit
+        notes.append(
+            f"texts are cut at {limit} tokens, the model_max_length of the base model's tokenizer; if PEFT was given "
+            "longer ones, say how long with --max-length"
+        )
     elif given is None and windowed:
         notes.append(f"texts are cut at {room} tokens: {why}")
     elif given is None and backbone.max_positions < room and backbone.max_positions < backbone.longest_row:

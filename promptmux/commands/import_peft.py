@@ -22,12 +22,16 @@ def run(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="The labels, separated by commas, in the order of training.", metavar="A,B,C"),
+        typer.Option(
+            help="The labels, separated by commas, in the order of training.",
+            metavar="A,B,C",
+            show_default="the base model's id2label",
+        ),
     ] = None,
     words: Annotated[
         list[str] | None,
         typer.Option(
-            help="A language model's adapter: the words that mean a label. Once for each label.",
+            help="A language model's adapter needs it: the words that mean a label. Once for each label.",
             metavar="LABEL=WORD,WORD",
         ),
     ] = None,
@@ -37,14 +41,17 @@ def run(
     ] = "mean",
     template: Annotated[
         str | None,
-        typer.Option(help="What was written around the text, without virtual tokens."),
+        typer.Option(
+            help="What was written around the text, without virtual tokens.",
+            show_default="{text}{text_pair}, of a language model {text} {mask}",
+        ),
     ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Most tokens of text and special tokens, as the tokenizer's max_length was.",
-            show_default="all that the base model has room for",
+            show_default="its model_max_length, or all that the base model has room for",
         ),
     ] = None,
     task_index: Annotated[

@@ -83,6 +83,16 @@ def test_families_that_cannot_run_packed_are_refused(tmp_path: Path) -> None:
         load_backbone(_save(pegasus, words, tmp_path / "pegasus"), device="cpu", dtype="float32")
 
 
+def test_an_albert_that_attends_twice_in_a_layer_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint("albert"), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "inner_group_num": 2}))
+    model = hf.AutoModelForMaskedLM.from_config(hf.AutoConfig.from_pretrained(folder))
+    model.save_pretrained(folder)
+    with pytest.raises(UnsupportedBackbone, match="inner_group_num = 2 attends 2 times in each"):
+        load_backbone(str(folder), device="cpu", dtype="float32", cache_dir=run_cache())
+
+
 def test_an_untested_family_that_works_is_served(tmp_path: Path) -> None:
     """Mistral is on no list of ours: the check at load finds that its rows keep apart."""
     letters = byte_level(around=False)
@@ -96,6 +106,18 @@ def test_an_untested_family_that_works_is_served(tmp_path: Path) -> None:
     assert bone.forward(bone.row_encoder(own).encode(["good"]), [bone.bind(own, tensors(bone))])[0].shape == (
         2,
     )
+
+
+def test_pickled_weights_are_told_from_none(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint("bert"), tmp_path / "model"))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        BackboneError, match=r"pytorch_model\.bin, a pickle, .* write it anew with save_pretrained"
+    ):
+        load_backbone(str(folder), device="cpu", dtype="float32", cache_dir=run_cache())
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(BackboneError, match=r"model\.safetensors is missing"):
+        load_backbone(str(folder), device="cpu", dtype="float32", cache_dir=run_cache())
 
 
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:

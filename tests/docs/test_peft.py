@@ -18,6 +18,7 @@ from prompt_store import decode_prompt
 from promptmux.__main__ import build
 from tests.docs.pages import ROOT, blocks
 from tests.trainer.peft_folders import adapter, base, logits
+from tests.trainer.test_peft_export import page_of, quiet
 from trainer import peft_format
 
 GUIDE = ROOT / "docs" / "guides" / "migrate-from-peft.md"
@@ -31,10 +32,11 @@ def test_the_commands_of_the_guide(kind: str, tmp_path: Path, monkeypatch: pytes
     wrapped = adapter(tmp_path / "my-adapter", kind, "bert")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "base-model").symlink_to(base("bert"))
     said = []
     for line in first.text.splitlines():
         words = shlex.split(line.replace("negative,positive", ",".join(labels)))
-        words = [str(base("bert")) if word == "path/to/base-model" else word for word in words]
         assert words.pop(0) == "promptmux"
         more = ["--json"] if words[0] == "predict" else []
         done = CliRunner().invoke(build(), [*words, *more])
@@ -53,6 +55,13 @@ def test_the_commands_of_the_guide(kind: str, tmp_path: Path, monkeypatch: pytes
         model = hf.AutoModelForSequenceClassification.from_pretrained(base("bert"), num_labels=len(labels))
         back = peft.PeftModel.from_pretrained(model, "back-to-peft").eval()
     torch.testing.assert_close(logits(back, base("bert"), TEXT), want, atol=1e-5, rtol=1e-5)
+    # What the page says is done in its folder, where the base model's relative name would lead nowhere.
+    page = (tmp_path / "back-to-peft" / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir("back-to-peft")
+    (again,) = [line for block in blocks(page) if block.language == "sh" for line in block.text.splitlines()]
+    done = CliRunner().invoke(build(), shlex.split(again)[1:])
+    assert done.exit_code == 0, (done.output, done.exception)
+    torch.testing.assert_close(quiet(page_of(Path.cwd(), monkeypatch), TEXT), want, atol=1e-5, rtol=1e-5)
 
 
 def test_the_guide_names_every_kind_that_is_imported() -> None:

@@ -56,7 +56,13 @@ def said(folder: Path, choices: Choices | None = None) -> str:
         ({"task_type": "QUESTION_ANS"}, "marks answers"),
         ({"task_type": "FEATURE_EXTRACTION"}, "no head"),
         ({"task_type": None}, "task_type must be"),
-        ({"num_virtual_tokens": None}, "num_virtual_tokens is missing"),
+        ({"task_type": ["SEQ_CLS"]}, "task_type must be"),
+        ({"peft_type": "prompt_tuning"}, "prompt_tuning is none of PEFT's prompts (PROMPT_TUNING, "),
+        ({"peft_type": "CPT", "cpt_token_ids": 5, "num_virtual_tokens": None}, "must be a list"),
+        (
+            {"num_virtual_tokens": None},
+            "num_virtual_tokens is missing, which PEFT always writes: put it there; ",
+        ),
         ({"num_virtual_tokens": True}, "whole number"),
         ({"num_virtual_tokens": 4}, "does not fit"),
         ({"base_model_name_or_path": None}, "--backbone"),
@@ -81,8 +87,10 @@ def test_settings(settings: dict[str, Any], words: str, folder: Path, tmp_path: 
         (Choices(template=""), "--template"),
         (Choices(template="{start}{text}"), "leave {start} out"),
         (Choices(template="{text} {mask}"), "leave {mask} out"),
-        (Choices(task_id="No Good Name"), "task_id"),
-        (Choices(labels=["a"] * 7), "labels"),
+        (Choices(task_id="No Good Name"), "--task 'No Good Name': not a task id: expected"),
+        (Choices(labels=["a"] * 7), "--labels: "),
+        (Choices(labels=["a", "", *"cdefg"]), "--labels: "),
+        (Choices(max_tokens=1), "--max-length 1 leaves no place for the text: "),
     ],
 )
 def test_choices(choices: Choices, words: str, folder: Path) -> None:
@@ -93,7 +101,9 @@ def test_language_models_need_words(tmp_path: Path) -> None:
     adapter(tmp_path / "it", "PROMPT_TUNING", "gpt2", "CAUSAL_LM")
     assert "--words positive=great,good" in said(tmp_path / "it")
     assert "--words positive=great,good" in said(tmp_path / "it", Choices(words={"a": ["good"], "b": []}))
-    assert "is 2 tokens" in said(tmp_path / "it", Choices(words={"a": ["good film"], "b": ["bad"]}))
+    assert "--words: the label word 'good film' is 2 tokens" in said(
+        tmp_path / "it", Choices(words={"a": ["good film"], "b": ["bad"]})
+    )
     assert "end the template with {mask}" in said(
         tmp_path / "it", Choices(words={"a": ["good"], "b": ["bad"]}, template="{mask} {text}")
     )
@@ -131,6 +141,26 @@ def test_files_without_a_head(folder: Path, tmp_path: Path) -> None:
     file = it / "adapter_model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if "classifier" not in k}, file)
     assert "no weights for classifier" in said(it)
+
+
+@pytest.mark.parametrize(
+    ("of", "on", "words"),
+    [
+        ("bert", "llama", "head is classifier, and the head of a llama classifier is score"),
+        ("bert", "roberta", "a roberta classifier is classifier.dense, classifier.out_proj"),
+        ("bert", "distilbert", "a distilbert classifier is pre_classifier, classifier"),
+        ("roberta", "bert", "head is classifier.dense, classifier.out_proj, and the head of a bert"),
+    ],
+)
+def test_a_head_of_another_family_is_not_taken_for_an_old_file(
+    of: str, on: str, words: str, tmp_path: Path
+) -> None:
+    """Who is told to train again throws a good adapter away: here only the base model is another."""
+    adapter(tmp_path / "it", "PROMPT_TUNING", of)
+    message = said(tmp_path / "it", Choices(backbone=str(base(on))))
+    assert "the base model does not fit: " in message
+    assert words in message
+    assert "train it again" not in message
 
 
 def test_base_models_without_a_pooler(folder: Path) -> None:

@@ -70,6 +70,44 @@ def test_a_length_that_the_model_has_no_room_for_is_said(tmp_path: Path) -> None
         assert any(f"cut at {room} tokens and not at {given}" in note for note in made.notes) is said_so
 
 
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_texts_are_cut_at_the_tokenizers_own_limit(family: str, tmp_path: Path) -> None:
+    """As `tokenizer(text, truncation=True)` does it, which PEFT's examples call."""
+    where = changed(tmp_path, family, "tokenizer_config.json", model_max_length=11)
+    wrapped = adapter(tmp_path / "it", "PROMPT_TUNING", family, on=where)
+    made = import_peft(tmp_path / "it", Choices())
+    (note,) = [note for note in made.notes if "texts are cut" in note]
+    assert "cut at 11 tokens, the model_max_length of the base model's tokenizer" in note
+    assert made.manifest.max_length.tokens == 11 + VIRTUAL
+    want = logits(wrapped, where, LONG, truncation=True)
+    torch.testing.assert_close(ours(made, where, (LONG,))[0], want, **NEAR)
+    more = import_peft(tmp_path / "it", Choices(max_tokens=30))
+    assert more.manifest.max_length.tokens == 30 + VIRTUAL
+    assert not any("texts are cut" in note for note in more.notes)
+
+
+def test_padding_that_texts_may_end_in_is_said(tmp_path: Path) -> None:
+    """Behind a prefix PEFT's classifiers pass over it, and read what stands before."""
+    texts = ("the film was good", "the film was good .")
+    pad = hf.AutoTokenizer.from_pretrained(base("llama"))(texts[1])["input_ids"][-1]
+    where = changed(tmp_path, "llama", pad_token_id=pad)
+    wrapped = adapter(tmp_path / "it", "PREFIX_TUNING", "llama", on=where)
+    wrapped.get_base_model().config.pad_token_id = pad
+    made = import_peft(tmp_path / "it", Choices())
+    (note,) = [note for note in made.notes if "passes over" in note]
+    assert "passes over 'Ġ.'" in note
+    near = [
+        torch.allclose(ours(made, where, (text,))[0], logits(wrapped, where, text), atol=1e-4)
+        for text in texts
+    ]
+    assert near == [True, False]
+    adapter(tmp_path / "soft", "PROMPT_TUNING", "llama", on=where)
+    assert not any("passes over" in note for note in import_peft(tmp_path / "soft", Choices()).notes)
+    special = changed(tmp_path / "special", "llama", pad_token_id=1)
+    adapter(tmp_path / "other", "PREFIX_TUNING", "llama", on=special)
+    assert not any("passes over" in note for note in import_peft(tmp_path / "other", Choices()).notes)
+
+
 @pytest.mark.parametrize(("kind", "place"), [("PREFIX_TUNING", -2), ("PROMPT_TUNING", "last")])
 def test_a_row_that_ends_in_padding(kind: str, place: int | str, tmp_path: Path) -> None:
     """transformers passes over the padding token where it sees tokens, and PEFT's soft prompts hide them from it."""
@@ -139,6 +177,15 @@ def adapter_of_one(folder: Path, on: Path) -> Any:
                 torch.nn.init.normal_(parameter, std=0.5 if "base_model" in name else 1.5)
         wrapped.save_pretrained(str(folder))
         return wrapped.eval()
+
+
+def test_labels_of_the_base_model_that_cannot_be_taken(tmp_path: Path) -> None:
+    named = {str(at): "x" * 300 if at else "a" for at in range(LABELS)}
+    where = changed(
+        tmp_path, "bert", id2label={**named, "2": "b", **{str(at): f"l{at}" for at in range(3, LABELS)}}
+    )
+    adapter(tmp_path / "it", "PROMPT_TUNING", "bert", on=where)
+    assert "the base model's own names cannot be taken, name others" in said(tmp_path / "it")
 
 
 def test_several_labels_are_the_base_models_word_or_the_callers(tmp_path: Path) -> None:
