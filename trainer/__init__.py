@@ -5,15 +5,8 @@ server.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import (
-    DataConfig,
-    HeadConfig,
-    OptimiserConfig,
-    PromptConfig,
-    TrainConfig,
-    load_config,
-    to_toml,
-)
+from trainer.config import DataConfig, HeadConfig, OptimiserConfig, PromptConfig, TrainConfig
+from trainer.config_file import load_config, to_toml
 from trainer.data import TaskData, load_examples
 from trainer.errors import (
     ConfigError,

@@ -109,6 +109,8 @@ class Checkpoints:
             files = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise RunFolderError(f"{path}: {error.strerror}") from None
         except ValueError:
             files = None
         if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):

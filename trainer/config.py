@@ -7,13 +7,10 @@ before anything runs, so that a saved config.toml and a prompt file's training r
 
 from __future__ import annotations
 
-import json
-import os
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
@@ -188,22 +185,26 @@ class TrainConfig(Section):
             raise ValueError('head.type = "verbalizer" needs head.words: the words of each label')
         if self.method == "head-only" and self.head.type not in (None, "linear"):
             raise ValueError('method = "head-only" trains a linear head: leave head.type out')
+        if self.head.words is not None and (
+            self.method == "head-only" or self.head.type not in (None, "verbalizer")
+        ):
+            raise ValueError("head.words: a head of another type reads no label words: leave them out")
         if self.method == "hard-prompt" and self.head.type == "linear":
             raise ValueError('method = "hard-prompt" trains nothing, so head.type cannot be "linear"')
         return self
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Settings that somebody chose, and that the method does not look at: it trains no prompt by steps."""
+        if self.method not in ("head-only", "hard-prompt"):
+            return ()
+        prompt = [name for name in ("num_virtual_tokens", "init") if getattr(self.prompt, name) is not None]
+        fields, own = OptimiserConfig.model_fields, self.optimiser
+        chosen = [name for name, field in fields.items() if getattr(own, name) != field.default]
+        return (*(f"prompt.{name}" for name in prompt), *(f"optimiser.{name}" for name in chosen))
+
 
 MAX_GOLDEN = 4
-
-
-def load_config(path: Path | None = None, overrides: Mapping[str, object] | None = None) -> TrainConfig:
-    """Read a TOML file and lay `overrides` (dotted keys such as "data.train"; None = not given) over it.
-
-    Relative paths inside the file are relative to the file; paths among the overrides to the working folder.
-    Raises ConfigError with one line that names the key.
-    """
-    values = {} if path is None else with_paths_from(path.parent, read_toml(path))
-    return config_of(values, overrides, path)
 
 
 def config_of(
@@ -226,90 +227,35 @@ def config_of(
         raise ConfigError(_first_line(error, path)) from None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file's values. Raises ConfigError with one line."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
-
-
-def with_paths_from(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """A run's values with the paths among them read relative to `folder`."""
-    result = dict(values)
-    if isinstance(values.get("data"), dict):
-        result["data"] = data = dict(values["data"])
-        for split in ("train", "dev", "test"):
-            if isinstance(data.get(split), str) and not data[split].startswith("hf:"):
-                data[split] = os.path.normpath(folder / data[split])
-    prompt = values.get("prompt")
-    if isinstance(prompt, dict) and isinstance(prompt.get("init_from"), str):
-        result["prompt"] = {**prompt, "init_from": source_in(folder, prompt["init_from"])}
-    if isinstance(values.get("output"), str):
-        result["output"] = os.path.normpath(folder / values["output"])
-    if isinstance(values.get("backbone"), str):
-        result["backbone"] = backbone_in(folder, values["backbone"])
-    return result
-
-
-def backbone_in(folder: Path, name: str) -> str:
-    """What `backbone` names, as seen from `folder`: the place of a model's folder that is there, or else an id."""
-    built_in = name == TrainConfig.model_fields["backbone"].default
-    there = not built_in and (folder / name / "config.json").is_file()
-    return os.path.normpath(folder / name) if there else name
-
-
-def source_in(folder: Path, where: str) -> str:
-    """What `prompt.init_from` names, as seen from `folder`: a path, or TASK@ and a store's path or file:// URL, is
-    relative to it.
-    """
-    task, at, store = where.partition("@")
-    if not at or (folder / where).exists():
-        return os.path.normpath(folder / where)
-    if store.startswith("file://") and not store.startswith("file:///"):
-        store = unquote(store.removeprefix("file://"))
-    return where if "://" in store else f"{task}@{os.path.normpath(folder / store)}"
-
-
 def _first_line(error: ValidationError, path: Path | None) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
+    found = error.errors(include_url=False, include_input=False)
+    # A setting that is misspelt may leave its place empty as well: the word that is wrong is the one to name.
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "unknown setting"
+        message = f"unknown setting{_meant(first['loc'])}"
     elif first["type"] == "missing":
         message = "this setting is required"
     where = f"{path}: " if path is not None else ""
     return where + (f"{key}: {message}" if key else message)
 
 
-def to_toml(config: TrainConfig) -> str:
-    """Write a configuration that `load_config` reads back to an equal one; settings at None are left out."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    golden = values.pop("golden")
-    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
-    if isinstance(golden, str):
-        lines.append(f"golden = {_toml(golden)}")
-    for name, table in tables.items():
-        lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in table.items()]
-    for example in golden if isinstance(golden, list) else ():
-        lines += ["", "[[golden]]"] + [f"{key} = {_toml(value)}" for key, value in example.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, str):
-        # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    raise TypeError(f"no TOML form for {type(value).__name__}")
+def _meant(place: Sequence[str | int]) -> str:
+    """What an unknown setting may have been meant as; empty, if nothing is like it."""
+    *sections, key = map(str, place)
+    known: type[Section] = TrainConfig
+    for section in sections:
+        field = known.model_fields.get(section)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        ):
+            return ""
+        known = field.annotation
+    near = get_close_matches(key, known.model_fields, n=1, cutoff=0.7)
+    if not near and not sections:  # a setting without its section
+        tables: dict[str, type[Section]] = {
+            "data": DataConfig, "prompt": PromptConfig, "head": HeadConfig, "optimiser": OptimiserConfig,
+        }  # fmt: skip
+        near = [f"{name}.{key}" for name, table in tables.items() if key in table.model_fields]
+    return f"; did you mean {'.'.join((*sections, near[0]))}?" if near else ""

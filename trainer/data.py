@@ -125,6 +125,8 @@ def _label_order(config: TrainConfig, train: Sequence[Example]) -> tuple[str, ..
     if len(set(labels)) != len(labels):
         raise DataError("labels: the same label twice")
     fewest = 1 if config.multi_label else 2
+    if len(labels) < fewest and config.labels is not None:
+        raise ConfigError(f"labels: a task needs at least {fewest} different ones, got {len(labels)}")
     if len(labels) < fewest or (config.method != "hard-prompt" and len(found) < fewest):
         only = f"only the label {found[0]!r}" if found else "no label at all"
         raise DataError(f"{config.data.train}: {only} in it; a task needs at least {fewest} different labels")

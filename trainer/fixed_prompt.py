@@ -35,7 +35,8 @@ from trainer.evaluation import encode, features
 from trainer.fine_tuning import Start
 from trainer.head_only import LinearProbe, fit_probe
 from trainer.label_texts import label_texts
-from trainer.methods import build_manifest, resolve
+from trainer.manifests import build_manifest
+from trainer.methods import resolve
 from trainer.templates import without_soft_slots
 
 # A question that names more labels than these fits no row beside its text.

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from trainer.config import TrainConfig, config_of, read_toml, with_paths_from
+from trainer.config import TrainConfig, config_of
+from trainer.config_file import read_toml, with_paths_from
 from trainer.errors import ConfigError
 
 Share = Literal["prompt", "factored"]
@@ -51,8 +52,8 @@ class ManyConfig:
 
 
 def is_many(path: Path) -> bool:
-    """Whether a TOML file describes several tasks."""
-    return "task" in read_toml(path)
+    """Whether a TOML file describes several tasks, or is meant to."""
+    return not {"task", "tasks", "defaults"}.isdisjoint(read_toml(path))
 
 
 def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> ManyConfig:
@@ -61,11 +62,13 @@ def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> Many
     Paths are relative to the file. Raises ConfigError with one line that names the task and the key.
     """
     values, given = read_toml(path), dict(overrides or {})
+    if "tasks" in values:
+        raise ConfigError(f"{path}: tasks: unknown setting; each task is a table [[task]]")
     if unknown := sorted(set(values) - {"output", "rows_at_once", "share", "rank", "defaults", "task"}):
         raise ConfigError(
             f"{path}: {unknown[0]}: unknown setting; what all tasks share belongs under [defaults]"
         )
-    entries, defaults = values["task"], values.get("defaults", {})
+    entries, defaults = values.get("task", []), values.get("defaults", {})
     laid_over = given.pop("rows_at_once", None)
     rows = rows_of(values.get("rows_at_once") if laid_over is None else laid_over, path)
     output = given.pop("output", None) or with_paths_from(path.parent, values).get("output")
@@ -77,6 +80,8 @@ def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> Many
     share, rank = sharing_of(values, path)
     if given.get("task_id") is not None or "task_id" in defaults:
         raise ConfigError(f"{path}: task_id: each [[task]] has its own; give none for all of them")
+    if any("output" in table for table in (defaults, *entries)):
+        raise ConfigError(f"{path}: output: each task's folder is made in the one at the top of the file")
     if any("rows_at_once" in table for table in (defaults, *entries)):
         raise ConfigError(f"{path}: rows_at_once: one step is for all tasks: give it at the top of the file")
     tasks: dict[str, TrainConfig] = {}
@@ -101,6 +106,8 @@ def sharing_of(values: Mapping[str, object], path: Path) -> tuple[Share | None, 
     share, rank = values.get("share"), values.get("rank", 1)
     if share not in (None, *get_args(Share)):
         raise ConfigError(f'{path}: share: expected "prompt" or "factored", or leave it out')
+    if "rank" in values and share != "factored":
+        raise ConfigError(f'{path}: rank: is that of share = "factored"; leave it out')
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:
         raise ConfigError(f"{path}: rank: expected a whole number from 1 to {MAX_RANK}")
     return cast("Share | None", share), rank

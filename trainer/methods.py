@@ -14,30 +14,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from backbone import Backbone
 from prompt_store import (
-    DecoderInput,
-    Head,
-    LabelEmbeddingHead,
-    LinearHead,
-    LinearLayer,
-    Manifest,
-    MaxLength,
     Template,
-    VerbalizerHead,
-    parse_template,
 )
 from trainer.config import Initialisation, MethodName, OptimiserConfig, Reparameterisation, TrainConfig
 from trainer.data import TaskData
 from trainer.errors import ConfigError
-from trainer.label_texts import by_label, label_texts
 from trainer.parameterisation import Parameterisation, Plain
 from trainer.reparameterised import PrefixProjection, PromptEncoder, Residual
-from trainer.templates import around_texts, in_front, with_counts, without_soft_slots, written_template
+from trainer.templates import around_texts, in_front, with_counts, written_template
 from trainer.transfer import Kind, Source, check_source, read_source
 
 Group = Literal["prompt", "head"]
@@ -103,6 +93,11 @@ def resolve(config: TrainConfig, data: TaskData, backbone: Backbone) -> TrainCon
     template = _template(config, data, count, head_type)
     if kind_of(config.method) == "soft":
         count = with_counts(template, backbone).num_soft
+        if prompt.num_virtual_tokens not in (None, count):
+            raise ConfigError(
+                f"prompt.num_virtual_tokens: {prompt.num_virtual_tokens}, but the template's slots have {count}: "
+                "leave it out, or change the template"
+            )
     decoder = prompt.decoder or (backbone.cloze_reading if head_type == "verbalizer" else None)
     if decoder is not None and backbone.cloze_reading is None:
         raise ConfigError(f"prompt.decoder: {backbone.name} is no encoder-decoder; leave it out")
@@ -199,6 +194,11 @@ def _template(config: TrainConfig, data: TaskData, count: int | None, head_type:
         raise ConfigError(
             f"prompt.template: soft slots are trained by method = {soft}, not {config.method!r}"
         )
+    if head_type == "verbalizer" and not template.has_mask:
+        raise ConfigError(
+            f"prompt.template: label words are read at {{mask}}, and {str(template)!r} has none: put one in, such as "
+            '"{text} It was {mask}."'
+        )
     if template.soft_slots or kind != "soft" or count is None:
         return template
     return around_texts(template, count) if config.method == "p-tuning" else in_front(template, count)
@@ -234,55 +234,6 @@ def _optimiser(
             "word_dropout": defaults.word_dropout if given.word_dropout is None else given.word_dropout,
         }
     )
-
-
-def build_manifest(
-    config: TrainConfig, data: TaskData, backbone: Backbone, *, method: MethodName | None = None
-) -> Manifest:
-    """The manifest of a resolved configuration, without golden examples, calibration or training record.
-
-    `method="head-only"` gives the reference for a prompt: the same task with nothing virtual and a linear
-    head. Raises ConfigError when the parts do not fit together.
-    """
-    method = method or config.method
-    template = with_counts(parse_template(config.prompt.template or "{text}"), backbone)
-    pooling, head = config.prompt.pooling, _head(config, backbone)
-    if method == "head-only":
-        template, head = without_soft_slots(template), _linear(backbone, data.labels)
-    try:
-        return Manifest(
-            task_id=config.task_id,
-            labels=data.labels,
-            multi_label=data.multi_label,
-            method=method,
-            backbone=backbone.shape,
-            template=str(template),
-            pooling=pooling if pooling is not None else "mean",
-            position_offset=template.num_leading_soft,
-            decoder=None if config.prompt.decoder is None else DecoderInput(reads=config.prompt.decoder),
-            max_length=MaxLength(
-                tokens=config.prompt.max_tokens, counts=config.prompt.max_length_counts, cut=config.prompt.cut
-            ),
-            head=head,
-        )
-    except ValueError as error:  # pydantic's ValidationError is one
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"this configuration makes no valid prompt: {' – '.join(lines[1:3])}") from None
-
-
-def _linear(backbone: Backbone, labels: Sequence[str]) -> LinearHead:
-    return LinearHead(layers=(LinearLayer(in_features=backbone.shape.hidden_size, out_features=len(labels)),))
-
-
-def _head(config: TrainConfig, backbone: Backbone) -> Head:
-    labels = config.labels or ()
-    head = config.head
-    if head.type == "verbalizer":
-        words = by_label(head.words or {}, labels, "head.words")
-        return VerbalizerHead(words=tuple(words[label] for label in labels), aggregate=head.aggregate)
-    if head.type == "label_embeddings":
-        return LabelEmbeddingHead(descriptions=label_texts(config), scale=head.scale)
-    return _linear(backbone, labels)
 
 
 def group_of(tensor_name: str) -> Group:

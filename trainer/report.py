@@ -130,7 +130,7 @@ def write_curves(
     figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     loss, dev = figure.subplots(1, 2)
-    figure.suptitle(title)
+    figure.suptitle(title).set_parse_math(False)  # a backbone's folder may have dollars in its name
     for seed, points in curves.items():
         epochs = [point.epoch for point in points]
         loss.plot(epochs, [point.loss for point in points], marker="o", markersize=4, label=f"seed {seed}")
@@ -163,7 +163,7 @@ def write_sweep(path: Path, title: str, curves: Mapping[str, Sequence[Sequence[P
     figure = Figure(figsize=(10, 4.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.set_title(title)
+    axes.set_title(title).set_parse_math(False)
     for name, seeds in curves.items():
         length = min(map(len, seeds))
         means = [100 * statistics.fmean(points[at].dev_accuracy for points in seeds) for at in range(length)]

@@ -31,7 +31,8 @@ from trainer.interrupt import StopRequest, stop_on_signals
 from trainer.label_texts import label_texts
 from trainer.learner import Learned, Learner, Task, Tensors
 from trainer.listeners import Listeners
-from trainer.methods import build_manifest, parameterisation_of, resolve, trains_prompt
+from trainer.manifests import build_manifest
+from trainer.methods import parameterisation_of, resolve, trains_prompt
 from trainer.mixture import train_together
 from trainer.outcome import Outcome, Reference
 from trainer.probing import encode_splits, probe
@@ -156,6 +157,8 @@ class Run:
             f"({self.backbone.dtype_name}, {self.backbone.device}); {len(self.data.labels)} labels; "
             + ", ".join(f"{size} {name}" for name, size in sizes.items())
         )
+        if unused := self.config.unused:
+            self._say(f'note: method = "{self.config.method}" does not use {", ".join(unused)}')
         for note in self.data.notes:
             self._say(f"note: {note}")
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig, backbone_in, load_config, source_in, to_toml
+from trainer.config import TrainConfig
+from trainer.config_file import backbone_in, load_config, source_in, to_toml
 from trainer.errors import RunFolderError
 from trainer.many_config import LIST
 from trainer.state import write_atomically

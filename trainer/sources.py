@@ -5,11 +5,7 @@ Knows nothing of label sets, splits or prompts. Every error is one line that nam
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
+from trainer.tables import decode, lines, records
 
 TABLE_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 POLARITY = (("negative", ".neg"), ("positive", ".pos"))
 POLARITY_ENCODING = "cp1252"
-_field_size = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -102,84 +98,9 @@ def _format_of(path: Path, format: str) -> str:
     return kind
 
 
-def _decode(path: Path, encoding: str) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    try:
-        return data.decode(encoding)
-    except LookupError:
-        raise DataError(f"data.encoding: {encoding!r} is no encoding that Python knows") from None
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.removesuffix('-sig')}; "
-            "save the file as UTF-8 or name its encoding with data.encoding (for instance cp1252)"
-        ) from None
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    # Not str.splitlines: that also splits at U+0085, U+2028 and others, which are ordinary characters.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, line.removesuffix("\r")
-
-
 def _from_table(path: Path, kind: str, encoding: str, columns: Columns) -> Iterator[Example]:
-    text = _decode(path, encoding)
-    records = _json_records(path, text) if kind == "jsonl" else _csv_records(path, text, kind)
-    for place, record in records:
+    for place, record in records(path, kind, encoding):
         yield _example(record, place, columns)
-
-
-def _json_records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in _lines(text):
-        place = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise DataError(f"{place}: not JSON ({reason}); expected one object per line") from None
-        if not isinstance(record, dict):
-            raise DataError(f'{place}: expected a JSON object such as {{"text": …, "label": …}}')
-        yield place, record
-
-
-def _csv_records(path: Path, text: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    # TSV files by convention do not quote: a lone " in a sentence must not swallow the lines after it.
-    reader = (
-        csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
-        if kind == "tsv"
-        else csv.reader(io.StringIO(text, newline=""), strict=True)
-    )
-    header: list[str] | None = None
-    records: list[tuple[int, list[str]]] = []
-    line = 1
-    with _field_size:
-        # Texts may be long, and are in memory already; the module has one limit for all of its readers.
-        limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-        try:
-            for fields in reader:
-                records.append((line, fields))
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(f"{path}, line {line}: not {kind.upper()} ({error})") from None
-        finally:
-            csv.field_size_limit(limit)
-    for line, fields in records:
-        place = f"{path}, line {line}"
-        if not any(field.strip() for field in fields):
-            continue
-        if header is None:
-            header = [field.strip() for field in fields]
-            continue
-        if len(fields) != len(header):
-            raise DataError(
-                f"{place}: {len(fields)} fields, but the header has {len(header)}; "
-                + ("remove the extra tab" if kind == "tsv" else 'put texts that hold a comma in "quotes"')
-            )
-        yield place, dict(zip(header, fields, strict=True))
 
 
 def _example(record: Mapping[str, Any], place: str, columns: Columns) -> Example:
@@ -245,7 +166,7 @@ def _from_polarity(folder: Path, encoding: str) -> Iterator[Example]:
                 f"{folder}: expected exactly one *{suffix} file, found {len(files[suffix])}; "
                 "name a file of examples, or a folder in the rt-polarity.pos/rt-polarity.neg layout"
             )
-        for number, line in _lines(_decode(files[suffix][0], encoding)):
+        for number, line in lines(decode(files[suffix][0], encoding)):
             yield Example(line.strip(" "), None, (label,), f"{files[suffix][0]}, line {number}")
 
 

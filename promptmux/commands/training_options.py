@@ -93,6 +93,13 @@ class Publishing:
     key: str | None
     force: bool
 
+    def __post_init__(self) -> None:
+        """Raises InvalidAlias: better now than when the training is over."""
+        from prompt_store import check_alias
+
+        if self.target is not None and self.alias:
+            check_alias(self.alias)
+
     @contextmanager
     def later(self) -> Iterator[None]:
         """The command that an interrupted training ends with shall publish as this one would have; its key is not

@@ -12,6 +12,7 @@ from rich.console import Console
 from backbone import Backbone
 from trainer import TrainConfig
 from trainer.checkpoints import Checkpoints
+from trainer.errors import RunFolderError
 from trainer.interrupt import StopRequest
 from trainer.learner import Learner
 from trainer.mixture import step
@@ -56,6 +57,12 @@ def test_only_states_that_changed_are_written(
     again.forget(["seed-0"])
     again.save([one])
     assert written[4:] == ["seed-0.0.safetensors"]
+
+
+def test_a_folder_in_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("x")
+    with pytest.raises(RunFolderError, match=r"a-file/run/state/index\.json: Not a directory"):
+        Checkpoints(tmp_path / "a-file" / "run" / "state")
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ def test_only_one_label(settings: Settings, tmp_path: Path) -> None:
         load_examples(settings(data__train=str(path)))
 
 
+def test_one_label_asked_for_is_not_blamed_on_the_file(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="labels: a task needs at least 2 different ones, got 1"):
+        load_examples(settings(labels=("negative",)))
+
+
 def test_unknown_label_in_dev_names_its_line(settings: Settings, tmp_path: Path) -> None:
     rows = [*separable(3), {"text": "film", "label": "postive"}]
     path = write_jsonl(tmp_path / "odd.jsonl", rows)

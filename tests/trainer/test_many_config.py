@@ -15,6 +15,14 @@ def test_a_file_of_many_is_told_from_one_of_one(file: Path, tmp_path: Path) -> N
     one = tmp_path / "one.toml"
     one.write_text('task_id = "film"\n')
     assert not trainer.is_many(one)
+    for text, says in (
+        ("[[tasks]]\n", r"each task is a table \[\[task\]\]"),
+        ("[defaults]\n", "for each task"),
+    ):
+        one.write_text(text)
+        assert trainer.is_many(one)
+        with pytest.raises(ConfigError, match=says):
+            trainer.load_many(one)
 
 
 def test_overrides_are_laid_over_every_task(file: Path) -> None:
@@ -49,6 +57,9 @@ def test_a_file_without_a_task_is_one_line(tmp_path: Path, tasks: str) -> None:
         ("[defaults]", '[defaults]\ntask_id = "film"', r"task_id: each \[\[task\]\] has its own"),
         ("rows_at_once = 40", "epochs = 3", "epochs: unknown setting; what all tasks share"),
         ("rows_at_once = 40", "rows_at_once = 0", "rows_at_once: expected"),
+        ("rows_at_once = 40", "rank = 3", 'rank: is that of share = "factored"'),
+        ("rows_at_once = 40", 'share = "prompt"\nrank = 1', 'rank: is that of share = "factored"'),
+        ("seeds = [2]", 'output = "elsewhere"', "output: each task's folder is made in the one at the top"),
         ("seeds = [2]", "rows_at_once = 8", "rows_at_once: one step is for all tasks: give it at the top"),
     ],
 )

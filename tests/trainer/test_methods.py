@@ -12,7 +12,8 @@ from tests.backbone.families import checkpoint, tiny
 from trainer import ConfigError, TrainConfig, load_examples
 from trainer.evaluation import logits
 from trainer.fixed_prompt import zero_shot
-from trainer.methods import DEFAULTS, MIN_STEPS, build_manifest, parameterisation_of, resolve
+from trainer.manifests import build_manifest
+from trainer.methods import DEFAULTS, MIN_STEPS, parameterisation_of, resolve
 from trainer.parameterisation import Parameterisation, Plain
 from trainer.reparameterised import PrefixProjection, PromptEncoder, Residual
 
@@ -37,7 +38,10 @@ def test_prompt_tuning_puts_its_soft_prompt_first(settings: Settings, bert: Back
 
 def test_soft_slots_may_stand_anywhere_and_start_from_words(settings: Settings, bert: Backbone) -> None:
     config, manifest = _manifest(
-        settings, bert, prompt__template='{start}{text} {soft:2}{soft:"a good film"}'
+        settings,
+        bert,
+        prompt__template='{start}{text} {soft:2}{soft:"a good film"}',
+        prompt__num_virtual_tokens=None,
     )
     assert manifest.template == "{start}{text} {soft:2}{soft:3}"
     assert manifest.position_offset == 0
@@ -195,7 +199,15 @@ def test_resolving_twice_changes_nothing(settings: Settings, bert: Backbone) -> 
             },
             "'x' is no label of this task",
         ),
-        ({"head__words": {"negative": ("bad",), "positive": ("good",)}}, "no valid prompt"),
+        (
+            {"head__words": {"negative": ("bad",), "positive": ("good",)}},
+            "label words are read at {mask}, and '{text}' has none: put one in, such as",
+        ),
+        ({"prompt__pooling": "mask"}, "no valid prompt: "),
+        (
+            {"prompt__template": "{soft:3} {text} {soft:2}", "prompt__num_virtual_tokens": 7},
+            "prompt.num_virtual_tokens: 7, but the template's slots have 5",
+        ),
         ({"task_id": "Not A Task"}, "task_id: not a task id"),
         (
             {"method": "p-tuning-v2", "prompt__reparameterisation": "lstm"},
@@ -213,3 +225,4 @@ def test_what_does_not_fit_is_one_line(
         _manifest(settings, bert, **overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "pydantic" not in str(caught.value)

@@ -100,7 +100,10 @@ def test_square_brackets_in_names_and_reasons_are_shown_as_they_are() -> None:
 
 def test_dollars_in_a_settings_name_are_no_formula(tmp_path: Path) -> None:
     point = Point(1.0, 0.5, 0.5, 0.5)
-    write_sweep(tmp_path / "s.png", "t", {r"template=$ \nothing{text} $": [[point]]}, "none")
+    title = r"task: method on m$_$x^{"  # a backbone's folder may be called so
+    write_curves(tmp_path / "c.png", title, {0: [point]}, None)
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    write_sweep(tmp_path / "s.png", title, {r"template=$ \nothing{text} $": [[point]]}, "none")
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Callable
@@ -71,6 +72,16 @@ def test_hard_prompts_are_only_evaluated(settings: Settings, console: Console) -
     assert prompt.manifest.calibration.bias is not None
     assert "optimiser" not in prompt.manifest.training["settings"]  # type: ignore[operator]
     assert result.best_seed is None
+
+
+def test_what_a_method_does_not_use_is_said(settings: Settings) -> None:
+    told = Console(file=io.StringIO(), width=200)
+    train(
+        settings(method="hard-prompt", optimiser__prompt_lr=0.1, prompt__num_virtual_tokens=4), console=told
+    )
+    said = told.file.getvalue()  # type: ignore[attr-defined]
+    assert 'note: method = "hard-prompt" does not use prompt.num_virtual_tokens, optimiser.' in said
+    assert "optimiser.prompt_lr" in said
 
 
 def test_verbalizers_are_trained_through_the_language_model_head(

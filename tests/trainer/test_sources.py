@@ -51,6 +51,12 @@ def test_texts_of_any_length_are_read(suffix: str, between: str, tmp_path: Path)
     assert csv.field_size_limit() == limit  # other code's readers keep theirs
 
 
+def test_a_byte_order_mark_and_columns_without_a_name_are_no_trouble(tmp_path: Path) -> None:
+    source = _write(tmp_path / "a.csv", b"\xef\xbb\xbftext,label,,\na,x,1,2\n")
+    for encoding in (None, "utf-8", "utf-8-sig"):
+        assert _plain(read_examples(source, Columns(), encoding=encoding)) == [("a", None, ("x",))]
+
+
 def test_polarity_folder_is_cp1252_and_splits_at_line_feeds_only(tmp_path: Path) -> None:
     # 0x85 is an ellipsis in cp1252 and a line end for str.splitlines.
     _write(tmp_path / "rt-polarity.pos", b"caf\xe9\x85 splendid .\nfine \n")
@@ -115,6 +121,8 @@ GOOD = '{"text": "a", "label": "x"}\n'
         ("a.csv", b"text,label\ncaf\xe9,x\n", "line 2", "byte 0xe9 is not utf-8"),
         ("a.csv", 'text,label\n"open,x\n', "line 2", "not CSV"),
         ("a.csv", "text,label\na,b,x\n", "line 2", "3 fields, but the header has 2"),
+        ("a.csv", "text,label, label \na,x,y\n", "line 1", "two columns are called 'label': rename or"),
+        ("a.jsonl", GOOD.encode("utf-16"), "line 1", "data.encoding (for instance utf-16)"),
         ("a.tsv", "text\tlabel\na\n", "line 2", "1 fields, but the header has 2"),
         ("a.jsonl", "", "", "no examples in it"),
         ("a.csv", "text,label\n", "", "no examples in it"),
@@ -141,6 +149,8 @@ def test_missing_files_bad_encodings_and_folders(tmp_path: Path) -> None:
     source = _write(tmp_path / "a.jsonl", GOOD)
     with pytest.raises(DataError, match=r"data\.encoding: 'klingon'"):
         read_examples(source, Columns(), encoding="klingon")
+    with pytest.raises(DataError, match=r"cannot be read as undefined .*; name another data\.encoding"):
+        read_examples(source, Columns(), encoding="undefined")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"a folder needs train\.jsonl"):
         split_files(str(tmp_path / "empty"), "auto")

@@ -15,7 +15,8 @@ from backbone import Backbone
 from prompt_store import Target, decode_prompt, encode_prompt, join_prompts, open_store, version_of
 from tests.backbone.families import tiny
 from trainer import ConfigError, TrainConfig, load_config, load_examples, train
-from trainer.methods import build_manifest, resolve
+from trainer.manifests import build_manifest
+from trainer.methods import resolve
 from trainer.transfer import read_source
 
 Settings = Callable[..., TrainConfig]
