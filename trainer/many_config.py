@@ -78,6 +78,8 @@ def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> Many
             f'{path}: expected output = "FOLDER", a table [defaults], and a [[task]] for each task'
         )
     share, rank = sharing_of(values, path)
+    if "rank" in values and share != "factored":
+        raise ConfigError(f'{path}: rank: is that of share = "factored"; leave it out')
     if given.get("task_id") is not None or "task_id" in defaults:
         raise ConfigError(f"{path}: task_id: each [[task]] has its own; give none for all of them")
     if any("output" in table for table in (defaults, *entries)):
@@ -106,8 +108,6 @@ def sharing_of(values: Mapping[str, object], path: Path) -> tuple[Share | None, 
     share, rank = values.get("share"), values.get("rank", 1)
     if share not in (None, *get_args(Share)):
         raise ConfigError(f'{path}: share: expected "prompt" or "factored", or leave it out')
-    if "rank" in values and share != "factored":
-        raise ConfigError(f'{path}: rank: is that of share = "factored"; leave it out')
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:
         raise ConfigError(f"{path}: rank: expected a whole number from 1 to {MAX_RANK}")
     return cast("Share | None", share), rank

@@ -82,7 +82,7 @@ def _kinds(settings: Settings, tmp_path: Path) -> list[TrainConfig]:
         longer(method="p-tuning-v2", prompt__num_virtual_tokens=3, optimiser__prompt_lr=0.2),
         longer(method="p-tuning-v2", optimiser__batch_size=5, optimiser__word_dropout=0.4),
         longer(method="prompt-tuning", prompt__template="{text} so it was {soft:2} {mask} .",
-                 head__words={"negative": ["bad"], "positive": ["good"]}),
+                 prompt__num_virtual_tokens=2, head__words={"negative": ["bad"], "positive": ["good"]}),
         longer(method="prompt-tuning", data__train=others, **apart),
         longer(method="p-tuning-v2", data__train=many, multi_label=True, labels=("x", "y"), **apart),
     ]  # fmt: skip
