@@ -98,7 +98,11 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ('task_id = "wild"', 'task_id = "wild"\nhead.words.positive = ["good"]\nprompt.template = "{text} {mask}"', "task wild: head.words: "),
+        (
+            'task_id = "wild"',
+            'task_id = "wild"\nhead.words.positive = ["good"]\nprompt.template = "{text} {mask}"',
+            "task wild: head.words: ",
+        ),
         ('task_id = "wild"', 'task_id = "wild"\nprompt.init_from = "gone"', "task wild: prompt.init_from: "),
         ('task_id = "wild"', 'task_id = "wild"\nlog_with = ["nothing"]', "log_with: no tracker"),
         ('device = "cpu"', 'device = "nowhere"', "backbone: "),
