@@ -16,7 +16,6 @@ from typing import Any
 from backbone.errors import BackboneError
 
 # Keys that a library writes into config.json without the function of the model depending on them.
-_PICKLE = "pytorch_model.bin"
 _VOLATILE_KEYS = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures", "auto_map",
     "dtype", "finetuning_task", "gradient_checkpointing", "id2label", "label2id", "num_labels",
@@ -24,6 +23,10 @@ _VOLATILE_KEYS = frozenset({
     "torch_dtype", "transformers_version", "use_cache",
 })  # fmt: skip
 _CHUNK = 1 << 24
+_ADVICE = (
+    "; a model that has its weights as pytorch_model.bin, a pickle, which may run code and is not read, is loaded with "
+    "transformers where it is trusted, and written anew with save_pretrained"
+)
 
 
 def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
@@ -59,14 +62,10 @@ def _files(folder: Path) -> tuple[Path, list[Path], Path]:
         weights = [whole]
     for file in (config, *weights, tokenizer):
         if not file.is_file():
-            if file == whole and (folder / _PICKLE).is_file():
-                raise BackboneError(
-                    f"{folder} has its weights in {_PICKLE}, a pickle, which may run code and is not read: where you "
-                    f"trust it, load it with transformers and write it anew with save_pretrained"
-                )
             raise BackboneError(
                 f"{file.name} is missing in {folder}: a backbone is a Hugging Face folder with config.json, "
                 "safetensors weights and a fast tokenizer (tokenizer.json)"
+                + (_ADVICE if file in weights else "")
             )
     return config, weights, tokenizer
 

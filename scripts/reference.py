@@ -126,6 +126,8 @@ def shown_default(one: Any) -> str:
     """The default, where it says something."""
     if one.required:
         return "required"
+    if isinstance(one.show_default, str):
+        return one.show_default
     value = one.default
     return "–" if value is None or value is False or value == "" or callable(value) else f"`{value}`"
 

@@ -185,23 +185,28 @@ class TrainConfig(Section):
             raise ValueError('head.type = "verbalizer" needs head.words: the words of each label')
         if self.method == "head-only" and self.head.type not in (None, "linear"):
             raise ValueError('method = "head-only" trains a linear head: leave head.type out')
-        if self.head.words is not None and (
-            self.method == "head-only" or self.head.type not in (None, "verbalizer")
-        ):
-            raise ValueError("head.words: a head of another type reads no label words: leave them out")
         if self.method == "hard-prompt" and self.head.type == "linear":
             raise ValueError('method = "hard-prompt" trains nothing, so head.type cannot be "linear"')
         return self
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Settings that somebody chose, and that the method does not look at: it trains no prompt by steps."""
-        if self.method not in ("head-only", "hard-prompt"):
-            return ()
-        prompt = [name for name in ("num_virtual_tokens", "init") if getattr(self.prompt, name) is not None]
-        fields, own = OptimiserConfig.model_fields, self.optimiser
-        chosen = [name for name, field in fields.items() if getattr(own, name) != field.default]
-        return (*(f"prompt.{name}" for name in prompt), *(f"optimiser.{name}" for name in chosen))
+        """Settings that somebody chose and nothing here looks at.
+
+        They are no error: a file of many tasks may have them as defaults, and a sweep for another setting.
+        """
+        found = []
+        if self.head.words is not None and (
+            self.method == "head-only" or self.head.type not in (None, "verbalizer")
+        ):
+            found.append("head.words")
+        if self.method in ("head-only", "hard-prompt"):  # no prompt is trained, and nothing by steps
+            of = {"prompt": ("num_virtual_tokens", "init", "task_text"), "head": ("start",)}
+            for section, names in (of | {"optimiser": tuple(OptimiserConfig.model_fields)}).items():
+                own = getattr(self, section)
+                defaults = {name: field.default for name, field in type(own).model_fields.items()}
+                found += [f"{section}.{name}" for name in names if getattr(own, name) != defaults[name]]
+        return tuple(found)
 
 
 MAX_GOLDEN = 4
@@ -231,7 +236,8 @@ def _first_line(error: ValidationError, path: Path | None) -> str:
     found = error.errors(include_url=False, include_input=False)
     # A setting that is misspelt may leave its place empty as well: the word that is wrong is the one to name.
     first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
-    key = ".".join(str(part) for part in first["loc"])
+    # Parts that pydantic calls by a type, as those of a union, are no keys.
+    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown setting{_meant(first['loc'])}"
@@ -252,10 +258,13 @@ def _meant(place: Sequence[str | int]) -> str:
         ):
             return ""
         known = field.annotation
-    near = get_close_matches(key, known.model_fields, n=1, cutoff=0.7)
-    if not near and not sections:  # a setting without its section
+    if not sections and key in ("task", "tasks", "defaults"):
+        return "; a file of many tasks is for promptmux train"
+    near: list[str] = []
+    if not sections:  # a setting without its section
         tables: dict[str, type[Section]] = {
             "data": DataConfig, "prompt": PromptConfig, "head": HeadConfig, "optimiser": OptimiserConfig,
         }  # fmt: skip
         near = [f"{name}.{key}" for name, table in tables.items() if key in table.model_fields]
+    near = near or get_close_matches(key, known.model_fields, n=1, cutoff=0.7)
     return f"; did you mean {'.'.join((*sections, near[0]))}?" if near else ""

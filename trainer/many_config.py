@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -64,10 +65,15 @@ def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> Many
     values, given = read_toml(path), dict(overrides or {})
     if "tasks" in values:
         raise ConfigError(f"{path}: tasks: unknown setting; each task is a table [[task]]")
-    if unknown := sorted(set(values) - {"output", "rows_at_once", "share", "rank", "defaults", "task"}):
+    known = {"output", "rows_at_once", "share", "rank", "defaults", "task"}
+    if "task" not in values and "task_id" in values:
         raise ConfigError(
-            f"{path}: {unknown[0]}: unknown setting; what all tasks share belongs under [defaults]"
+            f"{path}: defaults: a file of one task has none; a file of many has a table [[task]] for each"
         )
+    if unknown := sorted(set(values) - known):
+        near = get_close_matches(unknown[0], sorted(known), n=1, cutoff=0.7)
+        meant = f"did you mean {near[0]}?" if near else "what all tasks share belongs under [defaults]"
+        raise ConfigError(f"{path}: {unknown[0]}: unknown setting; {meant}")
     entries, defaults = values.get("task", []), values.get("defaults", {})
     laid_over = given.pop("rows_at_once", None)
     rows = rows_of(values.get("rows_at_once") if laid_over is None else laid_over, path)

@@ -1,4 +1,4 @@
-"""Owns what distinguishes the methods: defaults, manifest, and which learning rate each tensor has.
+"""Owns what distinguishes the methods: defaults, and which learning rate each tensor has.
 
     prompt-tuning   soft prompt at the embedding layer + head            Lester et al. 2021, arXiv 2104.08691
     p-tuning        soft tokens around the text, made by an encoder      Liu et al. 2021, arXiv 2103.10385
@@ -7,7 +7,7 @@
     head-only       a linear head on frozen features
     hard-prompt     nothing: label embeddings or a verbalizer, zero-shot
 
-Knows the prompt file's shapes; knows nothing of optimisers or data files.
+Knows the names of a prompt file's tensors; knows nothing of optimisers, data files or manifests.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from backbone import Backbone
-from prompt_store import (
-    Template,
-)
+from prompt_store import Template
 from trainer.config import Initialisation, MethodName, OptimiserConfig, Reparameterisation, TrainConfig
 from trainer.data import TaskData
 from trainer.errors import ConfigError
@@ -96,7 +94,7 @@ def resolve(config: TrainConfig, data: TaskData, backbone: Backbone) -> TrainCon
         if prompt.num_virtual_tokens not in (None, count):
             raise ConfigError(
                 f"prompt.num_virtual_tokens: {prompt.num_virtual_tokens}, but the template's slots have {count}: "
-                "leave it out, or change the template"
+                f"leave it out, make it {count}, or change the template"
             )
     decoder = prompt.decoder or (backbone.cloze_reading if head_type == "verbalizer" else None)
     if decoder is not None and backbone.cloze_reading is None:
@@ -197,7 +195,7 @@ def _template(config: TrainConfig, data: TaskData, count: int | None, head_type:
     if head_type == "verbalizer" and not template.has_mask:
         raise ConfigError(
             f"prompt.template: label words are read at {{mask}}, and {str(template)!r} has none: put one in, such as "
-            '"{text} It was {mask}."'
+            '"{text} It was {mask}"'
         )
     if template.soft_slots or kind != "soft" or count is None:
         return template
@@ -205,7 +203,7 @@ def _template(config: TrainConfig, data: TaskData, count: int | None, head_type:
 
 
 def _head_type(config: TrainConfig) -> Literal["linear", "verbalizer", "label_embeddings"]:
-    if config.head.words is not None:
+    if config.head.words is not None and config.method != "head-only":
         return "verbalizer"
     return "label_embeddings" if config.method == "hard-prompt" else "linear"
 

@@ -85,9 +85,10 @@ class Adapter:
             return len(ids or [0])
         count = _count(self.config, "num_virtual_tokens")
         if count is None:
+            rows = self.tensors[PROMPT].shape[:1]
+            likely = f"; by {PROMPT} it is {rows[0] // self.submodules}" if rows else ""
             raise AdapterError(
-                f"{self.folder / CONFIG}: num_virtual_tokens is missing, which PEFT always writes: put it there; "
-                f"{PROMPT} has {len(self.tensors[PROMPT])} rows"
+                f"{self.folder / CONFIG}: num_virtual_tokens is missing, which PEFT always writes: put it there{likely}"
             )
         return count
 

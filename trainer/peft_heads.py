@@ -70,6 +70,10 @@ _ENCODERS: Mapping[str, StockHead] = {
     ),
 }
 _DECODER = StockHead((Stage("score"),))
+# What PEFT saves of the heads of all families.
+_TRAINED = frozenset(
+    stage.name for head in (*_ENCODERS.values(), _DECODER) for stage in head.stages if not stage.frozen
+)
 _NO_SCORE = frozenset({"modernbert-decoder"})  # decoders whose classifier has other layers
 _NO_WORD = "\ue000 \U000f0000"  # characters for private use, which no vocabulary knows
 
@@ -187,13 +191,13 @@ def head_layers(head: StockHead, adapter: Mapping[str, Array], base: Path, confi
 
 
 def _missing(stage: Stage, head: StockHead, adapter: Mapping[str, Array], base: Path, config: Any) -> str:
-    if not stage.frozen and (
-        theirs := sorted({_layer(key) for key in adapter if key.startswith(HEAD_PREFIX)})
-    ):
-        wanted = ", ".join(own.name for own in head.stages if not own.frozen)
+    theirs = sorted(_TRAINED & {_layer(key) for key in adapter})
+    if theirs and not stage.frozen:
+        wanted = [own.name for own in head.stages if not own.frozen]
+        lacks = " or the folder is not whole" if set(theirs) < set(wanted) else ""
         return (
-            f"the base model does not fit: the adapter's head is {', '.join(theirs)}, and the head of a "
-            f"{config.model_type} classifier is {wanted}: name the adapter's own base model with --backbone"
+            f"the base model does not fit{lacks}: the adapter's head is {', '.join(theirs)}, and the head of a "
+            f"{config.model_type} classifier is {', '.join(wanted)}: name the adapter's own base model with --backbone"
         )
     if stage.frozen:
         return (

@@ -1,9 +1,9 @@
 """Owns how an adapter that PEFT wrote becomes a prompt file which gives PEFT's logits, its quirks included.
 
 What PEFT does otherwise than a prompt trained here: a sequence classifier reads place 0 of [virtual tokens; CLS; …],
-and text begins at position n behind a prefix too. Knows PEFT's files through `peft_format`, the prompt's tensors
-through `peft_tensors`, the classifier's through `peft_heads`, what it answers through `peft_answers`, and the rows'
-length through `peft_lengths`.
+and text begins at position n behind a prefix too. Knows PEFT's files through `peft_format`, task and base model
+through `peft_names`, the prompt's tensors through `peft_tensors`, the classifier's through `peft_heads`, what it
+answers through `peft_answers`, and the rows' length through `peft_lengths`.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class Run:
             + ", ".join(f"{size} {name}" for name, size in sizes.items())
         )
         if unused := self.config.unused:
-            self._say(f'note: method = "{self.config.method}" does not use {", ".join(unused)}')
+            self._say(f"note: without effect here: {', '.join(unused)}")
         for note in self.data.notes:
             self._say(f"note: {note}")
 

@@ -1,4 +1,4 @@
-"""Owns the reading of example files: bytes in any supported layout → raw examples and their places.
+"""Owns the reading of examples: files and folders in any supported layout, or a data set → examples and their places.
 
 Knows nothing of label sets, splits or prompts. Every error is one line that names the file, the line and the remedy.
 """
@@ -99,7 +99,8 @@ def _format_of(path: Path, format: str) -> str:
 
 
 def _from_table(path: Path, kind: str, encoding: str, columns: Columns) -> Iterator[Example]:
-    for place, record in records(path, kind, encoding):
+    labels = columns.labels if columns.multi_label else columns.label
+    for place, record in records(path, kind, encoding, {columns.text, columns.text_pair, labels}):
         yield _example(record, place, columns)
 
 

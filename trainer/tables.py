@@ -1,4 +1,4 @@
-"""Owns JSONL, CSV and TSV: a file's bytes → records with their places. Knows no example and no label.
+"""Owns the formats JSONL, CSV and TSV: a file's bytes → records with their places. Knows no example and no label.
 
 Every error is one line that names the file, the line and the remedy.
 """
@@ -10,8 +10,7 @@ import csv
 import io
 import json
 import threading
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,15 @@ from trainer.errors import DataError
 _field_size = threading.Lock()
 
 
-def records(path: Path, kind: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A file's records by column, each with its place; `kind` is jsonl, csv or tsv. Raises DataError."""
+def records(
+    path: Path, kind: str, encoding: str, wanted: Collection[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A file's records by column, each with its place; `kind` is jsonl, csv or tsv, `wanted` the columns that are read.
+
+    Raises DataError.
+    """
     text = decode(path, encoding)
-    yield from _json_records(path, text) if kind == "jsonl" else _csv_records(path, text, kind)
+    yield from _json_records(path, text) if kind == "jsonl" else _csv_records(path, text, kind, wanted)
 
 
 def decode(path: Path, encoding: str) -> str:
@@ -43,7 +47,7 @@ def decode(path: Path, encoding: str) -> str:
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.removesuffix('-sig')}; "
             f"save the file as UTF-8 or name its encoding with data.encoding (for instance {likely})"
         ) from None
-    except UnicodeError as error:
+    except ValueError as error:
         raise DataError(
             f"{path}: cannot be read as {encoding} ({error}); name another data.encoding"
         ) from None
@@ -70,7 +74,9 @@ def _json_records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
         yield place, record
 
 
-def _csv_records(path: Path, text: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_records(
+    path: Path, text: str, kind: str, wanted: Collection[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     # TSV files by convention do not quote: a lone " in a sentence must not swallow the lines after it.
     reader = (
         csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -78,26 +84,26 @@ def _csv_records(path: Path, text: str, kind: str) -> Iterator[tuple[str, dict[s
         else csv.reader(io.StringIO(text, newline=""), strict=True)
     )
     header: list[str] | None = None
-    records: list[tuple[int, list[str]]] = []
+    rows: list[tuple[int, list[str]]] = []
     line = 1
     with _field_size:
         # Texts may be long, and are in memory already; the module has one limit for all of its readers.
         limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
         try:
             for fields in reader:
-                records.append((line, fields))
+                rows.append((line, fields))
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(f"{path}, line {line}: not {kind.upper()} ({error})") from None
         finally:
             csv.field_size_limit(limit)
-    for line, fields in records:
+    for line, fields in rows:
         place = f"{path}, line {line}"
         if not any(field.strip() for field in fields):
             continue
         if header is None:
             header = [field.strip() for field in fields]
-            if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+            if twice := [name for name in header if name in wanted and header.count(name) > 1]:
                 raise DataError(f"{place}: two columns are called {twice[0]!r}: rename or remove one of them")
             continue
         if len(fields) != len(header):

@@ -16,6 +16,7 @@ def test_a_file_of_many_is_told_from_one_of_one(file: Path, tmp_path: Path) -> N
     one.write_text('task_id = "film"\n')
     assert not trainer.is_many(one)
     for text, says in (
+        ('task_id = "a"\n[defaults]\n', "defaults: a file of one task has none"),
         ("[[tasks]]\n", r"each task is a table \[\[task\]\]"),
         ("[defaults]\n", "for each task"),
     ):
@@ -55,6 +56,11 @@ def test_a_file_without_a_task_is_one_line(tmp_path: Path, tasks: str) -> None:
         ('task_id = "book"', 'task_id = "../book"', "task ../book: task_id: not a task id"),
         ('task_id = "book"', 'task_id = "state"', "task state: a file or folder of that name"),
         ("[defaults]", '[defaults]\ntask_id = "film"', r"task_id: each \[\[task\]\] has its own"),
+        (
+            "rows_at_once = 40",
+            "rows_at_onze = 40",
+            r"rows_at_onze: unknown setting; did you mean rows_at_once\?",
+        ),
         ("rows_at_once = 40", "epochs = 3", "epochs: unknown setting; what all tasks share"),
         ("rows_at_once = 40", "rows_at_once = 0", "rows_at_once: expected"),
         ("rows_at_once = 40", "rank = 3", 'rank: is that of share = "factored"'),

@@ -201,12 +201,12 @@ def test_resolving_twice_changes_nothing(settings: Settings, bert: Backbone) -> 
         ),
         (
             {"head__words": {"negative": ("bad",), "positive": ("good",)}},
-            "label words are read at {mask}, and '{text}' has none: put one in, such as",
+            "label words are read at {mask}, and '{text}' has none: put one in, such as \"{text} It was {mask}\"",
         ),
         ({"prompt__pooling": "mask"}, "no valid prompt: "),
         (
             {"prompt__template": "{soft:3} {text} {soft:2}", "prompt__num_virtual_tokens": 7},
-            "prompt.num_virtual_tokens: 7, but the template's slots have 5",
+            "prompt.num_virtual_tokens: 7, but the template's slots have 5: leave it out, make it 5, or change",
         ),
         ({"task_id": "Not A Task"}, "task_id: not a task id"),
         (

@@ -52,7 +52,7 @@ def test_texts_of_any_length_are_read(suffix: str, between: str, tmp_path: Path)
 
 
 def test_a_byte_order_mark_and_columns_without_a_name_are_no_trouble(tmp_path: Path) -> None:
-    source = _write(tmp_path / "a.csv", b"\xef\xbb\xbftext,label,,\na,x,1,2\n")
+    source = _write(tmp_path / "a.csv", b"\xef\xbb\xbftext,label,,,note,note\na,x,1,2,3,4\n")
     for encoding in (None, "utf-8", "utf-8-sig"):
         assert _plain(read_examples(source, Columns(), encoding=encoding)) == [("a", None, ("x",))]
 
@@ -121,6 +121,7 @@ GOOD = '{"text": "a", "label": "x"}\n'
         ("a.csv", b"text,label\ncaf\xe9,x\n", "line 2", "byte 0xe9 is not utf-8"),
         ("a.csv", 'text,label\n"open,x\n', "line 2", "not CSV"),
         ("a.csv", "text,label\na,b,x\n", "line 2", "3 fields, but the header has 2"),
+        ("a.tsv", "text\ttext\tlabel\na\tb\tx\n", "line 1", "two columns are called 'text'"),
         ("a.csv", "text,label, label \na,x,y\n", "line 1", "two columns are called 'label': rename or"),
         ("a.jsonl", GOOD.encode("utf-16"), "line 1", "data.encoding (for instance utf-16)"),
         ("a.tsv", "text\tlabel\na\n", "line 2", "1 fields, but the header has 2"),
@@ -151,6 +152,8 @@ def test_missing_files_bad_encodings_and_folders(tmp_path: Path) -> None:
         read_examples(source, Columns(), encoding="klingon")
     with pytest.raises(DataError, match=r"cannot be read as undefined .*; name another data\.encoding"):
         read_examples(source, Columns(), encoding="undefined")
+    with pytest.raises(DataError, match=r"null character.*; name another data\.encoding"):
+        read_examples(source, Columns(), encoding="a\0b")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"a folder needs train\.jsonl"):
         split_files(str(tmp_path / "empty"), "auto")
