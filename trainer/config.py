@@ -258,8 +258,6 @@ def _meant(place: Sequence[str | int]) -> str:
         ):
             return ""
         known = field.annotation
-    if not sections and key in ("task", "tasks", "defaults"):
-        return "; a file of many tasks is for promptmux train"
     near: list[str] = []
     if not sections:  # a setting without its section
         tables: dict[str, type[Section]] = {

@@ -13,6 +13,9 @@ from urllib.parse import unquote
 from trainer.config import TrainConfig, config_of
 from trainer.errors import ConfigError
 
+# What a file of many tasks has at its top, or whoever meant to write one.
+MANY = frozenset({"task", "tasks", "defaults"})
+
 
 def load_config(path: Path | None = None, overrides: Mapping[str, object] | None = None) -> TrainConfig:
     """Read a TOML file and lay `overrides` (dotted keys such as "data.train"; None = not given) over it.
@@ -21,6 +24,10 @@ def load_config(path: Path | None = None, overrides: Mapping[str, object] | None
     Raises ConfigError with one line that names the key.
     """
     values = {} if path is None else with_paths_from(path.parent, read_toml(path))
+    if not MANY.isdisjoint(values):
+        raise ConfigError(
+            f"{path}: describes many tasks, which only promptmux train takes; here one is wanted"
+        )
     return config_of(values, overrides, path)
 
 

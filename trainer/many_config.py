@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from trainer.config import TrainConfig, config_of
-from trainer.config_file import read_toml, with_paths_from
+from trainer.config_file import MANY, read_toml, with_paths_from
 from trainer.errors import ConfigError
 
 Share = Literal["prompt", "factored"]
@@ -54,7 +54,7 @@ class ManyConfig:
 
 def is_many(path: Path) -> bool:
     """Whether a TOML file describes several tasks, or is meant to."""
-    return not {"task", "tasks", "defaults"}.isdisjoint(read_toml(path))
+    return not MANY.isdisjoint(read_toml(path))
 
 
 def load_many(path: Path, overrides: Mapping[str, object] | None = None) -> ManyConfig:

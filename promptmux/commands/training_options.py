@@ -94,11 +94,15 @@ class Publishing:
     force: bool
 
     def __post_init__(self) -> None:
-        """Raises InvalidAlias: better now than when the training is over."""
-        from prompt_store import check_alias
+        """Raises ConfigError for a bad alias: better now than when the training is over."""
+        from prompt_store import InvalidAlias, check_alias
+        from trainer import ConfigError
 
         if self.target is not None and self.alias:
-            check_alias(self.alias)
+            try:
+                check_alias(self.alias)
+            except InvalidAlias as error:
+                raise ConfigError(f"--alias {self.alias!r}: {error}") from None
 
     @contextmanager
     def later(self) -> Iterator[None]:

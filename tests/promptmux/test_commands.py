@@ -165,7 +165,7 @@ def test_training_data_that_cannot_be_learned_from(
 def test_settings_that_cannot_work() -> None:
     for command in ("train", "sweep"):  # said before anything is read, not when all is learned
         bad = ("--train", "none.jsonl", "--publish", "store", "--alias", "bad alias!")
-        assert "not an alias name" in one_line(run(command, "--task", "t", *bad))
+        assert "--alias 'bad alias!': not an alias name" in one_line(run(command, "--task", "t", *bad))
     assert "--set" in one_line(run("train", "--task", "t", "--train", "x.jsonl", "--set", "nonsense"))
     assert "promptmux serve" in one_line(
         run("serve", "--host", "0.0.0.0", "--port", "0", "--admin-port", "0")

@@ -79,7 +79,7 @@ def test_a_store_to_start_from_is_relative_to_the_file_however_it_is_written(tmp
         ),
         ("epochs = 1\n" + MINIMAL, "epochs: unknown setting; did you mean optimiser.epochs?"),
         ("prompt_lr = 1\n" + MINIMAL, "prompt_lr: unknown setting; did you mean optimiser.prompt_lr?"),
-        ("[[task]]\n" + MINIMAL, "task: unknown setting; a file of many tasks is for promptmux train"),
+        ("share = 1\n[[task]]\n" + MINIMAL, "describes many tasks, which only promptmux train takes"),
         (MINIMAL + "[data.deep]\nx = 1\n", "data.deep: unknown setting"),
         (MINIMAL + '[[golden]]\ntext = "a"\nlable = "b"\n', "golden.0.lable: unknown setting"),
         (MINIMAL.replace('task_id = "t"\n', ""), "task_id: this setting is required"),
