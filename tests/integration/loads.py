@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
 FAR_OFF = ["--p99=30000", "--recover-p99=30000"]
 
 

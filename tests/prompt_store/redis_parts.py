@@ -6,9 +6,7 @@ import time
 from typing import Any
 
 from loadtest.faults.redis_process import RedisProcess
-from prompt_store import (
-    open_store,
-)
+from prompt_store import open_store
 
 
 @contextlib.asynccontextmanager

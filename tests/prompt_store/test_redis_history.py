@@ -7,11 +7,7 @@ from typing import Any
 import pytest
 
 from loadtest.faults.redis_process import RedisProcess
-from prompt_store import (
-    PromptStore,
-    PromptStoreError,
-    Revision,
-)
+from prompt_store import PromptStore, PromptStoreError, Revision
 from tests.prompt_store.redis_parts import opened
 
 

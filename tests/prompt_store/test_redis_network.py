@@ -15,12 +15,7 @@ from redis.exceptions import ResponseError
 from loadtest.faults.fault_proxy import FaultProxy, Mode
 from loadtest.faults.redis_process import RedisProcess, start_sentinel
 from loadtest.ports import free_port
-from prompt_store import (
-    PromptStore,
-    Revision,
-    StoreUnavailable,
-    open_store,
-)
+from prompt_store import PromptStore, Revision, StoreUnavailable, open_store
 from prompt_store.redis_connection import RedisConnection
 from prompt_store.redis_url import parse_redis_url
 from tests.prompt_store.redis_parts import opened, raw_info, until

@@ -5,11 +5,7 @@ from typing import Any
 import pytest
 
 from loadtest.faults.redis_process import RedisProcess
-from prompt_store import (
-    CorruptVersion,
-    PromptStoreError,
-    UnknownVersion,
-)
+from prompt_store import CorruptVersion, PromptStoreError, UnknownVersion
 from prompt_store.redis_connection import RedisConnection
 from prompt_store.redis_url import parse_redis_url
 from tests.prompt_store.redis_parts import opened

@@ -7,11 +7,7 @@ from typing import Any
 import pytest
 
 from loadtest.faults.redis_process import RedisProcess
-from prompt_store import (
-    Durability,
-    StoreUnavailable,
-    Target,
-)
+from prompt_store import Durability, StoreUnavailable, Target
 from tests.prompt_store.redis_parts import opened, raw_info, until
 
 

@@ -13,11 +13,7 @@ from server.snapshot import Snapshot
 from server.view import View
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
-
-
 FINGERPRINT = "f" * 64
-
-
 STORE = "redis://user:secret@host:6379/0?timeout=1"
 
 

@@ -7,18 +7,10 @@ import httpx
 
 from prompt_store import Target, version_of
 from tests.server.conftest import Running
-from tests.server.fakes import (
-    BRITTLE,
-    EXPLOSIVE,
-    prompt_bytes,
-)
+from tests.server.fakes import BRITTLE, EXPLOSIVE, prompt_bytes
 
 STABLE, OTHER = prompt_bytes(), prompt_bytes(favours=1)
-
-
 NAN = prompt_bytes(favours=1, bias=BRITTLE)
-
-
 RAISING = prompt_bytes(favours=1, bias=EXPLOSIVE)
 
 

@@ -12,8 +12,6 @@ from tests.server.conftest import Running, Start
 from tests.server.fakes import REF, prompt_bytes
 
 NEW = {"If-None-Match": "*"}
-
-
 OLD, BETTER = prompt_bytes(), prompt_bytes(favours=1)
 
 

@@ -8,13 +8,7 @@ import pytest
 from prompt_store import CorruptVersion, Target, version_of
 from server.guard import ACTOR
 from tests.server.conftest import Eventually, Start
-from tests.server.fakes import (
-    BRITTLE,
-    FakeBackbone,
-    FakeDevicePrompt,
-    FakeRow,
-    prompt_bytes,
-)
+from tests.server.fakes import BRITTLE, FakeBackbone, FakeDevicePrompt, FakeRow, prompt_bytes
 from tests.server.splits import NAN, OTHER, RAISING, STABLE, ask, ask_many, leads_to, settled, split, targets
 
 

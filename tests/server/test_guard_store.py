@@ -9,10 +9,7 @@ import pytest
 from prompt_store import StoreUnavailable, Target, TaskRecord, version_of
 from server.guard import ACTOR
 from tests.server.conftest import Eventually, Start
-from tests.server.fakes import (
-    BRITTLE,
-    prompt_bytes,
-)
+from tests.server.fakes import BRITTLE, prompt_bytes
 from tests.server.splits import NAN, OTHER, STABLE, ask, ask_many, leads_to, settled, split, targets
 
 

@@ -4,13 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prompt_store import (
-    BackboneRef,
-    Golden,
-    StoreUnavailable,
-    Target,
-    version_of,
-)
+from prompt_store import BackboneRef, Golden, StoreUnavailable, Target, version_of
 from tests.server.conftest import Eventually, Start
 from tests.server.fakes import REF, FakeBackbone, prompt_bytes
 

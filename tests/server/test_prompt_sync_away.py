@@ -8,14 +8,7 @@ from typing import Any
 
 import pytest
 
-from prompt_store import (
-    Changes,
-    Revision,
-    StoreUnavailable,
-    Target,
-    TaskPage,
-    version_of,
-)
+from prompt_store import Changes, Revision, StoreUnavailable, Target, TaskPage, version_of
 from server.prompt_sync import PromptSync
 from tests.server.conftest import Eventually, Start
 from tests.server.fakes import idle, prompt_bytes

@@ -25,11 +25,7 @@ from tests.server.conftest import Eventually, Start
 from tests.server.fakes import REF, idle, prompt_bytes
 
 OTHER_REF = BackboneRef.model_validate({**REF.model_dump(), "fingerprint": "0" * 64})
-
-
 MANY = [f"t{number:03}" for number in range(70)]  # more than a start makes ready
-
-
 BAD = [Golden(text="x", label="negative")]
 
 

@@ -6,13 +6,7 @@ from typing import Any
 
 import pytest
 
-from prompt_store import (
-    Revision,
-    Target,
-    TaskPage,
-    TaskRecord,
-    version_of,
-)
+from prompt_store import Revision, Target, TaskPage, TaskRecord, version_of
 from prompt_store.file_store import FileStore
 from server.prompt_sync import PromptSync
 from tests.server.conftest import Start

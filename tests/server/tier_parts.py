@@ -8,11 +8,7 @@ from server.metrics import Metrics
 from server.prompt_tiers import PromptTiers
 
 DATA = bytes(range(256)) * 4
-
-
 VERSION = version_of(DATA)
-
-
 LARGE = bytes(300_000)
 
 
