@@ -55,10 +55,14 @@ def build_manifest(
             head=head,
         )
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = "".join(f"{part}: " for part in first["loc"][:1])
-        reason = where + first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"this configuration makes no valid prompt: {reason}") from None
+        raise ConfigError(f"this configuration makes no valid prompt: {first_reason(error)}") from None
+
+
+def first_reason(error: ValidationError) -> str:
+    """What a manifest is refused for, in one line: the field, if it is one's own fault, and the reason."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")
 
 
 def _linear(backbone: Backbone, labels: Sequence[str]) -> LinearHead:

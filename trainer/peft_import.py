@@ -33,6 +33,7 @@ from prompt_store import (
 )
 from prompt_store.prompt import Array
 from trainer.errors import AdapterError
+from trainer.manifests import first_reason
 from trainer.peft_answers import labels_of, several_labels
 from trainer.peft_format import Adapter, read_adapter
 from trainer.peft_heads import head_layers, padding_word, pooled_place, stock_head
@@ -272,8 +273,4 @@ class _Importer:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")
-    return str(error)
+    return first_reason(error) if isinstance(error, ValidationError) else str(error)
