@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from scripts.quality_data import SETS
-from scripts.quality_rows import FULL, HEAD, ROWS, RUNS, SEEDED, TRAINED
+from scripts.quality_rows import FULL, HEAD, MAJORITY, ROWS, RUNS, SEEDED, TRAINED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -27,7 +28,7 @@ Found = Mapping[str, Mapping[str, Scores]]
 
 
 def measured(kept: Path) -> dict[str, dict[str, Scores]]:
-    """Data set → row → accuracy, macro-F1, seeds and minutes, of all finished cells below `kept`.
+    """Data set → row → accuracy, macro-F1, accuracy on dev, seeds and minutes, of all finished cells below `kept`.
 
     Raises SystemExit where a cell was measured on other data than data.json tells of.
     """
@@ -50,8 +51,22 @@ def measured(kept: Path) -> dict[str, dict[str, Scores]]:
                     cell["seconds"] / 60 / len(cell["seeds"]) if seeded and not cell["resumed"] else None
                 )
                 seeds = len(cell["seeds"]) if seeded else None
-                found[name][row] = {**cell["summary"][theirs], "seeds": seeds, "minutes": minutes}
+                found[name][row] = {
+                    **cell["summary"][theirs], "dev": _on_dev(cell, theirs), "seeds": seeds, "minutes": minutes
+                }  # fmt: skip
     return found
+
+
+def _on_dev(cell: Mapping[str, Any], theirs: str) -> dict[str, float] | None:
+    """A row's accuracy on the set that chose; None where none was kept."""
+    if theirs == HEAD:
+        of = [cell["head_only"]]
+    elif theirs == MAJORITY:
+        return None
+    else:
+        of = [cell["ensemble"]] if theirs.startswith("ensemble") else cell["seeds"]
+    shares = [one["dev"]["accuracy"] for one in of]
+    return {"mean": mean(shares), "spread": stdev(shares) if shares[1:] else 0.0}
 
 
 def recovered(rows: Mapping[str, Scores], row: str) -> float | None:
@@ -65,18 +80,19 @@ def recovered(rows: Mapping[str, Scores], row: str) -> float | None:
 def table(found: Found) -> str:
     """A Markdown table of every set and row; what is missing says so."""
     lines = [
-        "| data set | row | accuracy % | macro-F1 % | recovered % | minutes a seed | seeds |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| data set | row | test accuracy % | macro-F1 % | dev accuracy % | recovered % | minutes a seed | seeds |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name in SETS:
         for row in ROWS:
             scores = found[name].get(row)
             if scores is None:
-                lines.append(f"| {name} | {row} | not run | | | | |")
+                lines.append(f"| {name} | {row} | not run | | | | | |")
                 continue
             share, minutes = recovered(found[name], row), scores["minutes"]
             cells = (
                 name, row, _percent(scores, "accuracy"), _percent(scores, "macro_f1"),
+                _percent(scores, "dev") if scores["dev"] else "–",
                 "–" if share is None else f"{100 * share:.0f}",
                 f"{minutes:.1f}" if minutes else "–",
                 str(scores["seeds"] or "–"),

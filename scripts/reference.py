@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo  # noqa: E402
 from prompt_store import BackboneRef, Manifest, PromptStoreError  # noqa: E402
 from prompt_store.codec import _expected_shapes  # noqa: E402
 from promptmux.__main__ import build  # noqa: E402
+from scripts import reference_training as training  # noqa: E402
 from scripts import reference_words as words  # noqa: E402
 from scripts.reference_routes import schemas  # noqa: E402
 from scripts.reference_tables import default_of, table, type_of  # noqa: E402
@@ -130,6 +131,11 @@ def shown_default(one: Any) -> str:
         return one.show_default
     value = one.default
     return "–" if value is None or value is False or value == "" or callable(value) else f"`{value}`"
+
+
+def training_page() -> str:
+    """docs/reference/training.md."""
+    return page("Training settings", *training.parts())
 
 
 def prompt_file_page() -> str:
@@ -263,6 +269,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/routes.md": routes_page,
     "docs/reference/cli.md": commands_page,
+    "docs/reference/training.md": training_page,
     "docs/reference/prompt-file.md": prompt_file_page,
     "docs/reference/errors.md": errors_page,
     "docs/README.md": index_page,  # last: it lists the others

@@ -144,7 +144,7 @@ class TrainConfig(Section):
     """
 
     task_id: str
-    method: MethodName = "prompt-tuning"
+    method: MethodName = "p-tuning-v2"
     output: str
     backbone: str = "minilm"
     device: str = "auto"

@@ -1,4 +1,4 @@
-"""Owns how alike two tasks are, judged by their prompts: SPoT's task embeddings (Vu et al. 2022, section 4).
+"""Owns how alike two tasks are, judged by their prompts: SPoT's task embeddings (Vu et al. 2022, section 3.2).
 
 Two measures, both cosines, between prompts of one backbone:
 

@@ -69,7 +69,7 @@ def run(
     if resume is not None:
         options.refuse_settings({"CONFIG": config} | overrides)
     if config is None and output is None and task is not None:
-        overrides["output"] = f"runs/{task}-{method or 'prompt-tuning'}"
+        overrides["output"] = f"runs/{task}-{method or trainer.TrainConfig.model_fields['method'].default}"
     publishing = options.Publishing(publish, alias, key, force)
     with publishing.later(), trainer.join(os.environ) as ranks:
         if isinstance(ranks, trainer.Helper):

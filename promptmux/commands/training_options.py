@@ -20,7 +20,8 @@ Task = Annotated[str | None, _Flag(help="The task's id.")]
 Method = Annotated[
     str | None,
     _Flag(
-        help="p-tuning-v2, prefix-tuning, prompt-tuning, p-tuning, head-only or hard-prompt (nothing is trained)."
+        help="p-tuning-v2 (the default), prefix-tuning, prompt-tuning, p-tuning, head-only or hard-prompt (nothing is "
+        "trained)."
     ),
 ]
 Train = Annotated[

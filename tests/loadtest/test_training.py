@@ -73,7 +73,7 @@ def test_the_page_shows_what_was_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     page.KEPT.write_text(json.dumps(kept))
     text = page.write_page()
     assert "| p-tuning-v2 | 16 × 8 | 1.0 | 1.5 | 1.50 |" in text
-    assert "| p-tuning-v2 | PREFIX_TUNING, float32 | 0.01 | 90.0 | 2 | 9 | 4.50 | 4.50 |" in text
+    assert "| p-tuning-v2 | PREFIX_TUNING, float32 | 0.01 | 90.0 | 2 | 9 | 4.50 | 4.5 | 4.50 |" in text
     assert page.PICTURE.stat().st_size > 10_000
 
 

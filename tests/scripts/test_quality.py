@@ -248,8 +248,8 @@ def test_the_page_says_what_was_not_run_and_refuses_figures_of_other_data(
     assert measure_all([cell], data) == []
     found = quality_page.measured(quality.KEPT)
     shown = quality_page.table(found)
-    assert "| subj | p-tuning-v2 | 80.0 ± 1.0 | 70.0 ± 1.0 | – | 1.0 | 1 |" in shown
-    assert "| subj | full fine-tuning | not run | | | | |" in shown
+    assert "| subj | p-tuning-v2 | 80.0 ± 1.0 | 70.0 ± 1.0 | 80.0 ± 0.0 | – | 1.0 | 1 |" in shown
+    assert "| subj | full fine-tuning | not run | | | | | |" in shown
     kept = json.loads(cell.kept.read_text())
     cell.kept.write_text(json.dumps(kept | {"cleaned_data": "another"}))
     with pytest.raises(SystemExit, match="was measured on other data"):
