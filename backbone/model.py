@@ -274,11 +274,14 @@ class Backbone:
         """Keys and values of a text of these tokens in every layer: each [layers, tokens, kv_heads, head_dim].
 
         float32, on the host. Keys are as attention sees them, after any rotation by position: as a prefix stores them.
-        `stack` is one of `prefix_stacks`; None: the one that reads rows.
+        `stack` is one of `prefix_stacks`; None: the one that reads rows. More tokens than the model has places for are
+        several texts, one after another: a prefix takes no places and may be longer.
         """
-        bare, stack = self._bare(len(token_ids)), stack or self.prefix_stack
-        keys, values = self._encoder.key_values(text_row(token_ids), bare, stack)
-        return keys.float().cpu(), values.float().cpu()
+        stack, most = stack or self.prefix_stack, self.longest_row
+        texts = [token_ids[begin : begin + most] for begin in range(0, len(token_ids), most)]
+        pairs = [self._encoder.key_values(text_row(text), self._bare(len(text)), stack) for text in texts]
+        keys, values = (torch.cat(part, dim=1).float().cpu() for part in zip(*pairs, strict=True))
+        return keys, values
 
     def weights(self, *, lm_head: bool = False) -> list[nn.Parameter]:
         """The frozen model's own weights, without its heads: for the comparison with full fine-tuning.

@@ -39,6 +39,7 @@ _MENDED = {
     "client.errors": "ClientError",
     "prompt_store.errors": "PromptStoreError",
 }
+_ADVICE = "a smaller model, batch or prompt.max_tokens, or another device; what was saved can be gone on with"
 
 
 def build() -> typer.Typer:
@@ -67,7 +68,7 @@ def main() -> None:
         if status is None:
             raise
         print(f"promptmux: {error}", file=sys.stderr)
-        if advice := getattr(error, "advice", ""):
+        if advice := _ADVICE if isinstance(error, _memory()) else getattr(error, "advice", ""):
             print(f"what to do: {advice}", file=sys.stderr)
         sys.exit(status)
 
@@ -77,8 +78,15 @@ def exit_code(error: Exception) -> int | None:
     if isinstance(error, _known("trainer.errors", "TrainerError")):
         code: int = error.exit_code  # type: ignore[attr-defined]
         return code
+    if isinstance(error, _memory()):
+        return 1
     mended = [_known(module, name) for module, name in _MENDED.items()]
     return 2 if isinstance(error, tuple(mended)) else None
+
+
+def _memory() -> type[Exception] | tuple[()]:
+    """What torch raises where a device's memory is full."""
+    return _known("torch", "OutOfMemoryError")
 
 
 def _known(module: str, name: str) -> type[Exception] | tuple[()]:

@@ -59,7 +59,7 @@ WORDS: Mapping[str, str] = {
     "data.label_column": "the column with the label",
     "data.labels_column": "the column with several labels",
     "data.label_separator": "between several labels in one cell of a CSV or TSV file",
-    "data.encoding": "of the files; default UTF-8, of `*.pos` and `*.neg` cp1252",
+    "data.encoding": "of the files; default UTF-8, and cp1252 for `*.pos` and `*.neg` that are no UTF-8",
     "data.dev_fraction": "the share of the rest that becomes dev where none is given",
     "data.test_fraction": "the share that becomes test where none is given; 0: no test set",
     "data.split_seed": "which ones these are",

@@ -79,7 +79,10 @@ class Checkpoints:
         self.lock()
         files = dict(self._files)
         for learner in learners:
-            files[learner.name] = name = f"{learner.name}.{learner.step}.safetensors"
+            # The step at which it failed is the one it was saved at before: a name of its own, or that file would be
+            # another than the index means, which is written last.
+            failed = ".failed" if learner.failure is not None else ""
+            files[learner.name] = name = f"{learner.name}.{learner.step}{failed}.safetensors"
             if self._stands.get(learner) != _at(learner) or self._files.get(learner.name) != name:
                 save_checkpoint(self._folder / name, learner.state())
                 self._stands[learner] = _at(learner)

@@ -7,7 +7,7 @@ TrainerError                   exit 2   one clear line: what is wrong, where, wh
  ├ RunFolderError              exit 2   the run folder is in use, or does not belong to this run
  ├ NotBetterError              exit 1   a prompt that does not beat majority and head only is not published
  ├ NotAllPublishedError        exit 1   some of several prompts were not published; what was wrong is said of each
- ├ TrainingFailedError         exit 1   the loss left the finite numbers
+ ├ TrainingFailedError         exit 1   numbers that are not finite, no memory for a step, or tasks of many that failed
  ├ RanksError                  exit 1   another process of the run failed, is gone, or never came
  └ TrainingInterruptedError    exit 130 (Ctrl-C) or 143 (SIGTERM): the run folder can be resumed
 """
@@ -57,7 +57,7 @@ class NotAllPublishedError(TrainerError):
 
 
 class TrainingFailedError(TrainerError):
-    """The loss became NaN or infinite."""
+    """A loss, gradient or score that is not finite, too little memory for a step, or some of many tasks failed."""
 
     exit_code = 1
 

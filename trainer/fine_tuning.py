@@ -136,6 +136,7 @@ class FineTuning:
             name: encode(encoder, examples, data.labels)
             for name, examples in (("train", data.train), ("dev", data.dev), ("test", data.test))
         }
+        self._order: tuple[int, list[list[int]]] = (-1, [])  # an epoch and its batches
         to = self._backbone.device
         self._prompt = {name: tensor.to(to) for name, tensor in start.prompt.items()}
         self._head = {name: tensor.detach().clone().to(to) for name, tensor in start.head.items()}
@@ -188,8 +189,10 @@ class FineTuning:
     def _one_step(self, step: int, optimiser: torch.optim.Optimizer) -> float:
         train = self._splits["train"]
         epoch, at = divmod(step, self.schedule.steps_per_epoch)
-        lengths = [len(row) for row in train.rows]
-        batch = batches(lengths, self._recipe.batch_size, self._seed, epoch)[at]
+        if self._order[0] != epoch:
+            lengths = [len(row) for row in train.rows]
+            self._order = (epoch, batches(lengths, self._recipe.batch_size, self._seed, epoch))
+        batch = self._order[1][at]
         targets = torch.from_numpy(train.targets[batch]).to(self._backbone.device)
         number = self._gradients([train.rows[i] for i in batch], targets)
         if not math.isfinite(number):

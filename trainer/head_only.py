@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.deterministic import one_core
 from trainer.evaluation import loss, score
+from trainer.networks import generator_of
 from trainer.scores import Scores, Targets
 
 # Weights of the squared norm beside the mean loss, from hardly any to strong.
@@ -28,6 +29,8 @@ MAX_ITERATIONS = 300
 PATIENCE = 2
 # Below so many products (rows · width · labels) a step of the fit is over before a team of threads has met.
 _WORTH_THREADS = 1 << 26
+# Which of a seed's numbers a random head is drawn from (`networks.generator_of`).
+_PURPOSE = 4
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def fit_probe(
 
 def random_head(like: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """A head of the same shapes that has learned nothing: small Gaussian weights, no bias."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed, _PURPOSE)
     return {
         name: torch.zeros_like(tensor)
         if name.endswith("bias")

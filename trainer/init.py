@@ -20,11 +20,14 @@ from torch import Tensor
 from backbone import Backbone, Row
 from prompt_store import Template
 from trainer.config import Initialisation
+from trainer.networks import generator_of
 
 # As in Lester et al.: a vocabulary sample is drawn from the commonest tokens only.
 COMMONEST = 5000
 RANDOM_PREFIX_SCALE = 0.02
 _STACKS = ("encoder", "decoder", "cross")
+# Which of a seed's numbers a random prefix is drawn from, the next two for further stacks (`generator_of`).
+_PURPOSE = 5
 
 
 class Initialiser:
@@ -98,7 +101,7 @@ class Initialiser:
         size = (shape.layers, count, shape.kv_heads, shape.head_dim)
         # An encoder-decoder's stacks of equal shapes start from different values.
         nth = _STACKS.index(stack) if stack and self._backbone.shape.decoder is not None else 0
-        generator = torch.Generator().manual_seed(seed + nth * 1_000_003)
+        generator = generator_of(seed, _PURPOSE + nth)
         keys, values = (torch.randn(size, generator=generator) * RANDOM_PREFIX_SCALE for _ in range(2))
         return keys, values
 

@@ -157,14 +157,14 @@ class Learner:
     def advance(self, loss: float, gradients: Sequence[Tensor | None]) -> None:
         """Make a step: `loss` is the step's, `gradients` are its with respect to `parameters`, in their order."""
         if not math.isfinite(loss):
-            self.failure = (
-                f"{self.name}, step {self.step + 1}: the loss is {loss}; use a smaller optimiser.prompt_lr"
-                + (" or optimiser.weight_decay" if self._settings.weight_decay else "")
-            )
+            self._fail(self.step + 1, f"the loss is {loss}")
             return
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
             parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._settings.clip_norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._settings.clip_norm))
+        if not math.isfinite(norm):  # of a finite loss; clipped by it, all weights would be NaN
+            self._fail(self.step + 1, f"the gradient's norm is {norm}")
+            return
         for group in self._optimiser.param_groups:
             group["lr"] = group["base_lr"] * self.schedule.factor(self.step)
         self._optimiser.step()
@@ -172,14 +172,23 @@ class Learner:
         self._loss_sum, self._loss_count = self._loss_sum + loss, self._loss_count + 1
         self._update_average()
 
+    def _fail(self, step: int, what: str) -> None:
+        self.failure = f"{self.name}, step {step}: {what}; use a smaller optimiser.prompt_lr" + (
+            " or optimiser.weight_decay" if self._settings.weight_decay else ""
+        )
+
     @property
     def evaluates_now(self) -> bool:
         """Whether the step just made is one after which dev is scored."""
         return self.step in self.schedule.evaluate_at
 
-    def evaluate(self) -> Point:
-        """Score the weight average on dev, and keep it if it is the best so far."""
-        accuracy, macro_f1 = dev = self._score(self._average)
+    def evaluate(self) -> Point | None:
+        """Score the weight average on dev, and keep it if it is the best so far; None where that fails."""
+        dev = self._score(self._average)
+        if dev is None:  # the largest of numbers that are none would be the first label, and right by luck
+            self._fail(self.step, "a score on dev is no finite number")
+            return None
+        accuracy, macro_f1 = dev
         if self._best_dev is None or dev > self._best_dev:
             self._best = {name: tensor.clone() for name, tensor in self._average.items()}
             self._best_dev, self._stale = dev, 0
@@ -290,12 +299,14 @@ class Learner:
             self._average[name].lerp_(parameter.detach(), 1 - decay)
 
     @torch.no_grad()
-    def _score(self, raw: Tensors) -> tuple[float, float]:
-        """Accuracy and macro-F1 on dev, averaged over tasks."""
+    def _score(self, raw: Tensors) -> tuple[float, float] | None:
+        """Accuracy and macro-F1 on dev, averaged over tasks; None if a logit is not finite."""
         scores = []
         for task, tensors in zip(self.tasks, self._fold(raw), strict=True):
             manifest = task.manifest
             values = shared(self._backbone, self._ranks, manifest, tensors, task.dev.rows)
+            if not bool(values.isfinite().all()):
+                return None
             scores.append(score(values, task.dev.targets, manifest.labels, multi_label=manifest.multi_label))
         count = len(scores)
         return sum(s.accuracy for s in scores) / count, sum(s.macro_f1 for s in scores) / count

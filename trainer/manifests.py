@@ -35,10 +35,11 @@ def build_manifest(
     """
     method = method or config.method
     template = with_counts(parse_template(config.prompt.template or "{text}"), backbone)
-    pooling, head = config.prompt.pooling, _head(config, backbone)
-    if method == "head-only":
-        template, head = without_soft_slots(template), _linear(backbone, data.labels)
+    pooling, alone = config.prompt.pooling, method == "head-only"
+    if alone:
+        template = without_soft_slots(template)
     try:
+        head: Head = _linear(backbone, data.labels) if alone else _head(config, backbone)
         return Manifest(
             task_id=config.task_id,
             labels=data.labels,

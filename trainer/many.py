@@ -241,7 +241,7 @@ class _Work:
             return
         with self._alone(task_id):
             if run.take(learner):
-                self.log.finished(run.finish().folder, f"{task_id}.")
+                self._finish(run)
 
     def _run(self, config: TrainConfig) -> Run:
         prefix = f"{config.task_id}."
@@ -252,7 +252,7 @@ class _Work:
     def _of(self, run: Run, starts: Mapping[int, Mapping[str, Tensor]] | None) -> list[Learner]:
         own = list(run.learners(starts))
         if not own:
-            run.finish()
+            self._finish(run)
         self._runs |= {learner.name: run for learner in own}
         return own
 
@@ -275,8 +275,11 @@ class _Work:
                 else:
                     for seed, learned in self._jointly.items():
                         run.take_learned(seed, of_task(learned, at))
-                    run.finish()
+                    self._finish(run)
             yield from own
+
+    def _finish(self, run: Run) -> None:
+        self.log.finished(run.finish().folder, f"{run.config.task_id}.")
 
     @contextmanager
     def _alone(self, task_id: str) -> Iterator[None]:

@@ -64,7 +64,7 @@ MIN_STEPS = 300
 
 
 def trains_prompt(method: MethodName) -> bool:
-    """Whether the method learns a soft prompt or a prefix, and so needs the loop."""
+    """Whether the method learns a soft prompt or a prefix, step by step."""
     return method in DEFAULTS
 
 

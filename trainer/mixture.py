@@ -66,15 +66,15 @@ def train_together(
         if stop():
             checkpoints.save(active)
             return
-        with deterministic(), one_core():
-            with _memory_for(backbone, active):
-                losses = step(backbone, active, ranks)
+        with deterministic(), one_core(), _memory_for(backbone, active):
+            losses = step(backbone, active, ranks)
             evaluated = False
             for learner, value in zip(active, losses, strict=True):
                 listener.stepped(learner, value)
                 if learner.failure is None and learner.evaluates_now:
-                    listener.evaluated(learner, learner.evaluate())
                     evaluated = True
+                    if (point := learner.evaluate()) is not None:
+                        listener.evaluated(learner, point)
         if evaluated:
             checkpoints.save(active, at_most_often=True)
 

@@ -15,6 +15,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,9 @@ def export_peft(data: bytes, folder: Path, *, backbone: str | None = None) -> Ex
         for file, content in files.items():
             (folder / file).write_bytes(content)
     except OSError as error:
+        for file in files:  # half of an adapter would be in the way of the next try
+            with suppress(OSError):
+                (folder / file).unlink()
         raise AdapterError(f"{folder}: {error.strerror}") from None
     return Exported(folder, way, reason)
 

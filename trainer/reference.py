@@ -211,7 +211,7 @@ class _References:
     def _tuned(
         self, strategy: Strategy, lr: float, seed: int, progress: TrainingProgress, stop: StopRequest
     ) -> Cell:
-        name = f"{strategy}-lr-{lr:g}-seed-{seed}"
+        name = f"{strategy}-lr-{lr!r}-seed-{seed}"
         cell = self._folder.load(name)
         if cell is not None:
             self._say(f"{name}: kept from before, dev {100 * cell.dev.accuracy:.1f} %")

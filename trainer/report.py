@@ -93,12 +93,17 @@ def many_table(finished: Mapping[str, Path], failures: Mapping[str, str]) -> Tab
     for name in ("task", "majority", "head only", "prompt", "version"):
         table.add_column(name, justify="left" if name in ("task", "version") else "right")
     for task_id, path in finished.items():
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        cells = [row["accuracy"] for row in metrics["summary"].values()]
-        shown = [f"{100 * cell['mean']:.1f} ± {100 * cell['spread']:.1f}" for cell in cells]
-        majority, bare, *own = shown
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            cells = [row["accuracy"] for row in metrics["summary"].values()]
+            shown = [f"{100 * cell['mean']:.1f} ± {100 * cell['spread']:.1f}" for cell in cells]
+            majority, bare, *own = shown
+            version = metrics["version"][:12]
+        except (OSError, ValueError, KeyError, TypeError):  # one that finished before, and was damaged since
+            table.add_row(task_id, "", "", "?", Text(f"{path} cannot be read"))
+            continue
         # The last is what is published: the ensemble, where there is one, comes after its seeds.
-        table.add_row(task_id, majority, bare, own[-1] if own else "–", metrics["version"][:12])
+        table.add_row(task_id, majority, bare, own[-1] if own else "–", version)
     for task_id, reason in failures.items():
         table.add_row(task_id, "", "", "failed", Text(reason))
     return table

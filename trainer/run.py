@@ -140,7 +140,7 @@ class Run:
         self.data = load_examples(config)
         self.config = resolve(config, self.data, backbone)
         self._manifest = build_manifest(self.config, self.data, backbone)
-        check_start(self.config, self._manifest, backbone)
+        self._source = check_start(self.config, self._manifest, backbone)
         self._parameterisation = parameterisation_of(self.config, backbone)
         self._learned: dict[int, Learned] = {}
         self._probes = {} if probes is None else probes
@@ -172,6 +172,8 @@ class Run:
             "the dtype": self.config.dtype,
         }
         identity |= {f"the {name} set": digest for name, digest in self.data.digests().items()}
+        if self._source is not None:
+            identity["what prompt.init_from leads to"] = self._source.digest
         self.folder.claim(identity | dict(decided))
 
     def prepare(self, stop: StopRequest) -> None:
@@ -205,7 +207,7 @@ class Run:
             task_text=self.config.prompt.task_text,
             label_texts=label_texts(self.config),
         )
-        return Starts(self.config, self.backbone, own, self._reference.probe)
+        return Starts(self.config, self.backbone, own, self._reference.probe, self._source)
 
     def learners(self, begun: Mapping[int, Tensors] | None = None) -> Iterator[Learner]:
         """One learner for each seed; none where the method trains no prompt.

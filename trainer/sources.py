@@ -17,7 +17,8 @@ from trainer.tables import decode, lines, records
 
 TABLE_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 POLARITY = (("negative", ".neg"), ("positive", ".pos"))
-POLARITY_ENCODING = "cp1252"
+# What such files are in where nobody says it: today's in UTF-8, rt-polarity's own, which is no UTF-8, in cp1252.
+POLARITY_ENCODINGS = ("utf-8-sig", "cp1252")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read_examples(
         path = Path(source)
         kind = _format_of(path, format)
         if kind == "pos-neg":
-            examples = tuple(_from_polarity(path, encoding or POLARITY_ENCODING))
+            examples = tuple(_from_polarity(path, encoding))
         else:
             examples = tuple(_from_table(path, kind, encoding or "utf-8-sig", columns))
     if not examples:
@@ -159,15 +160,15 @@ def _polarity_files(folder: Path) -> dict[str, list[Path]]:
     return {suffix: sorted(folder.glob(f"*{suffix}")) for _, suffix in POLARITY}
 
 
-def _from_polarity(folder: Path, encoding: str) -> Iterator[Example]:
-    files = _polarity_files(folder)
+def _from_polarity(folder: Path, encoding: str | None) -> Iterator[Example]:
+    files, encodings = _polarity_files(folder), (encoding,) if encoding else POLARITY_ENCODINGS
     for label, suffix in POLARITY:
         if len(files[suffix]) != 1:
             raise DataError(
                 f"{folder}: expected exactly one *{suffix} file, found {len(files[suffix])}; "
                 "name a file of examples, or a folder in the rt-polarity.pos/rt-polarity.neg layout"
             )
-        for number, line in lines(decode(files[suffix][0], encoding)):
+        for number, line in lines(decode(files[suffix][0], *encodings)):
             yield Example(line.strip(" "), None, (label,), f"{files[suffix][0]}, line {number}")
 
 
@@ -195,14 +196,28 @@ def _from_hub(source: str, columns: Columns) -> Iterator[Example]:
             f"{source}: could not be loaded ({reason[:160]}); "
             "check its name and the network, or name a local file"
         )
-    names = {key: feature.int2str for key, feature in table.features.items() if hasattr(feature, "int2str")}
     rows: Iterable[Mapping[str, Any]] = table
     for number, row in enumerate(rows, start=1):
+        place = f"{source}, row {number}"
         record = {
-            key: names[key](value) if key in names and value is not None else value
+            key: _named(table.features[key], value, place)
+            if key in (columns.label, columns.labels)
+            else value
             for key, value in row.items()
         }
-        yield _example(record, f"{source}, row {number}", columns)
+        yield _example(record, place, columns)
+
+
+def _named(feature: Any, value: Any, place: str) -> Any:
+    """A label, or a list of labels, by its name where the data set has names for its numbers."""
+    if isinstance(value, list):
+        inner = getattr(feature, "feature", None)
+        return [_named(inner, one, place) for one in value]
+    if value is None or not hasattr(feature, "int2str"):
+        return value
+    if value == -1:
+        raise DataError(f"{place}: it has no label, as this split hides them; name a split that has labels")
+    return feature.int2str(value)
 
 
 @contextmanager

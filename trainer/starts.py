@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from backbone import Backbone, BackboneError
-from prompt_store import LabelEmbeddingHead, LinearHead, Manifest, PromptStoreError, parse_template
+from prompt_store import (
+    InvalidPrompt,
+    LabelEmbeddingHead,
+    LinearHead,
+    Manifest,
+    PromptStoreError,
+    encode_prompt,
+    parse_template,
+)
+from prompt_store.codec import MAX_BYTES
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.head_only import LinearProbe, random_head
@@ -19,6 +28,7 @@ from trainer.init import Initialiser
 from trainer.label_texts import label_texts
 from trainer.methods import group_of, kind_of, trains_prompt
 from trainer.parameterisation import Parameterisation
+from trainer.prompt_file import stored
 from trainer.transfer import Source, read_source
 
 
@@ -30,8 +40,9 @@ def untrained(config: TrainConfig, backbone: Backbone) -> dict[str, Tensor]:
     return {"verbalizer.label_embeddings": torch.from_numpy(vectors)}
 
 
-def check_start(config: TrainConfig, manifest: Manifest, backbone: Backbone) -> None:
-    """Refuse what the backbone cannot run, or nothing can start from, before anything is computed or written.
+def check_start(config: TrainConfig, manifest: Manifest, backbone: Backbone) -> Source | None:
+    """Refuse what the backbone cannot run, nothing can start from, or no file can hold, before anything is computed
+    or written; returns the prompt that is started from, if there is one.
 
     `config` is resolved, `manifest` its own. Raises ConfigError.
     """
@@ -53,10 +64,29 @@ def check_start(config: TrainConfig, manifest: Manifest, backbone: Backbone) -> 
     try:
         backbone.row_encoder(manifest)
         backbone.bind(manifest, start | zero_head(manifest))
+        _check_size(config, manifest, backbone)
     except (BackboneError, PromptStoreError) as error:
         raise ConfigError(
             f"the prompt that this configuration describes cannot be trained: {error}"
         ) from None
+    return source
+
+
+def _check_size(config: TrainConfig, manifest: Manifest, backbone: Backbone) -> None:
+    """Raises InvalidPrompt where the file would be too large: known before the training, not after it."""
+    count, tensors = config.prompt.num_virtual_tokens or 0, zero_head(manifest)
+    if kind_of(config.method) == "soft":
+        tensors["soft_prompt"] = torch.zeros(count, manifest.backbone.embedding_width)
+    elif kind_of(config.method) == "prefix":
+        for stack in backbone.prefix_stacks(decoder=manifest.decoder is not None):
+            shape = manifest.backbone.stack(stack)
+            values = torch.zeros(shape.layers, count, shape.kv_heads, shape.head_dim)
+            tensors |= {f"prefix.{stack}.key": values, f"prefix.{stack}.value": values}
+    data = encode_prompt(manifest, {name: stored(name, tensor) for name, tensor in tensors.items()})
+    if config.ensemble and len(data) * len(config.seeds) > MAX_BYTES:
+        raise InvalidPrompt(
+            f"ensemble: {len(config.seeds)} prompts of {len(data)} bytes, and a file has at most {MAX_BYTES}"
+        )
 
 
 def zero_head(manifest: Manifest) -> dict[str, Tensor]:
@@ -81,12 +111,16 @@ class Starts:
     """The starting tensors of a resolved configuration."""
 
     def __init__(
-        self, config: TrainConfig, backbone: Backbone, initialiser: Initialiser, probe: LinearProbe
+        self,
+        config: TrainConfig,
+        backbone: Backbone,
+        initialiser: Initialiser,
+        probe: LinearProbe,
+        source: Source | None,
     ) -> None:
-        """`probe` is the head-only reference. Raises ConfigError when the prompt to start from cannot be read."""
-        self._config, self._backbone, self._initialiser, self._probe = config, backbone, initialiser, probe
-        where, version = config.prompt.init_from, config.prompt.init_version
-        self._source: Source | None = None if where is None else read_source(where, version)
+        """`probe` is the head-only reference, `source` the prompt that `check_start` has found."""
+        self._config, self._backbone, self._initialiser = config, backbone, initialiser
+        self._probe, self._source = probe, source
 
     def head(self, seed: int) -> dict[str, Tensor]:
         """The head's tensors, named as in the prompt file."""

@@ -1,7 +1,7 @@
 """Owns the run's state on disk: written whole or not at all, read back bit for bit, so that a killed run goes
 on.
 
-Tensors are stored as safetensors, never pickle. Knows no model; what the tensors mean is the loop's.
+Tensors are stored as safetensors, never pickle. Knows no model; what the tensors mean is the learner's.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise RunFolderError(f"{path}: {error.strerror}") from None
     try:
         length = int.from_bytes(data[:8], "little")
         values = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["values"])

@@ -11,6 +11,7 @@ import io
 import json
 import threading
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,26 @@ def records(
     yield from _json_records(path, text) if kind == "jsonl" else _csv_records(path, text, kind, wanted)
 
 
-def decode(path: Path, encoding: str) -> str:
-    """A file's text, without a byte order mark. Raises DataError."""
+def decode(path: Path, *encodings: str) -> str:
+    """A file's text, without a byte order mark, in the first of these encodings that it can be in. Raises DataError."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
+    *guesses, encoding = encodings
+    for guess in guesses:
+        with suppress(UnicodeDecodeError):
+            return data.decode(guess).removeprefix("\ufeff")
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except LookupError:
         raise DataError(f"data.encoding: {encoding!r} is no encoding that Python knows") from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        likely = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "cp1252"
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            likely = "utf-16"
+        else:
+            likely = "latin-1" if encoding == "cp1252" else "cp1252"
         raise DataError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.removesuffix('-sig')}; "
             f"save the file as UTF-8 or name its encoding with data.encoding (for instance {likely})"
@@ -66,8 +74,15 @@ def _json_records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
         place = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                reason = error.msg
+            else:
+                reason = (
+                    "nested too deeply"
+                    if isinstance(error, RecursionError)
+                    else "a number of too many digits"
+                )
             raise DataError(f"{place}: not JSON ({reason}); expected one object per line") from None
         if not isinstance(record, dict):
             raise DataError(f'{place}: expected a JSON object such as {{"text": …, "label": …}}')

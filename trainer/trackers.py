@@ -51,14 +51,19 @@ class ExperimentLog:
     """All logs that a run was asked for, none by default; a context manager."""
 
     def __init__(self, configs: Sequence[TrainConfig], folder: Path) -> None:
-        """`folder` is where the run writes. Raises ConfigError for a tracker that is unknown or not installed."""
+        """`folder` is where the run writes. Raises ConfigError for a tracker that is unknown or not installed.
+
+        None is opened before the run begins: what is refused until then leaves nothing behind, here or elsewhere.
+        """
         names = list(dict.fromkeys(name for config in configs for name in config.log_with))
         project = configs[0].task_id if len(configs) == 1 else folder.name
-        makers = {name: _maker(name, project, folder / FOLDER) for name in names}
-        self._logs: dict[str, _Log] = {name: make() for name, make in makers.items()}
+        self._makers = {name: _maker(name, project, folder / FOLDER) for name in names}
+        self._logs: dict[str, _Log] = {}
         self._settings: dict[str, Values] = {}
 
     def __enter__(self) -> Self:
+        for name, make in self._makers.items():
+            self._logs[name] = make()
         return self
 
     def __exit__(
@@ -150,14 +155,16 @@ class _TensorBoard:
         self._left[learner.name] = (learner.step, self._settings.pop(learner.name))
 
     def finished(self, name: str, values: Mapping[str, float]) -> None:
-        if name not in self._left:
-            return  # it had finished before this process went on with the run
         from torch.utils.tensorboard import SummaryWriter
 
-        step, settings = self._left.pop(name)
+        step, settings = self._left.pop(name, (0, {}))
         with SummaryWriter(str(self._folder / name)) as writer:
-            # In the learner's own run, where the table of settings shows what came of them.
-            writer.add_hparams(dict(settings), dict(values), run_name=".", global_step=step)
+            if settings:  # in the learner's own run, where the table of settings shows what came of them
+                writer.add_hparams(dict(settings), dict(values), run_name=".", global_step=step)
+                return
+            # Of a learner that had finished before this process went on, or that learned within a joint one.
+            for measure, value in values.items():
+                writer.add_scalar(measure, value, step)
 
     def close(self) -> None:
         for writer in self._writers.values():

@@ -7,6 +7,7 @@ folder or URL and TASK may name an alias or a version, as in mnli:canary@file://
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,15 @@ class Source:
     def head(self) -> dict[str, Tensor]:
         """The tensors of its head, float32, named as in the file."""
         return {name: tensor for name, tensor in self._all().items() if not _is_prompt(name)}
+
+    @property
+    def digest(self) -> str:
+        """Of the numbers that a training starts from: a run folder's differ from its file's, which are rounded."""
+        parts = [self.version.encode()]
+        for tensors in (self.learned, self.precise):
+            for name in sorted(tensors):
+                parts += [name.encode(), tensors[name].contiguous().numpy().tobytes()]
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
     def _all(self) -> dict[str, Tensor]:
         stored = {
@@ -117,7 +127,13 @@ def _learned(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     run = RunFolder(folder)
     if not folder.is_dir() or not run.metrics.exists():
         return {}, {}
-    seed = json.loads(run.metrics.read_text(encoding="utf-8"))["best_seed"]
+    try:
+        seed = json.loads(run.metrics.read_text(encoding="utf-8"))["best_seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"prompt.init_from: {run.metrics} cannot be read as a run's scores, which say whose seed is the best; "
+            f"put it back, or name {run.prompt}"
+        ) from None
     saved = None if seed is None else load_checkpoint(run.learned(seed))
     if saved is None:
         return {}, {}

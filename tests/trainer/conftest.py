@@ -112,8 +112,8 @@ def settings(tmp_path: Path) -> Callable[..., TrainConfig]:
 
     def make(**overrides: object) -> TrainConfig:
         values: dict[str, object] = {
-            "task_id": "tiny", "output": str(tmp_path / "run"), "backbone": str(checkpoint("bert")),
-            "device": "cpu", "dtype": "float32", "seeds": (0,),
+            "task_id": "tiny", "method": "prompt-tuning", "output": str(tmp_path / "run"),
+            "backbone": str(checkpoint("bert")), "device": "cpu", "dtype": "float32", "seeds": (0,),
             "data.train": str(tmp_path / "train.jsonl"), "data.dev": str(tmp_path / "dev.jsonl"),
             "data.test": str(tmp_path / "test.jsonl"), "prompt.num_virtual_tokens": 4,
             "optimiser.epochs": 6, "optimiser.batch_size": 16, "optimiser.evaluations": 3,

@@ -8,6 +8,7 @@ from backbone import Backbone
 from backbone.family import bare_manifest
 from prompt_store import parse_template
 from tests.backbone.families import PREFIXED, tiny
+from trainer.head_only import random_head
 from trainer.init import Initialiser
 
 TEXTS = ["the film is good", "the book is bad", "this is not great"]
@@ -128,6 +129,32 @@ def test_prefixes_have_their_shape_and_depend_on_the_seed(
     assert not np.array_equal(keys, initialiser.prefix(sources, 9, seed=1)[0])
     if sources == ("random",):
         assert 0.01 < float(keys.std()) < 0.03
+
+
+def test_a_prefix_may_be_longer_than_the_model_has_places_for(
+    bert: Backbone, initialiser: Initialiser
+) -> None:
+    most = bert.longest_row
+    tokens = [5 + at % 40 for at in range(most + 7)]
+    keys, values = bert.key_values(tokens)
+    for got, texts in zip(
+        (keys, values),
+        zip(bert.key_values(tokens[:most]), bert.key_values(tokens[most:]), strict=True),
+        strict=True,
+    ):
+        assert torch.equal(got, torch.cat(texts, dim=1))
+    assert initialiser.prefix(("text", "vocabulary"), most + 7, 0)[0].shape == keys.shape
+
+
+def test_a_random_prefix_and_a_random_head_of_one_seed_are_unrelated(
+    bert: Backbone, initialiser: Initialiser
+) -> None:
+    keys, values = initialiser.prefix(("random",), 4, 0)
+    head = random_head({"head.0.weight": torch.zeros(2, bert.shape.hidden_size)}, 0)[
+        "head.0.weight"
+    ].flatten()
+    for drawn in (keys, values):
+        assert not torch.equal(head, drawn.flatten()[: len(head)])
 
 
 def test_a_task_without_words_starts_from_the_vocabulary(bert: Backbone) -> None:

@@ -150,6 +150,32 @@ def test_one_that_diverges_harms_nobody(bert: Backbone, settings: Settings, cons
             torch.testing.assert_close(tensor, alone[at].parameters[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_gradient_that_is_not_finite_makes_no_step(
+    bert: Backbone, settings: Settings, console: Console
+) -> None:
+    (learner,) = _learners(bert, [settings()], console)
+    before = {name: tensor.detach().clone() for name, tensor in learner.parameters.items()}
+    learner.advance(0.5, [torch.full_like(tensor, torch.inf) for tensor in before.values()])
+    assert "step 1: the gradient's norm is inf" in str(learner.failure)
+    assert learner.step == 0
+    for name, tensor in learner.parameters.items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_scores_that_are_no_numbers_are_no_scores(
+    bert: Backbone, settings: Settings, console: Console
+) -> None:
+    (learner,) = _learners(bert, [settings()], console)
+    assert learner.evaluate() is not None
+    with torch.no_grad():
+        for tensor in learner._average.values():
+            tensor.fill_(torch.nan)
+    assert learner.evaluate() is None
+    assert "a score on dev is no finite number" in str(learner.failure)
+    assert len(learner.points) == 1
+    assert all(bool(tensor.isfinite().all()) for tensor in learner.learned().raw.values())
+
+
 def test_a_finished_prompt_leaves_its_rows_to_the_next(
     bert: Backbone, settings: Settings, console: Console, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import warnings
@@ -274,6 +275,24 @@ def test_what_peft_cannot_hold(changes: dict[str, Any], words: str, tmp_path: Pa
         export_peft(data, tmp_path / "out", backbone=str(base("bert")))
     assert words in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_no_half_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, room = Path.write_bytes, iter((True, False))
+
+    def until_full(path: Path, data: bytes) -> int:
+        if not next(room):
+            write(path, data[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    adapter(tmp_path / "it", "PROMPT_TUNING", "bert")
+    data, folder = import_peft(tmp_path / "it", Choices(task_id="it")).data, tmp_path / "out"
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", until_full)
+        with pytest.raises(AdapterError, match=r"out: No space left on device$"):
+            export_peft(data, folder, backbone=str(base("bert")))
+    assert export_peft(data, folder, backbone=str(base("bert"))).folder == folder
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:

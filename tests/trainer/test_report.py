@@ -122,3 +122,5 @@ def test_of_many_tasks_the_prompts_figure_is_what_is_published(tmp_path: Path) -
     assert "90.0" in (table := told(*floors, seeds, joint))
     assert "81.0" not in table
     assert "–" in told(*floors)
+    (tmp_path / "m.json").write_text('{"summary": {}}')
+    assert "cannot" in plain_text(many_table({"film": tmp_path / "m.json"}, {}))

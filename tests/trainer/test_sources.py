@@ -57,7 +57,7 @@ def test_a_byte_order_mark_and_columns_without_a_name_are_no_trouble(tmp_path: P
         assert _plain(read_examples(source, Columns(), encoding=encoding)) == [("a", None, ("x",))]
 
 
-def test_polarity_folder_is_cp1252_and_splits_at_line_feeds_only(tmp_path: Path) -> None:
+def test_a_polarity_folder_that_is_no_utf8_is_cp1252_and_splits_at_line_feeds_only(tmp_path: Path) -> None:
     # 0x85 is an ellipsis in cp1252 and a line end for str.splitlines.
     _write(tmp_path / "rt-polarity.pos", b"caf\xe9\x85 splendid .\nfine \n")
     _write(tmp_path / "rt-polarity.neg", b"dull .\n")
@@ -68,6 +68,15 @@ def test_polarity_folder_is_cp1252_and_splits_at_line_feeds_only(tmp_path: Path)
         ("fine", None, ("positive",)),
     ]
     assert examples[1].place.endswith("rt-polarity.pos, line 1")
+
+
+def test_a_polarity_folder_in_utf8_is_read_as_such(tmp_path: Path) -> None:
+    _write(tmp_path / "a.pos", "café ” fine\n".encode())  # its last byte but one is nothing in cp1252
+    _write(tmp_path / "a.neg", "\ufeffdull\n".encode())
+    assert [example.text for example in read_examples(str(tmp_path), Columns())] == ["dull", "café ” fine"]
+    _write(tmp_path / "a.neg", b"dull \x9d\n")  # in neither: what is not advised is what was just tried
+    with pytest.raises(DataError, match=r"a\.neg, line 1: byte 0x9d is not cp1252; .*instance latin-1"):
+        read_examples(str(tmp_path), Columns())
 
 
 def test_a_folder_of_splits_is_found(tmp_path: Path) -> None:
@@ -117,6 +126,7 @@ GOOD = '{"text": "a", "label": "x"}\n'
         ("a.jsonl", GOOD + "{oops\n", "line 2", "not JSON"),
         ("a.jsonl", "[1]\n", "line 1", "expected a JSON object"),
         ("a.jsonl", "[" * 100_000 + "\n", "line 1", "not JSON"),
+        ("a.jsonl", '{"text": "a", "id": ' + "9" * 5000 + "}\n", "line 1", "not JSON (a number of too many digits)"),
         ("a.jsonl", GOOD.encode() + b'{"text": "caf\xe9", "label": "x"}\n', "line 2", "byte 0xe9 is not utf-8"),
         ("a.csv", b"text,label\ncaf\xe9,x\n", "line 2", "byte 0xe9 is not utf-8"),
         ("a.csv", 'text,label\n"open,x\n', "line 2", "not CSV"),
@@ -163,15 +173,25 @@ def test_missing_files_bad_encodings_and_folders(tmp_path: Path) -> None:
 
 class _Feature:
     def int2str(self, value: int) -> str:
+        if value < 0:
+            raise ValueError(f"Invalid integer class label {value}")
         return ("no", "yes")[value]
 
 
+class _List:
+    feature = _Feature()
+
+
 class _Table:
-    def __init__(self) -> None:
-        self.features = {"text": object(), "label": _Feature()}
+    features = types.MappingProxyType(
+        {"text": object(), "label": _Feature(), "labels": _List(), "other": _Feature()}
+    )
+
+    def __init__(self, *rows: dict[str, Any]) -> None:
+        self._rows = rows or ({"text": "a", "label": 1}, {"text": "b", "label": 0})
 
     def __iter__(self) -> Any:
-        return iter([{"text": "a", "label": 1}, {"text": "b", "label": 0}])
+        return iter(self._rows)
 
 
 def _fake_hub(monkeypatch: pytest.MonkeyPatch, load: Callable[..., object]) -> None:
@@ -197,6 +217,21 @@ def test_hub_data_sets_have_their_label_names(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [("glue/sst2", None, "validation"), ("glue", "sst2", "validation")]
     read_examples("hf:owner/name/config", Columns())
     assert asked[-1] == ("owner/name", "config", "train")
+
+
+def test_hub_data_sets_of_several_labels_have_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"text": "a", "labels": [1, 0], "other": -1}, {"text": "b", "labels": [], "other": 0}
+    _fake_hub(monkeypatch, lambda *_, **__: _Table(*rows))
+    found = read_examples("hf:emotions", Columns(multi_label=True))
+    assert [example.labels for example in found] == [("yes", "no"), ()]
+
+
+def test_a_split_that_hides_its_labels_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_hub(monkeypatch, lambda *_, **__: _Table({"text": "a", "label": -1}))
+    with pytest.raises(
+        DataError, match=r"hf:glue/sst2:test, row 1: it has no label, as this split hides them"
+    ):
+        read_examples("hf:glue/sst2:test", Columns())
 
 
 def test_offline_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from backbone import Backbone
 from prompt_store import LinearHead, LinearLayer, decode_prompt, encode_prompt
 from tests.backbone.seq2seq import checkpoint, tiny
 from trainer import ConfigError, TrainConfig, train
+from trainer.errors import RunFolderError
 from trainer.interrupt import StopRequest
 from trainer.learner import Learner
 from trainer.run import Run
@@ -56,6 +57,7 @@ def test_a_warm_start_goes_on_bit_for_bit(
     best = max((row.scores[0] for row in done.rows if row.name == method), key=lambda s: s.accuracy)
     assert best.accuracy > 0.6
     before = learner.evaluate()
+    assert before is not None
     curve = _points(done.folder)
     assert before.dev_accuracy == max(point["dev_accuracy"] for point in curve)
 
@@ -134,3 +136,47 @@ def test_a_head_of_other_layers_is_refused(
                      prompt__init_from=str(tmp_path / "deep.safetensors"))  # fmt: skip
     with pytest.raises(ConfigError, match="has other layers than the one that is trained here"):
         Run(again, bert, console)
+
+
+def test_a_run_that_goes_on_starts_its_later_seeds_from_the_same_numbers(
+    settings: Settings, bert: Backbone, console: Console, tmp_path: Path
+) -> None:
+    """A run folder has them in full precision, its published file has not, and the version is one."""
+    first = train(settings(), console=console)
+    again = settings(output=str(tmp_path / "again"), prompt__init_from=str(first.folder))
+    Run(again, bert, console).begin(new=True)
+    Run(again, bert, console).begin(new=False)
+    for learned in first.folder.glob("seeds/*.learned.safetensors"):
+        learned.unlink()
+    with pytest.raises(RunFolderError, match=r"what prompt\.init_from leads to"):
+        Run(again, bert, console).begin(new=False)
+
+
+def test_an_ensemble_that_no_file_can_hold_is_refused_before_it_is_trained(
+    settings: Settings, bert: Backbone, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.starts.MAX_BYTES", 2000)
+    one = settings(seeds=(0, 1))
+    Run(one, bert, console)
+    with pytest.raises(
+        ConfigError, match=r"cannot be trained: ensemble: 2 prompts of \d+ bytes, and .* 2000"
+    ):
+        Run(settings(seeds=(0, 1), ensemble=True), bert, console)
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning-v2"])
+def test_a_prompt_that_no_file_can_hold_is_refused_before_it_is_trained(
+    method: str, settings: Settings, bert: Backbone, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prompt_store.header.MAX_HEADER", 500)
+    with pytest.raises(ConfigError, match="cannot be trained: header: expected at most 500 bytes"):
+        Run(settings(method=method), bert, console)
+
+
+def test_a_description_that_no_manifest_can_hold_is_one_line(
+    settings: Settings, bert: Backbone, console: Console
+) -> None:
+    words = {"negative": "bad", "positive": "good " * 1000}
+    kind = {"head__type": "label_embeddings", "head__descriptions": words}
+    with pytest.raises(ConfigError, match=r"no valid prompt: descriptions\.1: .* at most 4096 characters"):
+        Run(settings(**kind), bert, console)

@@ -113,6 +113,11 @@ def test_an_alias_that_moves_on_does_not_change_a_run_that_began(
     (source / "prompt.safetensors").write_bytes(moved)
     with pytest.raises(ConfigError, match=f"no longer version {version_of(first)[:12]}"):
         read_source(str(source), version_of(first))
+    (source / "metrics.json").write_text("{}")
+    with pytest.raises(
+        ConfigError, match=r"metrics\.json cannot be read as a run's scores.* or name .*prompt\."
+    ):
+        read_source(str(source))
 
 
 def test_what_cannot_be_started_from_is_one_line(
