@@ -15,8 +15,8 @@ import math
 import random
 import select
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -50,6 +50,9 @@ class Load:
     answers: tuple[tuple[float, bytes], ...] = ()  # latency and head of each answer with 200, if asked for
     refused: int = 0  # of the failed: 429 or 503 with Retry-After
     trace: tuple[Sent, ...] = ()  # every request, in the order in which they ended, if asked for
+    reasons: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of what failed or had no answer, refusals aside
 
     @property
     def rate(self) -> float:
@@ -230,6 +233,7 @@ class _Tally:
     failed: int = 0
     refused: int = 0
     late: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def take(self, line: Line, clock: _Clock) -> bool:
         """Read what has come; True when the line is free again."""
@@ -244,6 +248,8 @@ class _Tally:
         if outcome != "answered":
             self.failed += 1
             self.refused += outcome == "refused"
+            if outcome == "failed":
+                self.reasons[_reason(head)] += 1
             return True
         self.latencies.append(seconds)
         if self.keep_heads:
@@ -252,6 +258,7 @@ class _Tally:
 
     def load(self, clock: _Clock, *, unanswered: int = 0) -> Load:
         answered = len(self.latencies)
+        lost = {"no answer in time": unanswered} if unanswered else {}
         return Load(
             offered=answered + self.failed + unanswered,
             answered=answered,
@@ -265,7 +272,16 @@ class _Tally:
             answers=tuple(self.answers),
             refused=self.refused,
             trace=tuple(self.trace),
+            reasons={**self.reasons, **lost},
         )
+
+
+def _reason(head: bytes) -> str:
+    """Why an answer is a failure, in words that are the same for all of a kind."""
+    if not head:
+        return "connection lost"
+    status = head[9:12].decode(errors="replace")
+    return "status 200 without an end" if status == "200" else f"status {status}"
 
 
 def _outcome(head: bytes) -> Outcome:

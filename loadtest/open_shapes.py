@@ -98,7 +98,8 @@ def send(aim: Target, asked: list[Segment], options: argparse.Namespace) -> Reco
     for sent in load.trace:
         timeline.add(sent.intended, groups[sent.nth], sent.outcome, sent.seconds)
     # A soak's growth is not to be seen in a minute.
-    return Record("steady" if options.shape == "soak" else options.shape, "open", stretches, timeline)
+    shape = "steady" if options.shape == "soak" else options.shape
+    return Record(shape, "open", stretches, timeline, reasons=load.reasons)
 
 
 def _written(aim: Target, groups: list[str], options: argparse.Namespace) -> Iterator[bytes]:

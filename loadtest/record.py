@@ -5,6 +5,7 @@ Owns: the record and its plain form. Standard library only. Must not know: who m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ class Record:
     timeline: Timeline
     memory: list[tuple[float, int]] = field(default_factory=list)  # wall clock, bytes of the server
     broken: str = ""  # why this is not the load that was asked for, or not all that came of it
+    reasons: Mapping[str, int] = field(default_factory=dict)  # open loop: why requests failed, and how many
 
     def as_plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -44,6 +46,7 @@ class Record:
             "timeline": self.timeline.rows(),
             "memory": self.memory,
             "broken": self.broken,
+            "reasons": dict(self.reasons),
         }
 
     @classmethod
@@ -56,6 +59,7 @@ class Record:
             Timeline(plain["timeline"]),
             [(at, size) for at, size in plain["memory"]],
             plain["broken"],
+            plain["reasons"],
         )
 
     def part(self, nth: int, group: str | None = None) -> Part:

@@ -84,6 +84,9 @@ def rows(record: Record) -> list[dict[str, str]]:
 
 def remarks(record: Record) -> Iterator[str]:
     """What is worth knowing and has no bound."""
+    if record.reasons:
+        told = (f"{count:,} x {reason}" for reason, count in sorted(record.reasons.items()))
+        yield f"what failed: {', '.join(told)}"
     if record.shape == "ramp" and record.loop == "closed":
         rates = [record.part(nth).rate for nth in range(len(record.stretches))]
         for nth, (one, more) in enumerate(itertools.pairwise(rates)):

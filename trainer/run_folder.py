@@ -6,6 +6,8 @@ prompt.safetensors        the one to publish: the best seed on dev, or the ensem
 seeds/seed-N.safetensors  every seed's prompt
 seeds/seed-N.learned.safetensors   what was trained, in full precision: what a warm start begins with
 state/                    what resuming needs; may be deleted once the run is finished
+sweep.json  sweep.png     of a sweep: its settings and comparisons (`trainer.sweep_file`), and how they went
+logs/                     experiment logs, where `log_with` asks for them
 """
 
 from __future__ import annotations

