@@ -21,6 +21,7 @@ _READ: Final = 65536
 _CONNECT: Final = 30.0  # seconds
 _CONNECT_AGAIN: Final = 5.0  # everything else waits for it: one thread
 _FRESH: Final = 1.0  # seconds without a request in which no server closes a connection
+_UNUSED: Final = 5.0  # the same for one that never had a request, which servers close sooner, some with a 408
 
 
 class Line:
@@ -35,6 +36,7 @@ class Line:
         self._address = (parts.hostname or "127.0.0.1", parts.port or 80)
         self.intended, self.nth = 0.0, 0
         self.used = 0.0  # by the caller's clock: when the last answer came
+        self._asked = False
         self._buffer = b""
         self._socket = self._connected(_CONNECT)
 
@@ -46,7 +48,7 @@ class Line:
 
     def _open_again(self) -> None:
         self.close()
-        self._buffer = b""
+        self._buffer, self._asked = b"", False
         began = time.monotonic()
         if began >= self._not_before.get(self._address, 0.0):
             try:
@@ -66,13 +68,18 @@ class Line:
         return self._socket.fileno()
 
     def freshen(self, now: float) -> None:
-        """Open it anew where the other side closed it while it was idle, as HTTP lets it: no request was on it."""
-        if now - self.used > _FRESH and select.select([self], [], [], 0)[0]:
+        """Open it anew where the other side closed it while it was idle, as HTTP lets it: no request was on it.
+
+        One that never had a request not only then: a busy server may be about to close it, and the request would meet
+        that.
+        """
+        idle = now - self.used
+        if (not self._asked and idle > _UNUSED) or (idle > _FRESH and select.select([self], [], [], 0)[0]):
             self._open_again()
 
     def send(self, request: bytes, intended: float, nth: int = 0) -> None:
         """Send a request; `intended` and `nth` stay here until its answer has come."""
-        self.intended, self.nth = intended, nth
+        self.intended, self.nth, self._asked = intended, nth, True
         with contextlib.suppress(OSError):  # the read that follows finds it closed, and counts it
             self._socket.sendall(request)
 

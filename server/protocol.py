@@ -27,7 +27,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """A connection that never begins a request is closed, too."""
+        """A connection that never begins a request is closed, too: without a word, see `_too_slow`."""
         super().connection_made(transport)
         self._wait_for_head()
 
@@ -71,6 +71,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._deadline = None
 
     def _too_slow(self) -> None:
+        if not self._in_head:
+            # Nothing was asked. A pool or a proxy that opened it ahead may be sending its first request right now, and
+            # would take an answer for that request's.
+            self.transport.close()
+            return
         self._refuse(HeadTimeout(f"the request's head did not arrive within {HEAD_SECONDS:g} seconds"))
 
     def _refuse(self, error: RequestError) -> None:

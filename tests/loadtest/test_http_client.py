@@ -18,6 +18,7 @@ from loadtest.http_client import (
     post,
     requests,
 )
+from loadtest.http_line import Line
 from tests.loadtest.slow_server import ANSWER, REFUSAL, serving
 
 
@@ -213,6 +214,21 @@ def test_an_idle_connection_that_the_server_closed_is_opened_anew() -> None:
         written = itertools.repeat(post(server.url, "/", 0))
         load = open_loop(server.url, written, [0.0, 1.5], connections=1)
     assert (load.answered, load.failed, server.connections) == (2, 0, 2)
+
+
+def test_a_connection_that_waited_long_for_its_first_request_is_opened_anew() -> None:
+    """A server that hangs up on it with a 408 may do so just when the request is on its way."""
+    with serving(at_once) as server:
+        line = Line(server.url)
+        line.freshen(now=4.0)
+        line.freshen(now=6.0)
+        line.send(post(server.url, "/", 0), 6.0)
+        while line.receive() is None:
+            pass
+        line.used = 6.0
+        line.freshen(now=60.0)  # it had one, and nobody closed it
+        line.close()
+    assert server.connections == 2
 
 
 def test_a_server_that_dies_loses_the_requests_that_are_left_and_no_others() -> None:

@@ -49,7 +49,13 @@ def code(answer: bytes) -> str:
     return str(json.loads(answer.partition(b"\r\n\r\n")[2])["code"])
 
 
-@pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX-Y"])
+async def test_who_asks_nothing_is_told_nothing(connect: Open) -> None:
+    """A pool's first request that is on its way just then must not meet another's answer."""
+    reader, _ = await connect()
+    assert await asyncio.wait_for(reader.read(), 20) == b""
+
+
+@pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX-Y"])
 async def test_a_slow_head_is_given_up(connect: Open, sent: bytes) -> None:
     reader, writer = await connect()
     writer.write(sent)
