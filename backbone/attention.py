@@ -52,6 +52,7 @@ class PackedBatch:
     native: tuple[NativeAttention, NativeRows] | None = None
     record: list[tuple[Tensor, Tensor]] | None = None
     calls: int = 0
+    windowed: bool = False  # whether some layer handed over a window
     cross: PackedBatch | None = None
     bias: RowBias | None = None
 
@@ -112,6 +113,7 @@ def packed_attention(
     if dropout:
         raise UnsupportedBackbone("the backbone is frozen: attention dropout must be 0")
     layer = batch.next_layer(module)
+    batch.windowed |= sliding_window is not None
     causal = bool(getattr(module, "is_causal", False))
     reach = Reach(causal, sliding_window, scaling)
     if _jit.is_tracing():

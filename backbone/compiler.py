@@ -84,7 +84,7 @@ def find_compiler() -> str:
         found = shutil.which(name) if name else None
         if found is not None:
             return found
-    raise NativeUnavailable("no C++ compiler (c++, g++ or clang++) on the PATH")
+    raise NativeUnavailable("no C++ compiler (c++, g++ or clang++) on the PATH: install one, such as g++")
 
 
 def _processor() -> str:

@@ -18,7 +18,8 @@ Spans = tuple[tuple[int, int], ...]
 class DecoderStart:
     """How a model's decoder begins: with the token `start`; `wraps`: with the last token of the row (mBART).
 
-    mBART's rows end in their language's code, and it has no start token of its own unless it was trained for one.
+    mBART-25's rows end in their language's code (mBART-50's begin with it), and it has no start token of its own unless
+    it was trained for one.
     `cloze` is what it reads to fill a mask, as it was pretrained.
     """
 

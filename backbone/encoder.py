@@ -50,6 +50,7 @@ class PackedEncoder:
         self._has_segments = "token_type_ids" in accepts and segments > 0
         self._second_segment = second_segment if segments > 1 else 0
         self._fixed = {"use_cache": False} if "use_cache" in accepts else {}
+        self._windowed = family.has_window(model.config)
         self.position_base = family.position_base(model)
         self.recorded: RecordedModel | None = None
 
@@ -91,6 +92,11 @@ class PackedEncoder:
             hidden = self.recorded(inputs, batch)[0]
         else:
             hidden = self.model(**inputs, **self._fixed, **{attention.KEYWORD: batch})[0][0]
+            if self._windowed and not batch.windowed:
+                raise UnsupportedBackbone(
+                    f"{self.model.config.model_type} gives its window to the mask alone, which packed rows do without: "
+                    "only families that hand it to their attention are served"
+                )
         if batch.calls != self._layers:
             # A model that attends in its own way would let rows see each other: no answer is better than that one.
             raise UnsupportedBackbone(

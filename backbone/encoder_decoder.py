@@ -25,6 +25,7 @@ from backbone.encoder import PackedEncoder
 from backbone.errors import UnsupportedBackbone
 from backbone.family import attends_by_interface, is_encoder_decoder
 from backbone.graph import NotRecordable
+from backbone.linear import PackedLinear
 from backbone.native import NativeAttention
 from backbone.packing import PackedRows, PrefixSpan, pack, pack_cross, to_device
 from backbone.padded import PaddedEncoder
@@ -42,12 +43,17 @@ class PackedEncoderDecoder:
 
     position_base = 0
     recorded = None
-    replaced: tuple[str, ...] = ()
 
     def __init__(self, model: Any, *, device: torch.device) -> None:
         self.model, self._device = model, device
         self.embedding: nn.Embedding = model.get_input_embeddings()
         self._encoder, self._decoder = _Stack(model.encoder), _Stack(model.decoder)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """What is not left to the stock model where no gradient is asked for: "linear", or nothing."""
+        packed = any(isinstance(module, PackedLinear) for module in self.model.modules())
+        return ("linear",) * packed
 
     def record(self, samples: object) -> None:
         """Raise NotRecordable: two stacks that share a batch run through Python."""

@@ -164,6 +164,15 @@ def is_causal(base: Any) -> bool:
     )
 
 
+def has_window(config: Any) -> bool:
+    """Whether some layer sees only so far back: a text would lose sight of soft tokens, but never of a prefix."""
+    size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    kinds = getattr(config, "layer_types", None)
+    if size is None or not getattr(config, "use_sliding_window", True):
+        return False
+    return kinds is None or any(kind != "full_attention" for kind in kinds)
+
+
 def head_dim(config: Any) -> int:
     """The width of one attention head. Raises UnsupportedBackbone if the model has none."""
     _refuse_without(config, "hidden_size", "num_attention_heads")

@@ -22,6 +22,11 @@ _VOLATILE_KEYS = frozenset({
     "output_attentions", "output_hidden_states", "problem_type", "return_dict", "task_specific_params",
     "torch_dtype", "transformers_version", "use_cache",
 })  # fmt: skip
+# What transformers takes from tokenizer_config.json, whatever tokenizer.json says: their names there and here.
+_REBUILT = {
+    "do_lower_case": "lowercase", "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars", "add_prefix_space": "add_prefix_space",
+}  # fmt: skip
 _CHUNK = 1 << 24
 _ADVICE = (
     "; a model that has its weights as pytorch_model.bin, a pickle, which may run code and is not read, is loaded with "
@@ -33,22 +38,24 @@ def fingerprint(folder: Path, *, cache: Path | None = None) -> str:
     """Return the SHA-256 (hex) of a checkpoint folder's architecture, weights and tokenizer.
 
     Hashed are the keys of `config.json` that define the architecture, every tensor's name, type, shape and bytes as
-    stored (so that sharding and header order do not matter), and `tokenizer.json`. `cache` is a JSON file that
-    remembers the result by the files' sizes and modification times.
+    stored (so that sharding and header order do not matter), and `tokenizer.json`, with what `tokenizer_config.json`
+    says against it, if it does. `cache` is a JSON file that remembers the result by the files' sizes and modification
+    times.
 
     Raises:
         BackboneError: a file is missing or is no safetensors file.
 
     """
     config, weights, tokenizer = _files(folder)
-    files = [config, *weights, tokenizer]
+    own = folder / "tokenizer_config.json"
+    files = [config, *weights, tokenizer, *([own] if own.is_file() else [])]
     key = hashlib.sha256(
         json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]).encode()
     ).hexdigest()
     known = _read_cache(cache)
     if key in known:
         return known[key]
-    result = _hash(config, weights, tokenizer)
+    result = _hash(config, weights, tokenizer, _contradictions(tokenizer, own) if own.is_file() else {})
     _write_cache(cache, {**known, key: result})
     return result
 
@@ -70,7 +77,27 @@ def _files(folder: Path) -> tuple[Path, list[Path], Path]:
     return config, weights, tokenizer
 
 
-def _hash(config: Path, weights: list[Path], tokenizer: Path) -> str:
+def _contradictions(tokenizer: Path, own: Path) -> dict[str, Any]:
+    """Settings of tokenizer_config.json with which transformers makes another tokenizer than tokenizer.json's."""
+    whole, given = _json(tokenizer), _json(own)
+    steps = [*_steps(whole.get("normalizer")), *_steps(whole.get("pre_tokenizer"))]
+    found = {}
+    for name, there in _REBUILT.items():
+        said = {json.dumps(step[there]) for step in steps if there in step}
+        if name in given and said and said != {json.dumps(given[name])}:
+            found[name] = given[name]
+    return found
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """A normaliser or pre-tokeniser of tokenizer.json, or the parts of a sequence of them."""
+    if not isinstance(part, dict):
+        return []
+    inner = [*(part.get("normalizers") or []), *(part.get("pretokenizers") or [])]
+    return [step for one in inner for step in _steps(one)] or [part]
+
+
+def _hash(config: Path, weights: list[Path], tokenizer: Path, rebuilt: dict[str, Any]) -> str:
     digest = hashlib.sha256(b"promptmux backbone 1\n")
     keys = {k: v for k, v in _json(config).items() if k not in _VOLATILE_KEYS}
     digest.update(json.dumps(keys, sort_keys=True, separators=(",", ":")).encode())
@@ -80,6 +107,8 @@ def _hash(config: Path, weights: list[Path], tokenizer: Path) -> str:
     for name in sorted(tensors):
         digest.update(tensors[name])
     digest.update(hashlib.sha256(tokenizer.read_bytes()).digest())
+    if rebuilt:
+        digest.update(json.dumps(rebuilt, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -20,12 +20,6 @@ from prompt_store import BackboneRef
 _MOST_GROWTH = 32
 
 
-def has_window(config: object) -> bool:
-    """Whether some layer sees only so far back: a text would lose sight of soft tokens, but never of a prefix."""
-    size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    return size is not None and bool(getattr(config, "use_sliding_window", True))
-
-
 def pays(shape: BackboneRef) -> bool:
     """Whether keys and values are worth their memory on such a backbone."""
     return 2 * shape.layers * shape.kv_heads * shape.head_dim <= _MOST_GROWTH * shape.embedding_width

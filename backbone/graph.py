@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from backbone import attention
 from backbone.attention import PackedBatch
+from backbone.errors import UnsupportedBackbone
 
 _jit: Any = torch.jit  # untyped
 Inputs = dict[str, Tensor]  # of the stock model, without the batch
@@ -52,7 +53,7 @@ class RecordedModel:
                     )
                 for given, own in samples:
                     self._compare(base, fixed, given, own)
-        except NotRecordable:
+        except (NotRecordable, UnsupportedBackbone):
             raise
         except Exception as error:  # whatever a model does under the tracer, it still serves itself
             first = next(iter(str(error).splitlines()), "")

@@ -96,8 +96,14 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 def keep_rows_apart(model: nn.Module) -> int:
     """Replace what would let a row that is not finite reach the next one; returns how many layers that were.
 
+    What would make a row fail by the length of its neighbours is switched off.
+
     Only bfloat16 on CPUs is concerned. The language-model head is left alone: its rows are multiplied in float32.
     """
+    for module in model.modules():
+        if getattr(module, "chunk_size_feed_forward", 0):
+            # Parts of a line, to save memory: the numbers are the same, and a line that is no multiple fails.
+            module.chunk_size_feed_forward = 0  # type: ignore[assignment]
     count = 0
     head: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
     for parent in list(model.modules()):

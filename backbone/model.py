@@ -18,7 +18,7 @@ from backbone import attention, family
 from backbone.encoder_decoder import STACKS, decoder_start, packed_model
 from backbone.ensemble import expand, join_logits, join_scores, together
 from backbone.errors import UnsupportedBackbone
-from backbone.folding import fold, has_window, keep_folded, pays
+from backbone.folding import fold, keep_folded, pays
 from backbone.heads import probabilities, score_rows, split_lm_head
 from backbone.label_words import label_word_id
 from backbone.native import NativeAttention
@@ -77,7 +77,7 @@ class Backbone:
         self._workers = Workers(cores) if device.type == "cpu" and cores > 1 else None
         self.shape = family.shape_of(model, name, fingerprint)
         self.prefix_stack: Literal["encoder", "decoder"] = "decoder" if self.is_causal else "encoder"
-        self._folds = self.is_causal and not has_window(config) and pays(self.shape)
+        self._folds = self.is_causal and not family.has_window(config) and pays(self.shape)
         self._start = decoder_start(config)
         second = self.tokenizer.layout.second_segment
         self._encoder = packed_model(self._base, self.shape, second, device=device, native=native)

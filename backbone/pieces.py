@@ -35,13 +35,15 @@ class Piece:
 
 
 def pieces_of(
-    template: Template, tokenizer: TextTokenizer, *, pair: bool, is_causal: bool
+    template: Template, tokenizer: TextTokenizer, *, pair: bool, is_causal: bool, continues: bool = False
 ) -> tuple[Piece, ...]:
     """The template's parts as pieces, with special tokens placed by the tokenizer's rule.
 
     Leading soft slots come before the first special token unless the template has `{start}`. White space next to a
     soft slot, a mask token, a segment border or the row's end only separates; beside a text it is kept, and a space
-    before a text, a word or the token to predict belongs to that.
+    before a text, a word or the token to predict belongs to that. `is_causal` says that the mask is the next token, and
+    `continues` that this row is what it follows (not what an encoder-decoder's encoder reads): then nothing stands
+    behind the template, whatever special tokens the rule puts there.
 
     Raises:
         IncompatiblePrompt: the template does not fit this backbone.
@@ -93,7 +95,8 @@ def pieces_of(
         joint = True
         if not isinstance(part, Literal):
             join = "plain"
-    pieces.extend(Piece((i,)) for i in suffix)
+    if not (continues and any(isinstance(part, MaskSlot) for part in parts)):
+        pieces.extend(Piece((i,)) for i in suffix)
     return tuple(pieces)
 
 

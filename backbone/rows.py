@@ -56,7 +56,7 @@ class RowEncoder:
         decoder: DecoderStart | None = None,
     ) -> None:
         """`decoder` says how an encoder-decoder's decoder begins."""
-        template = parse_template(manifest.template)
+        template, causal = parse_template(manifest.template), is_causal
         asked = manifest.decoder
         self._decoder = None
         if asked is not None and decoder is not None:
@@ -69,10 +69,16 @@ class RowEncoder:
         self._max_tokens = manifest.max_length.tokens
         self.virtual_tokens = template.num_soft
         self.takes_pair = template.has_pair
-        self._single = pieces_of(template, tokenizer, pair=False, is_causal=is_causal)
-        self._pair = (
-            pieces_of(template, tokenizer, pair=True, is_causal=is_causal) if template.has_pair else ()
+        self._single, pair = (
+            pieces_of(template, tokenizer, pair=pair, is_causal=is_causal, continues=causal)
+            for pair in (False, True)
         )
+        self._pair = pair if template.has_pair else ()
+        if causal and self._pooling in ("cls", "pooler") and _begins_with_cls(self._single):
+            raise IncompatiblePrompt(
+                f"pooling {self._pooling!r} reads the first token, which sees no text on a model that looks back only: "
+                "use 'last' or 'mean'"
+            )
         if self._pooling in ("cls", "pooler") and not any(piece.is_cls for piece in self._single):
             raise IncompatiblePrompt(
                 f"pooling {self._pooling!r} reads the tokenizer's first special token, and this one has none: "
@@ -191,6 +197,12 @@ def _share(text: int, pair: int, room: int) -> tuple[int, int]:
 
 def _join(slot: str, pieces: Sequence[Piece]) -> Join:
     return next(piece.join for piece in pieces if piece.slot == slot)
+
+
+def _begins_with_cls(pieces: Sequence[Piece]) -> bool:
+    """Whether the first special token stands before every text."""
+    first = next((piece for piece in pieces if piece.is_cls or piece.slot), None)
+    return first is not None and first.is_cls
 
 
 def _leading_virtual(pieces: Sequence[Piece]) -> int:

@@ -7,6 +7,7 @@ batches on which a recorded model is compared. Knows nothing of where models com
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -85,6 +86,25 @@ def check_packing(backbone: Backbone) -> None:
         raise UnsupportedBackbone(f"{backbone.name}: this family ignores prefixes")
 
 
+@torch.no_grad()  # what a model keeps of its first forward may be trained through later
+def check_runs(backbone: Backbone) -> None:
+    """Run one row, so that what no row can be run on is refused when it is loaded and not at each request.
+
+    Raises:
+        UnsupportedBackbone: with the reason.
+
+    """
+    bare, _ = _prompts(backbone)
+    try:
+        backbone.features(_rows(backbone, (3,)), [bare])
+    except UnsupportedBackbone:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UnsupportedBackbone(f"{backbone.name} cannot run packed rows: {error}") from error
+    except OTHERWISE_BUILT as error:
+        raise built_otherwise(backbone.name, error) from error
+
+
 @torch.inference_mode()
 def stock_logits(model: Any, special_ids: Collection[int]) -> StockLogits | None:
     """What the headed stock model says behind a few tokens; None where it has no such head or cannot be asked.
@@ -116,10 +136,13 @@ def check_lm_head(backbone: Backbone, stock: StockLogits | None) -> None:
         row = replace(row, spans=((len(row) - 1, len(row)),))
         ids = torch.tensor(stock.words, device=backbone.device)
         head = VerbalizerWords(ids, (1,) * len(stock.words), "mean")
-        (own,) = backbone.forward([row], [replace(bare, head=head)])
-        furthest = (own.float().cpu() - stock.logits).abs().max() / stock.logits.abs().max().clamp(min=1e-6)
-        if furthest <= _tolerance(backbone):  # not where it is NaN
-            return
+        with contextlib.suppress(RuntimeError):  # a head of more parts than are known here does not fit them
+            (own,) = backbone.forward([row], [replace(bare, head=head)])
+            furthest = (own.float().cpu() - stock.logits).abs().max() / stock.logits.abs().max().clamp(
+                min=1e-6
+            )
+            if furthest <= _tolerance(backbone):  # not where it is NaN
+                return
     backbone.do_without_lm_head()
     _log.warning(
         "%s: verbalizers are refused here: its language-model head does not score as the stock model does "

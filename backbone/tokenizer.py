@@ -2,13 +2,14 @@
 
 Owns the tokenizer's rules: the special tokens around one text and around a pair, segment ids, and how a piece in the
 middle of a row begins. Knows nothing of prompts, templates or tensors. User text can never become a special token:
-"[MASK]" typed by a caller is six characters of text.
+"[MASK]" typed by a caller is six characters of text, and no text can spell what it is called here.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -87,6 +88,19 @@ class TextTokenizer:
                 return ids[len(front) :]
         return self.encode([text])[0]  # it melts into whatever stands before it
 
+    def beyond(self, embeddings: int) -> list[int]:
+        """Ids that a row may hold and a model with so many embeddings has none for; padding is no such id."""
+        around = self.layout
+        placed = {
+            *around.prefix,
+            *around.suffix,
+            *around.pair_prefix,
+            *around.pair_middle,
+            *around.pair_suffix,
+        }
+        words = set(self._core.get_vocab(with_added_tokens=True).values()) - self.special_ids
+        return sorted(at for at in words | placed | {self.mask_id, self.filler_id} if at and at >= embeddings)
+
     def lead(self, text: str) -> str:
         """The text as it must be written when a space stands before it (byte-level BPE keeps that space)."""
         return self._lead + text
@@ -109,16 +123,26 @@ def _text_only(pretrained: Any) -> str:
     """The tokenizer's JSON in which no text can match a special token, and nothing is cut, padded or put around.
 
     Taking special tokens off the list of added tokens is not enough: a Unigram model has them among its ordinary
-    pieces, and a word that is one is found in a WordPiece vocabulary. They are renamed to characters of private use;
-    all ids stay as they are. Published files may also carry a training run's truncation and padding.
+    pieces, and a word that is one is found in a WordPiece vocabulary. They are renamed, all ids stay as they are; the
+    names are drawn anew in each process, for who knew one could write it in a text. Published files may also carry a
+    training run's truncation and padding.
     """
     parts = json.loads(pretrained.backend_tokenizer.to_str())
     special = {token["content"] for token in parts["added_tokens"] if token["special"]}
     special = (special | set(pretrained.all_special_tokens)) - {pretrained.unk_token}
-    hidden = {token: f"\U000f0000{at}\U000f0000" for at, token in enumerate(sorted(special))}
-    parts["added_tokens"] = [token for token in parts["added_tokens"] if not token["special"]]
+    hidden = {token: f"\U000f0000{secrets.token_hex(16)}\U000f0000" for token in special}
     parts["truncation"] = parts["padding"] = parts["post_processor"] = None
     vocabulary = parts["model"]["vocab"]
+    words = set(vocabulary if isinstance(vocabulary, dict) else (token for token, _ in vocabulary))
+    # Behind the vocabulary ids go by the order of this list: a special token that is left out would hand its id on to
+    # the ordinary one that follows it (Qwen's "<tool_call>").
+    parts["added_tokens"] = [
+        {**token, "content": hidden.get(token["content"], token["content"]), "normalized": False}
+        if token["special"]
+        else token
+        for token in parts["added_tokens"]
+        if not token["special"] or token["content"] not in words
+    ]
     if isinstance(vocabulary, dict):
         parts["model"]["vocab"] = {hidden.get(token, token): i for token, i in vocabulary.items()}
     else:

@@ -97,3 +97,20 @@ def test_missing_and_torn_files_are_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(BackboneError, match=r"model\.safetensors is missing"):
         fingerprint(folder)
+
+
+def test_a_tokenizer_that_its_configuration_makes_another_has_another(folder: Path) -> None:
+    """transformers rebuilds some from tokenizer_config.json: two such copies read the same text differently."""
+    before, file = fingerprint(folder), folder / "tokenizer_config.json"
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["normalizer"] = {
+        "type": "Sequence", "normalizers": [{"type": "BertNormalizer", "lowercase": True, "strip_accents": None}],
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    plain = json.loads(file.read_text())
+    seen = [before]
+    for said in ({}, {"do_lower_case": True}, {"do_lower_case": False}, {"strip_accents": True}):
+        file.write_text(json.dumps({**plain, **said}))
+        seen.append(fingerprint(folder))
+    assert seen[1] == seen[2]  # they agree
+    assert len(set(seen)) == 4

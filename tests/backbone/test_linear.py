@@ -14,6 +14,7 @@ from backbone import UnsupportedBackbone
 from backbone.linear import PackedLinear, can_pack, keep_rows_apart, pack_linears
 from tests.backbone.families import FAMILIES, tiny
 from tests.backbone.prompts import manifest, tensors
+from tests.backbone.seq2seq import tiny as two_stacks
 
 CPU = torch.device("cpu")
 needs_bf16 = pytest.mark.skipif(
@@ -99,6 +100,8 @@ def test_packed_weights_are_not_given_out_for_training() -> None:
     with pytest.raises(UnsupportedBackbone, match='kernels="off"'):
         tiny("bert", "bfloat16").weights()
     assert tiny("bert", "bfloat16", "eager").weights()
+    with pytest.raises(UnsupportedBackbone, match='kernels="off"'):
+        two_stacks("t5", "bfloat16").weights()
 
 
 def test_float32_keeps_its_layers() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import hypothesis.strategies as st
 import pytest
 import transformers as hf
 from hypothesis import given, settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from backbone import Backbone, Row
+from backbone import Backbone, Row, load_backbone
 from backbone.tokenizer import TextTokenizer
 from prompt_store import IncompatiblePrompt
-from tests.backbone.families import FAMILIES, WORDS, checkpoint, tiny
+from tests.backbone.families import FAMILIES, WORDS, checkpoint, run_cache, tiny
 from tests.backbone.prompts import manifest
 
 
@@ -200,3 +202,34 @@ def test_templates_that_leave_no_room(template: str, changes: dict[str, object],
 def test_a_causal_model_wants_the_mask_last() -> None:
     with pytest.raises(IncompatiblePrompt, match="last part"):
         encode("gpt2", "{mask} {text}", "film", pooling="mask")
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """A decoder whose tokenizer puts a token before each text and one behind it, as some for embeddings do."""
+    folder = tmp_path_factory.mktemp("ends") / "model"
+    shutil.copytree(checkpoint("llama"), folder)
+    names = hf.AutoTokenizer.from_pretrained(folder)
+    begin, end = names.convert_tokens_to_ids(["<s>", "</s>"])
+    names.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", begin), ("</s>", end)]
+    )
+    names.save_pretrained(folder)
+    return load_backbone(str(folder), device="cpu", dtype="float32", cache_dir=run_cache(), kernels="off")
+
+
+def test_what_predicts_the_next_token_is_the_rows_last(ends: Backbone) -> None:
+    """Behind a token that ends the text, another is predicted than the label's word."""
+    words = {"type": "verbalizer", "words": (("bad",), ("good",))}
+    asked = manifest(ends, template="{text} it was {mask}", pooling="mask", head=words)
+    plain = manifest(ends, template="{text} it was")
+    (cloze,), (whole,) = (ends.row_encoder(own).encode(["the film"]) for own in (asked, plain))
+    assert (*cloze.token_ids, ends.tokenizer.layout.suffix[0]) == whole.token_ids
+    assert cloze.spans == ((len(cloze) - 1, len(cloze)),)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "pooler"])
+def test_a_first_token_that_sees_no_text_is_not_pooled(pooling: str, ends: Backbone) -> None:
+    with pytest.raises(IncompatiblePrompt, match="looks back only"):
+        ends.row_encoder(manifest(ends, pooling=pooling))
+    ends.row_encoder(manifest(ends, template="{text} {start}", pooling="cls"))
