@@ -12,15 +12,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from backbone.errors import BackboneError, UnsupportedBackbone
 from backbone.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
 
 # Weights without which it is another model: relative positions that transformers dropped, adapters not merged.
-_ACTING = re.compile(r"distance_embedding|lora_|\.(base_layer|adapter)\.")
+_ACTING = re.compile(r"distance_embedding|lora_|ia3_l|\.(base_layer|adapters?)\.")
 # Buffers of old files, which are computed.
-_COMPUTED = re.compile(r"inv_freq$|masked_bias$|\.attn\.bias$|position_ids$")
+_COMPUTED = re.compile(r"inv_freq$|masked_bias$|\.(attn|attention)\.bias$|position_ids$")
+# Case, accents, ligatures, other scripts, quotation marks, white space: what tokenizers are set up to see or not.
+_TEXTS = ("Ab ÀÉ ﬁ 中文 x", " a  b ", "a\nb\tc", "’“don't”…", "ÅNGSTRÖM ½ e\u0301")
 
 
 def refuse_folder(folder: Path, config: Any) -> None:
@@ -32,8 +36,8 @@ def refuse_folder(folder: Path, config: Any) -> None:
     """
     if (folder / "adapter_config.json").exists():
         raise UnsupportedBackbone(
-            f"{folder} holds an adapter beside a model (adapter_config.json), which would be loaded in its place: "
-            "merge it into the model (PEFT's merge_and_unload), or move it away"
+            f"{folder} holds an adapter beside a model (adapter_config.json): where PEFT is installed, the adapter's "
+            "own base model would be loaded in its place; merge it (PEFT's merge_and_unload), or move it away"
         )
     if quantised := getattr(config, "quantization_config", None):
         kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
@@ -76,11 +80,31 @@ def refuse_weights(folder: Path, model: Any, report: Mapping[str, Any]) -> None:
         )
     if layers := _of_layers(unused, model.state_dict()):
         _log.warning(
-            "the backbone in %s runs without %d of its weights (%s): its config.json asks for fewer layers",
+            "the backbone in %s runs without %d of its weights (%s): its config.json asks for fewer layers, or for "
+            "layers without them",
             folder,
             len(layers),
             ", ".join(layers[:3]),
         )
+
+
+def tell_of_another_tokenizer(folder: Path, pretrained: Any) -> None:
+    """Log where transformers makes another tokenizer than tokenizer.json's: the fingerprint knows that one alone."""
+    alone = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    core = pretrained.backend_tokenizer
+    for text in _TEXTS:
+        if (
+            alone.encode(text, add_special_tokens=False).ids
+            != core.encode(text, add_special_tokens=False).ids
+        ):
+            _log.warning(
+                "the tokenizer in %s reads %r otherwise than its tokenizer.json alone would, by its "
+                "tokenizer_config.json or a default of transformers: copies of this backbone with one fingerprint may "
+                "answer differently. To mend it, save it with AutoTokenizer's save_pretrained",
+                folder,
+                text,
+            )
+            return
 
 
 def refuse_words_without_embedding(folder: Path, tokenizer: TextTokenizer, embeddings: int) -> None:
@@ -100,12 +124,18 @@ def refuse_words_without_embedding(folder: Path, tokenizer: TextTokenizer, embed
 
 
 def _of_layers(unused: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Those that are called as the model's own weights, but for the number of the layer."""
-    numbered = {re.sub(r"\.\d+\.", ".*.", name) for name in known}
-    own = {name for name in numbered if "*" in name}
-    found = []
-    for name in unused:
-        pattern = re.sub(r"\.\d+\.", ".*.", name)
-        if "*" in pattern and any(one.endswith(pattern) or pattern.endswith(one) for one in own):
-            found.append(name)
-    return found
+    """Those that stand where the model has its layers. A checkpoint's names may begin with one part more, or less."""
+    own = {place for name in known if (place := _layers(name))}
+    return [
+        name
+        for name in unused
+        if (place := _layers(name)) and any(place.endswith(one) or one.endswith(place) for one in own)
+    ]
+
+
+def _layers(name: str) -> str:
+    """What a weight's name says before the number of its layer; "" where it has none."""
+    before, number, _ = (
+        re.split(r"\.(\d+)\.", name, maxsplit=1) if re.search(r"\.\d+\.", name) else ("", "", "")
+    )
+    return f".{before}" if number else ""

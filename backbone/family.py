@@ -166,7 +166,9 @@ def is_causal(base: Any) -> bool:
 
 def has_window(config: Any) -> bool:
     """Whether some layer sees only so far back: a text would lose sight of soft tokens, but never of a prefix."""
-    size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    names = ("sliding_window", "attention_chunk_size")
+    # Left in the file of a family without windows, it does nothing.
+    size = next((v for n in names if hasattr(type(config), n) and (v := getattr(config, n))), None)
     kinds = getattr(config, "layer_types", None)
     if size is None or not getattr(config, "use_sliding_window", True):
         return False

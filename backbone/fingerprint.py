@@ -22,7 +22,8 @@ _VOLATILE_KEYS = frozenset({
     "output_attentions", "output_hidden_states", "problem_type", "return_dict", "task_specific_params",
     "torch_dtype", "transformers_version", "use_cache",
 })  # fmt: skip
-# What transformers takes from tokenizer_config.json, whatever tokenizer.json says: their names there and here.
+# What transformers takes from tokenizer_config.json for some classes, whatever tokenizer.json says: their names there
+# and here. What else makes another tokenizer is told when it is loaded (`backbone.checkpoint`).
 _REBUILT = {
     "do_lower_case": "lowercase", "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars", "add_prefix_space": "add_prefix_space",
@@ -84,7 +85,7 @@ def _contradictions(tokenizer: Path, own: Path) -> dict[str, Any]:
     found = {}
     for name, there in _REBUILT.items():
         said = {json.dumps(step[there]) for step in steps if there in step}
-        if name in given and said and said != {json.dumps(given[name])}:
+        if given.get(name) is not None and said and said != {json.dumps(given[name])}:
             found[name] = given[name]
     return found
 

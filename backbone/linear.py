@@ -96,9 +96,10 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 def keep_rows_apart(model: nn.Module) -> int:
     """Replace what would let a row that is not finite reach the next one; returns how many layers that were.
 
-    What would make a row fail by the length of its neighbours is switched off.
+    What would make a row fail by the length of its neighbours is switched off, for every dtype and device.
 
-    Only bfloat16 on CPUs is concerned. The language-model head is left alone: its rows are multiplied in float32.
+    Of those, only bfloat16 on CPUs is concerned. The language-model head is left alone: its rows are multiplied in
+    float32.
     """
     for module in model.modules():
         if getattr(module, "chunk_size_feed_forward", 0):

@@ -22,7 +22,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from backbone import family
-from backbone.checkpoint import refuse_folder, refuse_weights, refuse_words_without_embedding
+from backbone.checkpoint import (
+    refuse_folder,
+    refuse_weights,
+    refuse_words_without_embedding,
+    tell_of_another_tokenizer,
+)
 from backbone.compiler import load_native
 from backbone.errors import BackboneError, NativeUnavailable
 from backbone.fingerprint import fingerprint
@@ -51,6 +56,7 @@ _UNREADABLE = (
     ImportError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError,
     StrictDataclassError,
 )  # fmt: skip
+_LONGEST_REASON = 400
 _DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # BART's head is its embeddings; T5's first name ended as a decoder's does.
@@ -119,8 +125,12 @@ def load_backbone(
             )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except _UNREADABLE as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BackboneError(f"the backbone in {folder} cannot be loaded: {first}") from error
+        reason = " ".join(
+            f"{type(error).__name__}: {error}".split()
+        )  # others' sentences are of several lines
+        raise BackboneError(
+            f"the backbone in {folder} cannot be loaded: {reason[:_LONGEST_REASON]}"
+        ) from error
     refuse_weights(folder, model, report)
     # A pooler that is not in the checkpoint was made up just now: no prompt may rely on it.
     has_pooler = not any("pooler" in key for key in report["missing_keys"])
@@ -149,6 +159,7 @@ def load_backbone(
         )
     except OTHERWISE_BUILT as error:
         raise built_otherwise(known_as, error) from error
+    tell_of_another_tokenizer(folder, tokenizer)
     refuse_words_without_embedding(folder, backbone.tokenizer, model.get_input_embeddings().num_embeddings)
     if untested:
         check_packing(backbone)
@@ -259,7 +270,12 @@ def locate(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_DOWNLOAD)))
+        # Not the adapter that some keep beside a merged model: `checkpoint.refuse_folder`.
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(_DOWNLOAD), ignore_patterns=["adapter_*"]
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BackboneError(
             f"the backbone {name!r} is neither a folder nor a Hugging Face model that can be reached from here"

@@ -21,6 +21,8 @@ from backbone.errors import BackboneError
 # Words that a piece is tokenised beside, to see what it is next to one. Several, for one may melt into the piece.
 ANCHORS = ("a", "b", "x", "0", "(")
 Join = Literal["plain", "spaced", "glued"]
+# Characters of private use around what special tokens are called here; the rest of the name nobody can guess.
+_HIDDEN = "\U000f0000"
 _SENTINELS = ("<extra_id_0>", "▁<extra_id_0>")  # mT5 writes it the second way
 
 
@@ -44,6 +46,13 @@ class TextTokenizer:
         if not getattr(pretrained, "is_fast", False):
             raise BackboneError("the backbone needs a fast tokenizer (tokenizer.json)")
         self._core = Tokenizer.from_str(_text_only(pretrained))
+        for at, token in pretrained.added_tokens_decoder.items():
+            # It numbers added words anew; a special one has another name here, and so no number.
+            if self._core.token_to_id(token.content) not in (None, at):
+                raise BackboneError(
+                    f"the tokenizer's added word {token.content!r} has id {at} in transformers and another when it is "
+                    "read from tokenizer.json alone: save it anew with save_pretrained"
+                )
         self.mask_id: int | None = _mask_of(pretrained)
         self.filler_id: int = next(
             (
@@ -89,7 +98,9 @@ class TextTokenizer:
         return self.encode([text])[0]  # it melts into whatever stands before it
 
     def beyond(self, embeddings: int) -> list[int]:
-        """Ids that a row may hold and a model with so many embeddings has none for; padding is no such id."""
+        """Ids that a row may hold and a model with so many embeddings has none for: of words, and of those special
+        tokens that stand in rows (padding does not).
+        """
         around = self.layout
         placed = {
             *around.prefix,
@@ -98,7 +109,8 @@ class TextTokenizer:
             *around.pair_middle,
             *around.pair_suffix,
         }
-        words = set(self._core.get_vocab(with_added_tokens=True).values()) - self.special_ids
+        known = self._core.get_vocab(with_added_tokens=True)
+        words = {at for word, at in known.items() if not word.startswith(_HIDDEN)}
         return sorted(at for at in words | placed | {self.mask_id, self.filler_id} if at and at >= embeddings)
 
     def lead(self, text: str) -> str:
@@ -129,8 +141,10 @@ def _text_only(pretrained: Any) -> str:
     """
     parts = json.loads(pretrained.backend_tokenizer.to_str())
     special = {token["content"] for token in parts["added_tokens"] if token["special"]}
-    special = (special | set(pretrained.all_special_tokens)) - {pretrained.unk_token}
-    hidden = {token: f"\U000f0000{secrets.token_hex(16)}\U000f0000" for token in special}
+    special |= set(pretrained.all_special_tokens)
+    hidden = {token: f"{_HIDDEN}{secrets.token_hex(16)}{_HIDDEN}" for token in special}
+    if (unknown := parts["model"].get("unk_token")) is not None:
+        parts["model"]["unk_token"] = hidden.get(unknown, unknown)
     parts["truncation"] = parts["padding"] = parts["post_processor"] = None
     vocabulary = parts["model"]["vocab"]
     words = set(vocabulary if isinstance(vocabulary, dict) else (token for token, _ in vocabulary))

@@ -15,6 +15,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from backbone import Backbone, BackboneError, UnsupportedBackbone, load_backbone
+from backbone import checkpoint as checkpoint_module
 from tests.backbone.families import HIDDEN, LAYERS, byte_level, checkpoint, run_cache
 from tests.backbone.prompts import manifest, tensors
 from tests.backbone.seq2seq import checkpoint as two_stacks
@@ -55,7 +56,7 @@ def test_an_adapter_beside_a_model_is_refused(folder: Any) -> None:
     (one / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"})
     )
-    with pytest.raises(UnsupportedBackbone, match="merge it into the model"):
+    with pytest.raises(UnsupportedBackbone, match="where PEFT is installed"):
         load(one)
 
 
@@ -91,6 +92,62 @@ def test_layers_that_are_left_out_are_told(folder: Any, caplog: pytest.LogCaptur
     (record,) = caplog.records
     assert "asks for fewer layers" in record.getMessage()
     assert f"layer.{LAYERS - 1}." in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("bert.encoder.layer.0.attention.self.query.extra", (4,)),
+        ("encoder.layer.1.attention.self.spare", (2,)),
+    ],
+)
+def test_weights_inside_layers_that_nothing_reads_are_told(
+    name: str, shape: tuple[int, ...], folder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = folder("bert")
+    add_weight(
+        one, "cls.seq_relationship.weight", 2, HIDDEN
+    )  # a head is nobody's loss, nor is what is computed
+    add_weight(one, "bert.encoder.layer.0.rotary_emb.inv_freq", 3)
+    with caplog.at_level(logging.WARNING, "backbone"):
+        load(one)
+        assert not caplog.records
+        add_weight(one, name, *shape)
+        load(one)
+    assert "runs without 1 of its weights" in caplog.text
+
+
+def test_a_tokenizer_that_reads_otherwise_than_its_file_is_told(
+    folder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers' class for BERT reads all as lower case where nothing is said."""
+    one = folder("bert")
+    whole = json.loads((one / "tokenizer.json").read_text())
+    whole["normalizer"] = {
+        "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None,
+        "lowercase": False,
+    }  # fmt: skip
+    whole["model"]["vocab"]["Ab"] = len(whole["model"]["vocab"])
+    whole["added_tokens"] = [
+        token for token in whole["added_tokens"] if token["id"] < whole["model"]["vocab"]["Ab"]
+    ]
+    (one / "tokenizer.json").write_text(json.dumps(whole))
+    names = ("unk_token", "cls_token", "sep_token", "pad_token", "mask_token")
+    kept = {k: v for k, v in json.loads((one / "tokenizer_config.json").read_text()).items() if k in names}
+    (one / "tokenizer_config.json").write_text(json.dumps({**kept, "tokenizer_class": "BertTokenizer"}))
+    pretrained = hf.AutoTokenizer.from_pretrained(one)
+    with caplog.at_level(logging.WARNING, "backbone"):
+        checkpoint_module.tell_of_another_tokenizer(one, pretrained)
+        assert "reads 'Ab" in caplog.text
+        caplog.clear()
+        pretrained.save_pretrained(one)
+        checkpoint_module.tell_of_another_tokenizer(one, hf.AutoTokenizer.from_pretrained(one))
+        assert not caplog.records
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_window_that_the_family_does_not_have_is_nothing(family: str, folder: Any) -> None:
+    load(configure(folder(family), sliding_window=4096))
 
 
 def test_weights_of_other_shapes_are_named(folder: Any) -> None:

@@ -114,3 +114,5 @@ def test_a_tokenizer_that_its_configuration_makes_another_has_another(folder: Pa
         seen.append(fingerprint(folder))
     assert seen[1] == seen[2]  # they agree
     assert len(set(seen)) == 4
+    file.write_text(json.dumps({**plain, "do_lower_case": None}))
+    assert fingerprint(folder) == seen[1]  # nothing is said

@@ -58,6 +58,40 @@ def test_added_words_keep_their_ids_behind_special_ones() -> None:
     assert not special(own, stock, "a <begin> b<end> <padding>")
 
 
+@pytest.mark.parametrize("unknown", ["<unknown>", "</s>"])
+def test_the_unknown_token_is_no_exception(unknown: str) -> None:
+    """Some have it behind the vocabulary, some use the token that ends texts."""
+    stock = byte_level(around=False)
+    stock.add_special_tokens({"unk_token": unknown})
+    own = TextTokenizer(stock)
+    assert stock.unk_token_id not in own.encode([f"a {unknown} b{unknown}"])[0]
+
+
+def test_unknown_words_have_the_unknown_tokens_id() -> None:
+    stock = hf.AutoTokenizer.from_pretrained(checkpoint("bert"))
+    own = TextTokenizer(stock)
+    assert own.encode(["good ☃ film"])[0] == stock("good ☃ film", add_special_tokens=False)["input_ids"]
+    assert stock.unk_token_id in own.encode(["☃"])[0]
+
+
+def test_special_tokens_that_no_row_holds_need_no_embedding(stock: Any) -> None:
+    own = TextTokenizer(stock)
+    assert not own.beyond(len(stock))
+    assert own.beyond(2)
+    stock.add_tokens(["<image>"], special_tokens=True)
+    assert not TextTokenizer(stock).beyond(len(stock) - 1)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "mbart"])
+def test_added_words_of_all_kinds_of_vocabularies_keep_their_ids(family: str) -> None:
+    stock = hf.AutoTokenizer.from_pretrained(FOLDERS[family](family))
+    for at in range(3):
+        stock.add_tokens([f"<s{at}>"], special_tokens=True)
+        stock.add_tokens([f"<w{at}>"])
+    text = "good <w0> film <w2> the <w1>"
+    assert TextTokenizer(stock).encode([text])[0] == stock(text, add_special_tokens=False)["input_ids"]
+
+
 def _words(of: str) -> list[str]:
     parts = json.loads(of)
     vocabulary = parts["model"]["vocab"]
