@@ -91,7 +91,10 @@ def refuse_weights(folder: Path, model: Any, report: Mapping[str, Any]) -> None:
 def tell_of_another_tokenizer(folder: Path, pretrained: Any) -> None:
     """Log where transformers makes another tokenizer than tokenizer.json's: the fingerprint knows that one alone."""
     alone = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    core = pretrained.backend_tokenizer
+    core = Tokenizer.from_str(pretrained.backend_tokenizer.to_str())
+    for tokenizer in (alone, core):  # a training run's padding and truncation are nothing to a row
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
     for text in _TEXTS:
         if (
             alone.encode(text, add_special_tokens=False).ids

@@ -103,7 +103,7 @@ def export_peft(data: bytes, folder: Path, *, backbone: str | None = None) -> Ex
     where = _found_from_anywhere(name)
     saved = ["classifier", "score"] + (["pooler"] if any(".pooler." in key for key in tensors) else [])
     saved += ["head"] if any(key.startswith(MODERNBERT_HEAD) for key in tensors) else []
-    written = _config(prompt, base, where, way, saved if way == "SEQ_CLS" else None)
+    written = _config(prompt, base, where, way, saved if way == "SEQ_CLS" else None, rows.shape[1])
     files[CONFIG] = (json.dumps(written, indent=2, sort_keys=True) + "\n").encode()
     files[WEIGHTS] = save(tensors, {"format": "pt"})
     files["README.md"] = readme(prompt.manifest, base, config, way, where, reason).encode()
@@ -203,7 +203,7 @@ def _is_head(name: str) -> bool:
 
 
 def _config(
-    prompt: Prompt, base: Backbone, where: str, way: Way, saved: list[str] | None
+    prompt: Prompt, base: Backbone, where: str, way: Way, saved: list[str] | None, width_of_rows: int
 ) -> Mapping[str, Any]:
     """adapter_config.json with every key that PEFT 0.21's own classes write."""
     shape, is_prefix = base.shape, "soft_prompt" not in prompt.tensors
@@ -217,6 +217,8 @@ def _config(
         own = shape if shape.decoder is None else shape.decoder
         width = own.kv_heads * own.head_dim
         return common | {
+            # Of an encoder-decoder's it need not be the encoder's number (peft_stock).
+            "num_layers": width_of_rows // (2 * width),
             "peft_type": "PREFIX_TUNING", "encoder_hidden_size": width, "init_weights": None,
             "num_attention_heads": own.kv_heads, "prefix_projection": False, "token_dim": width,
         }  # fmt: skip

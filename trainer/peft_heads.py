@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -74,7 +74,7 @@ _DECODER = StockHead((Stage("score"),))
 _TRAINED = frozenset(
     stage.name for head in (*_ENCODERS.values(), _DECODER) for stage in head.stages if not stage.frozen
 )
-_NO_SCORE = frozenset({"modernbert-decoder"})  # decoders whose classifier has other layers
+_NO_SCORE = frozenset({"ctrl", "modernbert-decoder"})  # decoders whose classifier has other layers
 _NO_WORD = "\ue000 \U000f0000"  # characters for private use, which no vocabulary knows
 
 
@@ -97,13 +97,19 @@ def stock_head(config: Any, *, is_causal: bool) -> StockHead:
             f"the head of a sequence classifier on {kind} is not known here: SEQ_CLS is imported for {known}, "
             f"and for decoders whose classifier is one layer named score"
         )
-    for stage in head.stages:
-        if stage.setting and getattr(config, stage.setting, stage.activation) != stage.activation:
-            raise AdapterError(
-                f"{config.model_type} with {stage.setting} = {getattr(config, stage.setting)!r} has a head that a "
-                f"prompt file cannot hold: only {stage.activation!r} can be imported"
-            )
-    return head
+    return replace(head, stages=tuple(_as_configured(stage, config) for stage in head.stages))
+
+
+def _as_configured(stage: Stage, config: Any) -> Stage:
+    if stage.setting is None:
+        return stage
+    chosen = getattr(config, stage.setting, stage.activation)
+    if chosen not in get_args(Activation):
+        raise AdapterError(
+            f"{config.model_type} with {stage.setting} = {chosen!r} has a head that a prompt file cannot hold: its "
+            f"layers end in {', '.join(get_args(Activation))} or nothing"
+        )
+    return replace(stage, activation=chosen)
 
 
 def pooled_place(
@@ -142,7 +148,11 @@ def padding_word(config: Any, tokenizer: Any) -> str | None:
 def window_of(config: Any) -> int | None:
     """How far back some layer of a model sees, if not all the way."""
     size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    return int(size) if size is not None and getattr(config, "use_sliding_window", True) else None
+    kinds = getattr(config, "layer_types", None)
+    if size is None or not getattr(config, "use_sliding_window", True):
+        return None
+    # A configuration may name a window that none of its layers has.
+    return int(size) if kinds is None or any(kind != "full_attention" for kind in kinds) else None
 
 
 def head_layers(head: StockHead, adapter: Mapping[str, Array], base: Path, config: Any) -> HeadLayers:
@@ -205,8 +215,8 @@ def _missing(stage: Stage, head: StockHead, adapter: Mapping[str, Array], base: 
             "each time it loads such a model, so the adapter has no answers of its own to keep: train it again"
         )
     return (
-        f"the adapter has no weights for {stage.name}: PEFT from before July 2025 did not save the trained head of "
-        "such adapters, so its answers cannot be restored: train it again"
+        f"the adapter has no weights for {stage.name}: releases of PEFT until July 2025 left the trained head of "
+        "such adapters out, and without it its answers cannot be restored: train it again"
     )
 
 

@@ -142,13 +142,17 @@ class _Importer:
                 head=head,
                 training=adapter.record(task),
             )
+        except ValidationError as error:
+            raise AdapterError(f"{self._chosen(error)}: {first_reason(error)}") from None
+        self._check_room(manifest)
+        try:
             data = encode_prompt(manifest, tensors)
             prompt = decode_prompt(data)
             backbone.load_prompt(prompt)
-            if self.choices.template is not None:
-                self.notes += check_template(source, prompt.manifest, backbone)
-        except (ValidationError, PromptStoreError) as error:
-            raise AdapterError(f"{self._blamed(error)}: {_one_line(error)}") from None
+        except PromptStoreError as error:
+            raise AdapterError(f"{adapter.folder} does not fit {backbone.name}: {error}") from None
+        if self.choices.template is not None:
+            self.notes += check_template(source, prompt.manifest, backbone)
         return Imported(data, prompt.manifest, tuple(self.notes))
 
     def _refuse_other_models(self) -> None:
@@ -179,11 +183,18 @@ class _Importer:
             )
 
     def _check_words(self, head: VerbalizerHead, source: str) -> None:
+        taken: dict[int, str] = {}
         for word in (word for words in head.words for word in words):
             try:
-                label_word_id(self.backbone.tokenizer, word, source, self.backbone.name)
+                token = label_word_id(self.backbone.tokenizer, word, source, self.backbone.name)
             except IncompatiblePrompt as error:
                 raise AdapterError(f"--words: {error}") from None
+            if token in taken:
+                raise AdapterError(
+                    f"--words: {taken[token]!r} and {word!r} are one token for {self.backbone.name}: each label word "
+                    "must be its own"
+                )
+            taken[token] = word
 
     def _classifier(self) -> tuple[Head, Any, tuple[str, ...], dict[str, Array]]:
         causal = self.backbone.is_causal
@@ -224,7 +235,7 @@ class _Importer:
 
     def _verbalizer(self) -> tuple[Head, Any, tuple[str, ...]]:
         words = self.choices.words
-        if not words or not all(words.values()):
+        if not words or not all(own and all(own) for own in words.values()):
             raise AdapterError(
                 f"a {self.adapter.task_type} adapter answers with words and has no labels: say which words mean what, "
                 "as --words positive=great,good --words negative=bad"
@@ -233,6 +244,8 @@ class _Importer:
             raise AdapterError(
                 f"{self.backbone.name} has no language-model head, which {self.adapter.task_type} needs"
             )
+        if len(words) < 2:
+            raise AdapterError("--words: a classifier has two labels or more: say the words of each")
         self._refuse_leftovers(frozenset())
         labels = tuple(self.choices.labels or words)
         if set(labels) != set(words):
@@ -242,18 +255,28 @@ class _Importer:
         spoken = tuple(tuple(words[label]) for label in labels)
         return VerbalizerHead(words=spoken, aggregate=self.choices.aggregate), "mask", labels
 
-    def _blamed(self, error: ValidationError | PromptStoreError) -> str:
-        # What the caller chose is named before the adapter is.
-        given = self.choices.max_tokens
-        if isinstance(error, ValidationError):
-            if _one_line(error).startswith("labels"):
-                own = (
-                    "" if self.choices.labels else ": the base model's own names cannot be taken, name others"
-                )
-                return f"--labels{own}"
-        elif given is not None and str(error).startswith("max_length is"):
-            return f"--max-length {given} leaves no place for the text"
+    def _chosen(self, error: ValidationError) -> str:
+        """What a manifest is refused for: what the caller chose is named before the adapter is."""
+        reason = first_reason(error)
+        if reason.startswith("labels"):
+            own = "" if self.choices.labels else ": the base model's own names cannot be taken, name others"
+            return f"--labels{own}"
+        if reason.startswith("template") and self.choices.template is not None:
+            return "--template"
         return f"{self.adapter.folder} does not fit {self.backbone.name}"
+
+    def _check_room(self, manifest: Manifest) -> None:
+        """Raise AdapterError, with what is too long, where rows have no place for a text."""
+        try:
+            self.backbone.row_encoder(manifest)
+        except IncompatiblePrompt as error:
+            given = self.choices.max_tokens
+            blamed = f"{self.adapter.folder} does not fit {self.backbone.name}"
+            if self.choices.template is not None:
+                blamed = "--template"
+            if given is not None and _fits(self.backbone, manifest):
+                blamed = f"--max-length {given} leaves no place for the text"
+            raise AdapterError(f"{blamed}: {error}") from None
 
     def _refuse_leftovers(self, used: frozenset[str]) -> None:
         left = sorted(self.adapter.tensors.keys() - used - own_tensors(self.adapter))
@@ -272,5 +295,11 @@ class _Importer:
         return "left" if side == "left" else "right"
 
 
-def _one_line(error: Exception) -> str:
-    return first_reason(error) if isinstance(error, ValidationError) else str(error)
+def _fits(backbone: Backbone, manifest: Manifest) -> bool:
+    """Whether rows have a place for a text where they may be as long as the model's."""
+    longest = manifest.max_length.model_copy(update={"tokens": backbone.longest_row})
+    try:
+        backbone.row_encoder(manifest.model_copy(update={"max_length": longest}))
+    except IncompatiblePrompt:
+        return False
+    return True

@@ -144,7 +144,12 @@ def _back(manifest: Manifest, template: Template, base: Backbone) -> list[str]:
 def _code(manifest: Manifest, base: Backbone, config: Any, way: str, where: str) -> list[str]:
     template = parse_template(manifest.template)
     auto, features = _AUTO[way], way == "FEATURE_EXTRACTION"
-    labels = f", num_labels={len(manifest.labels)}" if way == "SEQ_CLS" else ""
+    # In float32, as promptmux answers for whoever compares: transformers takes the checkpoint's own dtype.
+    settings = "dtype=torch.float32"
+    if way == "SEQ_CLS":
+        settings += f", num_labels={len(manifest.labels)}"
+        if _is_classifier(config) and config.num_labels != len(manifest.labels):
+            settings += ", ignore_mismatched_sizes=True"  # its own head, for which the folder brings another
     lines = ["import torch"]
     lines += ["import torch.nn.functional as F"] if features else []
     lines += ["from peft import PeftModel"]
@@ -154,7 +159,8 @@ def _code(manifest: Manifest, base: Backbone, config: Any, way: str, where: str)
         "",
         f'BASE, FOLDER = {json.dumps(where)}, "."  # the base model, and this folder',
         f'tokenizer = AutoTokenizer.from_pretrained(BASE, truncation_side="{manifest.max_length.cut}")',
-        f"model = PeftModel.from_pretrained({auto}.from_pretrained(BASE{labels}), FOLDER).eval()",
+        f"base = {auto}.from_pretrained(BASE, {settings})",
+        "model = PeftModel.from_pretrained(base, FOLDER).eval()",
     ]
     lines += [f'head = load_file(FOLDER + "/{HEAD_FILE}")'] if features else []
     lines += ["", "", "@torch.no_grad()"]
@@ -167,6 +173,10 @@ def _code(manifest: Manifest, base: Backbone, config: Any, way: str, where: str)
     else:
         body += ["return model(**row).logits[0]"]
     return lines + [f"    {line}" for line in body]
+
+
+def _is_classifier(config: Any) -> bool:
+    return any("SequenceClassification" in name for name in config.architectures or ())
 
 
 def _row(manifest: Manifest, template: Template, base: Backbone, *, segments: bool) -> list[str]:

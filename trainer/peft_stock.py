@@ -163,17 +163,22 @@ def two_stacks(prompt: Prompt, base: Backbone) -> Array:
             f"PEFT shifts the decoder's positions by {count} and the encoder's by none, and the prompt does not: it "
             "cannot be exported"
         )
-    own = shape.stack("decoder")
-    learned = np.zeros((2, shape.layers, count, own.kv_heads, own.head_dim), np.float32)
-    filled: dict[int, int] = {}
-    for layer, slot in enumerate(decoder_slots(shape.layers, own.layers)):
-        pair = np.stack(
-            [prompt.tensors["prefix.decoder.key"][layer], prompt.tensors["prefix.decoder.value"][layer]]
-        )
-        if slot in filled and not np.array_equal(learned[:, slot], pair):
-            raise AdapterError(
-                f"PEFT gives the decoder's layers {filled[slot]} and {layer} one prefix, and the prompt has two: it "
-                "cannot be exported"
-            )
-        learned[:, slot], filled[slot] = pair, layer
-    return prefix_rows(learned[0], learned[1])
+    return _in_slots(
+        np.stack([prompt.tensors["prefix.decoder.key"], prompt.tensors["prefix.decoder.value"]]), shape.layers
+    )
+
+
+def _in_slots(prefix: Array, encoder_layers: int) -> Array:
+    """PEFT's rows which give a decoder the keys and values in `prefix` [2, layers, n, kv_heads, head_dim].
+
+    As many layers are written as PEFT would learn, the encoder's; where two of the decoder's would share one of these,
+    an odd number of them, of which each gets its own: 2i modulo an odd number is another place for each i.
+    """
+    layers = prefix.shape[1]
+    for learned in (encoder_layers, layers + 1 - layers % 2):
+        slots = decoder_slots(learned, layers)
+        rows = np.zeros((2, learned, *prefix.shape[2:]), np.float32)
+        rows[:, slots] = prefix
+        if layers <= learned and np.array_equal(rows[:, slots], prefix):
+            break
+    return prefix_rows(rows[0], rows[1])

@@ -6,6 +6,7 @@ A row is tokenised in parts, since only the texts in it are cut. Knows nothing o
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from backbone import Backbone
@@ -23,6 +24,7 @@ from prompt_store import (
 )
 from trainer.errors import AdapterError
 
+_BOTH = "{text}{text_pair}"
 # Texts whose ends tokenizers may treat in their own ways beside a template's words, and one that has none of these.
 ANY = "any text"
 _SAMPLES = {
@@ -82,12 +84,23 @@ def has_words(template: Template) -> bool:
 
 def split_otherwise(text: str, manifest: Manifest, backbone: Backbone) -> list[str]:
     """What texts have that, put into `text` and tokenised whole, become other tokens than the manifest's row has."""
-    layout, encoder = backbone.tokenizer.layout, backbone.row_encoder(manifest)
+    tokenizer, layout = backbone.tokenizer, backbone.tokenizer.layout
+    # The pieces, not a row: that would be cut where little room is left for a text.
+    reads = manifest.decoder is not None and manifest.decoder.reads == "start"
+    pieces = pieces_of(
+        parse_template(manifest.template),
+        tokenizer,
+        pair=False,
+        is_causal=backbone.is_causal or reads,
+        continues=backbone.is_causal,
+    )
     found = []
     for name, sample in _SAMPLES.items():
-        (whole,) = backbone.tokenizer.encode([text.format(text=sample)])
-        (row,) = encoder.encode([sample])
-        if [*layout.prefix, *whole, *layout.suffix] != [i for i in row.token_ids if i >= 0]:
+        (whole,) = tokenizer.encode([text.format(text=sample)])
+        row: list[int] = []
+        for piece in pieces:
+            row += tokenizer.encode_joined([sample], piece.join)[0] if piece.slot else piece.ids
+        if [*layout.prefix, *whole, *layout.suffix] != [i for i in row if i >= 0]:
             found.append(name)
     return found
 
@@ -99,7 +112,7 @@ def chosen_template(given: str | None, *, predicts: bool) -> str:
         AdapterError: PEFT's rows cannot look like that.
 
     """
-    source = given if given is not None else "{text} {mask}" if predicts else "{text}{text_pair}"
+    source = given if given is not None else "{text} {mask}" if predicts else _BOTH
     try:
         parts = parse_template(source).parts
     except InvalidTemplate as error:
@@ -128,10 +141,13 @@ def check_template(source: str, manifest: Manifest, backbone: Backbone) -> list[
     """
     text, notes = "", []
     template = parse_template(source)
-    if template.has_pair and manifest.pooling == "mask" and backbone.tokenizer.layout.pair_middle:
+    if template.has_pair and source != _BOTH and backbone.tokenizer.layout.pair_middle:
+        sides = as_texts(template, backbone, predicts=manifest.pooling == "mask")
+        called = ", ".join(map(json.dumps, sides))
         notes.append(
-            "a text and its pair are tokenised as two texts, as tokenizer(text, pair) does it, with special tokens "
-            "between them: where PEFT's text was one string with both, its logits are others than these"
+            f"a text and its pair are tokenised as two texts, as tokenizer({called}) does it, with special "
+            "tokens between them: where PEFT's texts were parted elsewhere, or were one string, its logits are others "
+            "than these"
         )
     for part in template.parts:
         if isinstance(part, PairSlot):  # one text alone: what parts it from a second is not there

@@ -65,8 +65,8 @@ def prefix(adapter: Adapter, shape: BackboneRef, stack: str) -> dict[str, Array]
     layers = adapter.size("num_layers") or shape.layers
     heads = adapter.size("num_attention_heads") or own.kv_heads
     fits = (heads, adapter.size("token_dim") or width) == (own.kv_heads, width)
-    # PEFT counts the encoder's layers; a decoder that has more of them gets too few, and PEFT fails there.
-    fits = fits and layers == shape.layers and own.layers <= layers
+    # PEFT counts the encoder's layers unless it is told a number; with fewer than the stack has, it fails.
+    fits = fits and own.layers <= layers
     if not fits or rows.shape != (count, 2 * layers * width):
         raise AdapterError(
             f"the base model does not fit: the prefix is for {layers} layers with {heads} heads for keys ({count} "
@@ -74,8 +74,8 @@ def prefix(adapter: Adapter, shape: BackboneRef, stack: str) -> dict[str, Array]
             f"{own.kv_heads} heads of {own.head_dim}"
         )
     split = rows.reshape(count, layers, 2, own.kv_heads, own.head_dim)
-    if shape.decoder is not None:
-        split = split[:, decoder_slots(layers, own.layers)]
+    slots = range(own.layers) if shape.decoder is None else decoder_slots(layers, own.layers)
+    split = split[:, list(slots)]
     keys, values = (np.ascontiguousarray(half) for half in split.transpose(2, 1, 0, 3, 4))
     return {f"prefix.{stack}.key": keys, f"prefix.{stack}.value": values}
 

@@ -20,12 +20,20 @@ def run(
     ] = None,
 ) -> None:
     """Write a folder that PEFT loads and that gives the prompt's logits."""
+    from prompt_store import InvalidPrompt, decode_prompt
     from trainer.peft_export import export_peft
 
     try:
         data = file.read_bytes()
     except OSError as error:
         raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="PROMPT_FILE") from None
+    try:
+        decode_prompt(data)
+    except InvalidPrompt as error:
+        raise typer.BadParameter(
+            f"{file} is no prompt file: {error}; a folder of PEFT's is read by promptmux import-peft",
+            param_hint="PROMPT_FILE",
+        ) from None
     done = export_peft(data, folder, backbone=backbone)
     if done.reason:
         print(f"note: {done.reason}: PEFT gives the states, and README.md has the lines that score them")

@@ -37,7 +37,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mbart": ("MBartForConditionalGeneration", {**_BART, "decoder_start_token_id": None}),
 }
 # PEFT's prefixes are for decoders that have as many heads as their encoder.
-_EVEN = {"bart-even": ("BartForConditionalGeneration", {**_BART, "decoder_attention_heads": 3})}
+_EVEN = {
+    "bart-even": ("BartForConditionalGeneration", {**_BART, "decoder_attention_heads": 3}),
+    "bart-deep": (
+        "BartForConditionalGeneration",
+        {**_BART, "decoder_attention_heads": 3, "encoder_layers": 2, "decoder_layers": 4},
+    ),
+}
 T5S = ("t5", "mt5")
 STACKS = ("encoder", "decoder", "cross")
 

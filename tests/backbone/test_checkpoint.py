@@ -117,6 +117,28 @@ def test_weights_inside_layers_that_nothing_reads_are_told(
     assert "runs without 1 of its weights" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["minilm", "bert"])
+def test_padding_and_truncation_in_a_tokenizers_file_are_nothing_to_tell(
+    name: str, folder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = name
+    if name != "minilm":  # whose file pads to 128
+        one = folder(name)
+        whole = json.loads((one / "tokenizer.json").read_text())
+        whole["padding"] = {
+            "strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+            "pad_token": "[PAD]",
+        }  # fmt: skip
+        whole["truncation"] = {
+            "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0,
+        }  # fmt: skip
+        (one / "tokenizer.json").write_text(json.dumps(whole))
+        where = str(one)
+    with caplog.at_level(logging.WARNING):
+        load_backbone(where, device="cpu", dtype="float32", kernels="off")
+    assert not caplog.records
+
+
 def test_a_tokenizer_that_reads_otherwise_than_its_file_is_told(
     folder: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

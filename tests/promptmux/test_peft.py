@@ -70,6 +70,10 @@ def test_export_and_its_errors(run, tmp_path: Path) -> None:
     code, _, err = run("export-peft", "reviews.safetensors", "out", "--backbone", where)
     assert (code, err.count("\n")) == (2, 1)
     assert run("export-peft", "nothing.safetensors", "elsewhere")[0] == 2
+    code, _, err = run("export-peft", "out/adapter_model.safetensors", "elsewhere")
+    assert code == 2
+    assert "adapter_model.safetensors is no prompt file" in " ".join(err.split())
+    assert "promptmux import-peft" in " ".join(err.split())
     code, _, err = run("export-peft", "reviews.safetensors", "elsewhere", "--backbone", "minilm")
     assert (code, err.count("\n")) == (2, 1)
     assert "fingerprint" in err or "expects" in err

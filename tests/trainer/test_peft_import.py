@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from backbone import Backbone, load_backbone
 from prompt_store import decode_prompt
-from tests.backbone.families import CAUSAL, FAMILIES, HEADS, HIDDEN, POSITIONS
+from tests.backbone.families import CAUSAL, FAMILIES, HEADS, HIDDEN, LAYERS, POSITIONS
 from tests.trainer.peft_folders import (
     LABELS,
     LONG,
@@ -100,6 +101,39 @@ def test_a_language_model_scores_the_words_as_peft_does(kind: str, family: str, 
     expected = torch.stack([torch.stack([row[group].mean() for group in ids]) for row in want])
     torch.testing.assert_close(torch.stack(ours(made, where, texts)), expected, **NEAR)
     assert expected.std(dim=0).min() > 0.01
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_layers_that_the_model_does_not_have_are_left_out(family: str, tmp_path: Path) -> None:
+    where = base(family)
+    wrapped = adapter(tmp_path / "it", "PREFIX_TUNING", family, num_layers=LAYERS + 2)
+    check(import_peft(tmp_path / "it", Choices()), wrapped, where)
+
+
+@pytest.mark.parametrize("act", ["tanh", "relu"])
+def test_a_pooler_of_the_configurations_kind(act: str, tmp_path: Path) -> None:
+    where = base("deberta-v2", pooler_hidden_act=act)
+    wrapped = adapter(tmp_path / "it", "PROMPT_TUNING", "deberta-v2", on=where, modules_to_save=["pooler"])
+    made = import_peft(tmp_path / "it", Choices())
+    assert made.manifest.head.layers[0].activation == act  # type: ignore[union-attr]
+    check(made, wrapped, where)
+
+
+def test_a_window_that_no_layer_has_cuts_nothing(tmp_path: Path) -> None:
+    where = tmp_path / "base"
+    shutil.copytree(base("qwen3"), where)
+    config = json.loads((where / "config.json").read_text())
+    config |= {
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "layer_types": ["full_attention"] * LAYERS,
+    }
+    (where / "config.json").write_text(json.dumps(config))
+    wrapped = adapter(tmp_path / "it", "PREFIX_TUNING", "qwen3", on=where)
+    made = import_peft(tmp_path / "it", Choices(max_tokens=WINDOW + 20))
+    want = logits(wrapped, where, LONG, truncation=True, max_length=WINDOW + 20)
+    torch.testing.assert_close(ours(made, where, (LONG,))[0], want, **NEAR)
+    assert not any("window" in note for note in made.notes)
 
 
 def test_words_around_the_text_are_pefts_too(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from typer.testing import CliRunner
 
-from prompt_store import decode_prompt
+from backbone import load_backbone
+from prompt_store import decode_prompt, encode_prompt
 from promptmux.__main__ import build
+from tests.backbone.prompts import manifest, tensors
 from tests.docs.pages import blocks
 from tests.trainer.peft_folders import LABELS, LONG, PAIRS, TEXTS, adapter, base
 from tests.trainer.test_peft_export import page_of, quiet, remade
@@ -34,6 +38,33 @@ def test_labels_are_no_lines_of_their_own(tmp_path: Path) -> None:
     assert [block.language for block in blocks(page)] == ["python"]
     assert "raise SystemExit" not in page.splitlines()
     assert '4. "\u00fc"' in page
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_the_base_model_may_be_a_classifier_of_its_own_in_half_precision(
+    family: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers takes a checkpoint's dtype, and refuses a head of another size, where nothing else is said."""
+    where = tmp_path / family
+    shutil.copytree(base(family), where)
+    torch.manual_seed(9)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(base(family), num_labels=LABELS + 2)
+    model.to(torch.bfloat16).save_pretrained(where)
+    adapter(tmp_path / "it", kind, family)
+    made = import_peft(tmp_path / "it", Choices(backbone=str(where)))
+    assert export_peft(made.data, tmp_path / "out", backbone=str(where)).task_type == "SEQ_CLS"
+    page = page_of(tmp_path / "out", monkeypatch)
+    want = torch.stack(ours(made, where, TEXTS))
+    torch.testing.assert_close(torch.stack([quiet(page, text) for text in TEXTS]), want, **NEAR)
+    # One that was trained here: its head is not the stock one, and the page's own lines apply it.
+    bone = load_backbone(str(where), device="cpu", dtype="float32", kernels="off")
+    weights = {name: tensor.numpy() for name, tensor in tensors(bone, soft=3).items()}
+    data = encode_prompt(manifest(bone, soft=3), weights)
+    assert export_peft(data, tmp_path / "own", backbone=str(where)).task_type == "FEATURE_EXTRACTION"
+    page = page_of(tmp_path / "own", monkeypatch)
+    want = torch.stack(ours(Imported(data, decode_prompt(data).manifest, ()), where, TEXTS))
+    torch.testing.assert_close(torch.stack([quiet(page, text) for text in TEXTS]), want, **NEAR)
 
 
 @pytest.mark.parametrize("cut", ["left", "right"])

@@ -91,6 +91,9 @@ def test_settings(settings: dict[str, Any], words: str, folder: Path, tmp_path: 
         (Choices(labels=["a"] * 7), "--labels: "),
         (Choices(labels=["a", "", *"cdefg"]), "--labels: "),
         (Choices(max_tokens=1), "--max-length 1 leaves no place for the text: "),
+        (Choices(template="{text_pair} {text}"), "--template: "),
+        (Choices(template="{text} " + "the film was good " * 30), "--template: "),
+        (Choices(template="it was {text}", max_tokens=3), "--max-length 3 leaves no place for the text: "),
     ],
 )
 def test_choices(choices: Choices, words: str, folder: Path) -> None:
@@ -104,6 +107,11 @@ def test_language_models_need_words(tmp_path: Path) -> None:
     assert "--words: the label word 'good film' is 2 tokens" in said(
         tmp_path / "it", Choices(words={"a": ["good film"], "b": ["bad"]})
     )
+    for twice in ({"a": ["good"], "b": ["good"]}, {"a": ["good", "good"], "b": ["bad"]}):
+        assert "--words: 'good' and 'good' are one token" in said(tmp_path / "it", Choices(words=twice))
+    for few in ({"a": ["good"]}, {}):
+        assert "--words" in said(tmp_path / "it", Choices(words=few))
+    assert "--words positive=great,good" in said(tmp_path / "it", Choices(words={"a": ["good"], "b": [""]}))
     assert "end the template with {mask}" in said(
         tmp_path / "it", Choices(words={"a": ["good"], "b": ["bad"]}, template="{mask} {text}")
     )
@@ -197,8 +205,9 @@ def test_two_submodules_are_for_encoder_decoders(kind: str, family: str, tmp_pat
 
 def test_a_decoder_whose_classifier_is_built_otherwise_is_not_told_to_train_again() -> None:
     """It has no layer `score`, which an adapter for it therefore cannot hold."""
-    with pytest.raises(AdapterError, match="classifier on modernbert-decoder is not known here"):
-        stock_head(hf.ModernBertDecoderConfig(), is_causal=True)
+    for config in (hf.ModernBertDecoderConfig(), hf.CTRLConfig()):
+        with pytest.raises(AdapterError, match=f"classifier on {config.model_type} is not known here"):
+            stock_head(config, is_causal=True)
     assert stock_head(hf.GPT2Config(), is_causal=True).stages[0].name == "score"
 
 

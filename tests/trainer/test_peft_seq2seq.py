@@ -13,8 +13,10 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from prompt_store import decode_prompt, encode_prompt
+from backbone import load_backbone
+from prompt_store import DecoderInput, VerbalizerHead, decode_prompt, encode_prompt
 from tests.backbone.families import POSITIONS
+from tests.backbone.prompts import manifest
 from tests.backbone.seq2seq import T5S, checkpoint, tokenizer
 from tests.trainer.peft_folders import LONG, TEXTS, VIRTUAL, load
 from tests.trainer.test_peft_export import page_of, quiet, remade
@@ -22,7 +24,7 @@ from tests.trainer.test_peft_import import NEAR, ours
 from tests.trainer.test_peft_refused import said
 from trainer.errors import AdapterError
 from trainer.peft_export import export_peft
-from trainer.peft_import import Choices, import_peft
+from trainer.peft_import import Choices, Imported, import_peft
 from trainer.peft_tensors import decoder_slots
 
 WORDS = {"yes": ["good", "great"], "no": ["bad"]}
@@ -81,6 +83,9 @@ def first(wrapped: Any, family: str, text: str, **more: Any) -> Tensor:
         ("mbart", "PROMPT_TUNING", {}),
         # T5's heads are narrower than its width divided by their number: whoever trains a prefix must say so.
         ("t5", "PREFIX_TUNING", {"token_dim": 15}), ("bart-even", "PREFIX_TUNING", {}),
+        # PEFT takes the encoder's number of layers, and fails on a decoder that has more, if nobody says another.
+        ("bart-deep", "PREFIX_TUNING", {"num_layers": 4}), ("bart-deep", "PREFIX_TUNING", {"num_layers": 7}),
+        ("bart-even", "PREFIX_TUNING", {"num_layers": 2}),
     ],
 )  # fmt: skip
 def test_the_decoders_first_token_is_pefts(
@@ -146,6 +151,30 @@ def test_the_decoders_layers_are_those_that_peft_splits_off(learned: int, layers
     parts = torch.cat([slots, slots]).split(4)
     assert [int(part[0]) for part in parts[:layers]] == decoder_slots(learned, layers)
     assert all(part[0] == part[1] for part in parts[:layers])
+
+
+@pytest.mark.parametrize("family", ["t5", "bart-even", "bart-deep"])
+def test_a_decoders_prefix_of_any_layers_is_exported(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5's four encoder layers would give two of its decoder's layers, and all of bart-deep's, too few of their own."""
+    bone = load_backbone(str(checkpoint(family)), device="cpu", dtype="float32", kernels="off")
+    own, random = bone.shape.stack("decoder"), np.random.default_rng(3)
+    size = (own.layers, VIRTUAL, own.kv_heads, own.head_dim)
+    keys, values = random.normal(size=(2, *size)).astype(np.float32)
+    written = manifest(
+        bone, template="{text} {mask}", head=VerbalizerHead(words=(("good", "great"), ("bad",))), pooling="mask",
+        decoder=DecoderInput(reads="start", position_offset=VIRTUAL),
+    )  # fmt: skip
+    data = encode_prompt(written, {"prefix.decoder.key": keys, "prefix.decoder.value": values})
+    export_peft(data, tmp_path / "out", backbone=str(checkpoint(family)))
+    page = page_of(tmp_path / "out", monkeypatch)
+    made = Imported(data, decode_prompt(data).manifest, ())
+    want = torch.stack(ours(made, checkpoint(family), TEXTS))
+    torch.testing.assert_close(torch.stack([quiet(page, text) for text in TEXTS]), want, **NEAR)
+    again = import_peft(tmp_path / "out", Choices(words=WORDS))
+    for name, array in decode_prompt(data).tensors.items():
+        np.testing.assert_array_equal(decode_prompt(again.data).tensors[name], array)
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:

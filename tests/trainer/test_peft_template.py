@@ -44,6 +44,36 @@ def test_a_language_model_reads_the_text_that_peft_read(
     assert "cannot be named" not in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("tokens", [12, 7])
+def test_a_template_is_judged_by_its_own_tokens_and_not_by_what_is_left_of_a_text(
+    family: str, tokens: int, tmp_path: Path
+) -> None:
+    adapter(tmp_path / "it", "PROMPT_TUNING", family)
+    choices = Choices(template="it was {text} good ?", max_tokens=tokens)
+    assert not any("tokenizer joins" in note for note in import_peft(tmp_path / "it", choices).notes)
+
+
+@pytest.mark.parametrize(
+    ("template", "called"),
+    [("good : {text} bad : {text_pair}", '"good : {text} bad :", "{text_pair}"'),
+     ("{text} {text_pair}", '"{text}", "{text_pair}"')],
+)  # fmt: skip
+def test_where_a_classifiers_two_texts_are_parted_is_said(template: str, called: str, tmp_path: Path) -> None:
+    where = base("bert")
+    wrapped = adapter(tmp_path / "it", "PROMPT_TUNING", "bert")
+    made = import_peft(tmp_path / "it", Choices(template=template))
+    assert any(f"as tokenizer({called}) does it" in note for note in made.notes)
+    first, second = (side.strip('"') for side in called.split(", "))
+    want = [
+        logits(wrapped, where, first.format(text=text), second.format(text_pair=pair))
+        for text, pair in zip(TEXTS, PAIRS, strict=True)
+    ]
+    torch.testing.assert_close(torch.stack(ours(made, where, TEXTS, PAIRS)), torch.stack(want), **NEAR)
+    plain = import_peft(tmp_path / "it", Choices(template="{text}{text_pair}"))
+    assert not any("as tokenizer(" in note for note in plain.notes)
+
+
 def test_a_classifier_reads_lines(tmp_path: Path) -> None:
     where = base("gpt2")
     wrapped = adapter(tmp_path / "it", "PROMPT_TUNING", "gpt2")
