@@ -172,6 +172,10 @@ class Learner:
         self._loss_sum, self._loss_count = self._loss_sum + loss, self._loss_count + 1
         self._update_average()
 
+    def give_up(self, reason: str) -> None:
+        """End it where it is: nobody wants what it learns, for this reason."""
+        self.failure = self.failure or reason
+
     def _fail(self, step: int, what: str) -> None:
         self.failure = f"{self.name}, step {step}: {what}; use a smaller optimiser.prompt_lr" + (
             " or optimiser.weight_decay" if self._settings.weight_decay else ""

@@ -140,30 +140,30 @@ def _train(work: _Work, checkpoints: Checkpoints, console: Console) -> ManyResul
     RunFolder(config.output).claim(config.shared)
     of_learner = {f"{task.task_id}.seed-{seed}": task for task in config.tasks for seed in task.seeds}
     _tidy(checkpoints, config.tasks)
-    with stop_on_signals(ranks.signal) as stop, log:
-        with TrainingProgress(console) as progress:
-            for stage in (work.joint_learners, work.learners):
-                for learner in train_together(
-                    work.backbone,
-                    stage(stop),
-                    checkpoints=checkpoints,
-                    listener=Listeners(progress, log),
-                    stop=stop,
-                    rows_at_once=config.rows_at_once,
-                    ranks=ranks,
-                ):
-                    work.take(learner)
-                    if learner.name in of_learner:
-                        _tidy(checkpoints, [of_learner[learner.name]])
-                if stop():
-                    break
-        if stop.signal_number is not None:
-            raise TrainingInterruptedError(
-                f"interrupted; the tasks are saved. Go on with: {RunFolder(config.output).resume_command()}",
-                signal_number=stop.signal_number,
-            )
+    with stop_on_signals(ranks.signal) as stop, log, TrainingProgress(console) as progress:
+        for stage in (work.joint_learners, work.learners):
+            for learner in train_together(
+                work.backbone,
+                stage(stop),
+                checkpoints=checkpoints,
+                listener=Listeners(progress, log),
+                stop=stop,
+                rows_at_once=config.rows_at_once,
+                ranks=ranks,
+            ):
+                work.take(learner)
+                if learner.name in of_learner:
+                    _tidy(checkpoints, [of_learner[learner.name]])
+            if stop():
+                break
     folders = {task.task_id: RunFolder(Path(task.output)) for task in config.tasks}
     finished = {name: folder for name, folder in folders.items() if folder.metrics.exists()}
+    # A signal that came while the last task was written has nothing left to interrupt.
+    if stop.signal_number is not None and folders.keys() - finished.keys() - work.failures.keys():
+        raise TrainingInterruptedError(
+            f"interrupted; the tasks are saved. Go on with: {RunFolder(config.output).resume_command()}",
+            signal_number=stop.signal_number,
+        )
     if len(finished) == len(folders):
         # Until then, whoever goes on alone starts from what was learned jointly.
         checkpoints.forget(f"{PREFIX}seed-{seed}" for task in config.tasks for seed in task.seeds)
@@ -179,7 +179,7 @@ class _Work:
         """Raises ConfigError for an experiment log that cannot be had."""
         self.config, self.backbone, self.ranks, self._console = config, backbone, ranks, console
         self.log = ExperimentLog(config.tasks, config.output)
-        self._runs: dict[str, Run] = {}  # by a learner's name
+        self._runs: dict[str, tuple[Run, Learner]] = {}  # by the learner's name
         self._sharing: list[Run] = []
         self._jointly: dict[int, Learned] = {}  # by seed
         self.failures: dict[str, str] = {}
@@ -230,7 +230,7 @@ class _Work:
 
     def take(self, learner: Learner) -> None:
         """A learner has finished: its run too, if it was the last."""
-        run = self._runs.pop(learner.name, None)
+        run, _ = self._runs.pop(learner.name, (None, None))
         if run is None:
             if learner.failure is not None:
                 raise TrainingFailedError(learner.failure)
@@ -242,6 +242,12 @@ class _Work:
         with self._alone(task_id):
             if run.take(learner):
                 self._finish(run)
+        if (
+            learner.failure is not None
+        ):  # of a task with a seed that diverged nothing is kept: others have its rows
+            for own, other in self._runs.values():
+                if own is run:
+                    other.give_up(learner.failure)
 
     def _run(self, config: TrainConfig) -> Run:
         prefix = f"{config.task_id}."
@@ -253,14 +259,15 @@ class _Work:
         own = list(run.learners(starts))
         if not own:
             self._finish(run)
-        self._runs |= {learner.name: run for learner in own}
+        self._runs |= {learner.name: (run, learner) for learner in own}
         return own
 
     def _after_joint(self) -> Iterator[Learner]:
         """A shared prompt is where every task goes on from by itself; with factors, each has its own already."""
         share, rank = self.config.share, self.config.rank
         if share == "factored":
-            start = new_task(next(iter(self._jointly.values())), parameterisation_of(share, rank))
+            first = self._jointly[self._sharing[0].config.seeds[0]]
+            start = new_task(first, parameterisation_of(share, rank))
             write_atomically(self.config.output / NEW_TASK, self._sharing[0].as_source(start))
         names: list[JsonValue] = [run.config.task_id for run in self._sharing]
         for at, run in enumerate(self._sharing):

@@ -126,10 +126,10 @@ class _Sweep:
             for name, run in self._runs.items()
             for key, value in deciding(run.config).items()
         }
+        if new:  # first of all: whoever is killed behind it finds a sweep to go on with
+            self._save()
         self._first.claim({"the settings": list(self._runs)} | decided)
-        if not new:
-            _, self.rungs = read_sweep(self._folder)
-        self._save()  # before the references, which take their time and may be interrupted
+        _, self.rungs = read_sweep(self._folder)
         for name, run in self._runs.items():
             with named(f"setting {name}"):
                 run.prepare(stop)
@@ -172,7 +172,9 @@ class _Sweep:
         if not fit:
             self._replace_diverged()
             return False
-        ranked = sorted(fit, key=lambda name: -statistics.fmean(scores[name]))[:keep]
+        means = {name: statistics.fmean(scores[name]) for name in fit}
+        ranked = sorted(fit, key=lambda name: -means[name])[:keep]
+        equals = [name for name in fit if means[name] == means[ranked[-1]]]
         self._alive = [name for name in self._alive if name in ranked]
         finite = {name: [v if math.isfinite(v) else 0.0 for v in values] for name, values in scores.items()}
         self.rungs.append(Rung(evaluations, finite, self._alive))
@@ -181,6 +183,11 @@ class _Sweep:
             self._say(
                 f"after {_share(evaluations, self.evaluations)} of the training: "
                 f"{len(self._alive)} of {len(scores)} settings stay"
+                + (
+                    ""
+                    if set(equals) <= set(ranked)
+                    else f"; {len(equals)} were equal, and the first of them stay"
+                )
             )
         return True
 

@@ -125,6 +125,39 @@ def test_factored_tasks_end_with_plain_prompts_that_share_one(
     assert trainer.train(new, console=console).prompt.is_file()
 
 
+def test_a_new_tasks_start_is_the_first_seeds_whichever_ended_first(
+    file: Path, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill all are at rest, and leave in another order than they ended in."""
+    short = {"seeds": [1, 0], "optimiser.epochs": 2, "optimiser.evaluations": 4}
+    finished = Learner.finished.fget
+    assert finished is not None
+    monkeypatch.setattr(
+        Learner,
+        "finished",
+        property(lambda self: finished(self) or (self.name.endswith("seed-0") and bool(self.points))),
+    )
+    alone = tmp_path / "alone"
+    trainer.train_many(trainer.load_many(file, {**short, "output": str(alone)}), console=console)
+    finish = Run.finish
+
+    class Killed(BaseException):
+        pass
+
+    def killed(run: Run) -> RunResult:
+        if run.config.task_id == "book":
+            raise Killed
+        return finish(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "finish", killed)
+        with pytest.raises(Killed):
+            trainer.train_many(trainer.load_many(file, short), console=console)
+    trainer.resume_many(tmp_path / "all", console=console)
+    one, other = (folder / "new-task.safetensors" for folder in (alone, tmp_path / "all"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_tasks_go_on_from_a_shared_prompt_by_themselves(file: Path, console: Console, tmp_path: Path) -> None:
     """One is called as their common learner once was."""
     changed = file.read_text().replace('share = "factored"', 'share = "prompt"\nrows_at_once = 40')

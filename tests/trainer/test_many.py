@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,42 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
     assert steps > 3 * 11
     for task_id, folder in alone.finished.items():
         assert folder.prompt.read_bytes() == result.finished[task_id].prompt.read_bytes()
+
+
+def test_a_signal_while_the_last_task_is_written_interrupts_nothing(
+    file: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Run.finish
+
+    def finishes(run: Run) -> RunResult:
+        if run.config.task_id == "film":
+            signal.raise_signal(signal.SIGINT)
+        return finish(run)
+
+    monkeypatch.setattr(Run, "finish", finishes)
+    config = trainer.load_many(file, {"optimiser.epochs": 1, "optimiser.evaluations": 1})
+    config = replace(config, tasks=config.tasks[:1])
+    assert list(trainer.train_many(config, console=console).finished) == ["film"]
+    with pytest.raises(RunFolderError, match="all of its tasks are finished"):
+        trainer.resume_many(config.output, console=console)
+
+
+def test_a_task_with_a_seed_that_diverged_leaves_its_rows_to_others(
+    file: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last: dict[str, int] = {}
+
+    def stepped(progress: TrainingProgress, learner: Learner, loss: float) -> None:
+        last[learner.name] = learner.step
+        if learner.name == "film.seed-0" and learner.step == 2:
+            learner._fail(3, "the loss is nan")
+
+    monkeypatch.setattr(TrainingProgress, "stepped", stepped)
+    result = trainer.train_many(trainer.load_many(file), console=console)
+    assert result.failures["film"].startswith("film.seed-0, step 3: the loss is nan; ")
+    assert "book" in result.finished
+    assert last["film.seed-1"] == last["film.seed-0"] == 2
+    assert last["book.seed-2"] > 10
 
 
 @pytest.mark.parametrize(

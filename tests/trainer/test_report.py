@@ -109,7 +109,14 @@ def test_dollars_in_a_settings_name_are_no_formula(tmp_path: Path) -> None:
 
 def test_of_many_tasks_the_prompts_figure_is_what_is_published(tmp_path: Path) -> None:
     def told(*rows: TableRow) -> str:
-        metrics = {"summary": {row.name: row.summary() for row in rows}, "version": "0123456789abcdef"}
+        seeds: dict[str, object] = {"seeds": [{}] * len(rows[2].scores) if len(rows) > 2 else [{}]}
+        if len(rows) > 3:
+            seeds["ensemble"] = {}
+        metrics = {
+            "summary": {row.name: row.summary() for row in rows},
+            "version": "0123456789abcdef",
+            **seeds,
+        }
         write_metrics(tmp_path / "m.json", metrics)
         return plain_text(many_table({"film": tmp_path / "m.json"}, {}))
 
@@ -121,6 +128,10 @@ def test_of_many_tasks_the_prompts_figure_is_what_is_published(tmp_path: Path) -
     assert "81.0 ± 1.4" in told(*floors, seeds)
     assert "90.0" in (table := told(*floors, seeds, joint))
     assert "81.0" not in table
+    assert "±" not in table
+    alone = told(*floors, TableRow("p-tuning-v2", (_scores(0.8),)))
+    assert "80.0" in alone
+    assert "±" not in alone
     assert "–" in told(*floors)
     (tmp_path / "m.json").write_text('{"summary": {}}')
     assert "cannot" in plain_text(many_table({"film": tmp_path / "m.json"}, {}))

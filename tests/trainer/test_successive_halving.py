@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,6 +118,44 @@ def test_interrupted_at_its_references_it_says_how_to_go_on(
         trainer.resume_sweep(tmp_path / "run", console=console)
     file.write_text(begun)
     assert trainer.resume_sweep(tmp_path / "run", console=console).prompt.is_file()
+
+
+def test_killed_before_its_first_step_it_is_a_sweep_to_go_on_with(
+    settings: Settings, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    plan = _plan(settings, optimiser__epochs=1)[:2]
+    for where in ("trainer.run_folder.RunFolder.claim", "trainer.run.Run.prepare"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, killed)
+            with pytest.raises(Killed):
+                trainer.sweep(plan, console=console)
+        assert trainer.resume_sweep(tmp_path / "run", console=console).prompt.is_file()
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_of_equals_the_first_stay_and_it_is_said(settings: Settings, console: Console) -> None:
+    same = [
+        Setting(
+            f"prompt_lr={rate}",
+            {"optimiser.prompt_lr": rate},
+            settings(
+                method="p-tuning-v2", optimiser__prompt_lr=rate, optimiser__head_lr=1e-12, head__start="random",
+                optimiser__evaluations=4, optimiser__epochs=1,
+            ),
+        )
+        for rate in (1e-12, 2e-12, 3e-12)
+    ]  # fmt: skip
+    result = trainer.sweep(same, console=console)
+    rungs = json.loads((result.folder / "sweep.json").read_text())["rungs"]
+    assert rungs[-1]["kept"] == ["prompt_lr=1e-12"]
+    printed = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "2 of 3 settings stay; 3 were equal, and the first of them stay" in printed
 
 
 def test_a_template_with_square_brackets_is_a_name_like_others(settings: Settings, console: Console) -> None:
