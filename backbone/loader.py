@@ -230,7 +230,9 @@ def choose_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise BackboneError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise BackboneError("device cuda was asked for, but torch sees no CUDA device: use --device cpu")
+        raise BackboneError(
+            "device cuda was asked for, but torch sees no CUDA device: use cpu (--device cpu) or auto"
+        )
     return chosen
 
 

@@ -54,6 +54,7 @@ def join_prompts(files: Sequence[tuple[str, bytes]]) -> bytes:
             )
         seen[part.version] = part.source
     shared = _in_all([part.training for part in parts])
+    shared.pop("dev", None)  # each member's own score, be they equal: the ensemble's own nobody has measured
     joint = first.manifest.model_copy(
         update={
             "method": first.manifest.method

@@ -66,7 +66,7 @@ WORDS: Mapping[str, str] = {
     "prompt.template": "[the template](prompt-file.md): `{text}`, `{text_pair}`, `{mask}`, `{soft:20}` and words",
     "prompt.num_virtual_tokens": "n, the length of the soft prompt or prefix",
     "prompt.init": "what virtual tokens start from, in this order: words of `prompt.task_text`, a mean vector of each "
-    "label, common words of the training texts; or random",
+    "label (a prefix: its words), common words of the training texts; or random",
     "prompt.task_text": "a sentence that says what the task is",
     "prompt.init_from": "[another task's prompt](../methods/spot.md) to start from: a prompt file, a run folder or "
     "TASK@STORE",

@@ -232,6 +232,15 @@ def config_of(
         raise ConfigError(_first_line(error, path)) from None
 
 
+# Settings without which there is no training, as the command line has them.
+_FLAGS = {
+    "task_id": " (--task)",
+    "data": ": data.train (--train)",
+    "data.train": " (--train)",
+    "output": " (--output)",
+}
+
+
 def _first_line(error: ValidationError, path: Path | None) -> str:
     found = error.errors(include_url=False, include_input=False)
     # A setting that is misspelt may leave its place empty as well: the word that is wrong is the one to name.
@@ -242,7 +251,9 @@ def _first_line(error: ValidationError, path: Path | None) -> str:
     if first["type"] == "extra_forbidden":
         message = f"unknown setting{_meant(first['loc'])}"
     elif first["type"] == "missing":
-        message = "this setting is required"
+        message = f"this setting is required{_FLAGS.get(key, '')}"
+    elif first["type"] == "tuple_type":
+        message = "expected a list, such as [0, 1]" if key == "seeds" else "expected a list"
     where = f"{path}: " if path is not None else ""
     return where + (f"{key}: {message}" if key else message)
 

@@ -105,6 +105,7 @@ def load_examples(config: TrainConfig) -> TaskData:
         _check_labels(examples, labels, name)
     if config.method != "hard-prompt":
         _check_every_label_occurs(train, labels)
+    notes += _contradictions(train)
     notes += _overlaps(train, dev, test)
     data = TaskData(labels, config.multi_label, train, dev, test, tuple(notes))
     _check_golden(config, data)
@@ -173,6 +174,20 @@ def _check_pairs(examples: Sequence[Example]) -> None:
                 f"{example.place}: {'no' if pairs else 'a'} text pair here, unlike in the first example; "
                 "either all examples are pairs or none is"
             )
+
+
+def _contradictions(train: Sequence[Example]) -> list[str]:
+    labels: dict[tuple[str, str | None], set[tuple[str, ...]]] = {}
+    for example in train:
+        labels.setdefault(example.key, set()).add(tuple(sorted(example.labels)))
+    torn = [key for key, own in labels.items() if len(own) > 1]
+    if not torn:
+        return []
+    first = torn[0][0] if len(torn[0][0]) <= 60 else torn[0][0][:59] + "…"
+    return [
+        f"{len(torn)} of {len(labels)} training texts are there with different labels, of which no prompt can learn "
+        f"more than one: {first!r}" + (" and others" if len(torn) > 1 else "")
+    ]
 
 
 def _overlaps(train: Sequence[Example], dev: Sequence[Example], test: Sequence[Example]) -> list[str]:

@@ -5,6 +5,7 @@ TrainerError                   exit 2   one clear line: what is wrong, where, wh
  ├ DataError                   exit 2   a file of examples that cannot be learned from
  ├ AdapterError                exit 2   a PEFT folder or prompt file that does not go over to the other side
  ├ RunFolderError              exit 2   the run folder is in use, or does not belong to this run
+ ├ NotPublishedError           exit 1   the store or the server did not take a prompt file
  ├ NotBetterError              exit 1   a prompt that does not beat majority and head only is not published
  ├ NotAllPublishedError        exit 1   some of several prompts were not published; what was wrong is said of each
  ├ TrainingFailedError         exit 1   numbers that are not finite, no memory for a step, or tasks of many that failed
@@ -42,6 +43,12 @@ class AdapterError(TrainerError):
 
 class RunFolderError(TrainerError):
     """The run folder already holds another run, or holds none to resume."""
+
+
+class NotPublishedError(TrainerError):
+    """A store or a server could not be reached, or did not take the file. `advice` says what to do."""
+
+    exit_code = 1
 
 
 class NotBetterError(TrainerError):

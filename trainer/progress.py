@@ -79,6 +79,10 @@ class TrainingProgress:
         if learner.name not in self._bars:
             name = learner.name.replace("seed-", "seed ")
             self._bars[learner.name] = self.bar(name, learner.schedule.steps, learner.step)
+            if learner.step and not learner.finished:
+                self._progress.console.print(
+                    f"{name}: goes on at step {learner.step} of {learner.schedule.steps}", highlight=False
+                )
         self._bars[learner.name].shown(True)
 
     def stepped(self, learner: Learner, loss: float) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from client import AdminClient, ClientError
 from prompt_store import PromptStoreError, Target, check_alias, decode_prompt, open_store, version_of
 from prompt_store.redis_url import without_secrets
-from trainer.errors import NotBetterError, TrainerError
+from trainer.errors import ConfigError, NotBetterError, NotPublishedError, TrainerError
 from trainer.gate import judge
 
 
@@ -47,7 +48,8 @@ def publish(
     The file is checked before anything leaves this machine. `alias` then points to the new version (None: to
     nothing new); `key` is the admin key of a server, `timeout` the seconds that each of the two calls to it may take,
     with their retries. Raises NotBetterError for a prompt that by its own training record does not beat majority and
-    head only on dev, unless `force`; TrainerError with one line for a person for whatever else is wrong.
+    head only on dev, unless `force`; NotPublishedError where the store or the server does not take it; TrainerError
+    with one line for a person for whatever else is wrong.
     """
     try:
         data = path_or_bytes if isinstance(path_or_bytes, bytes) else Path(path_or_bytes).read_bytes()
@@ -65,16 +67,32 @@ def publish(
             )
             refused.advice = judgement.advice
             raise refused
+    except PromptStoreError as error:
+        raise TrainerError(f"not published to {shown}: {error}") from None
+    try:
         if target.startswith(("http://", "https://")):
             created, durable = _to_server(data, task_id, target, alias, key, timeout)
         else:
             created, durable = asyncio.run(_to_store(data, task_id, target, alias))
     except (PromptStoreError, ClientError) as error:
-        failed = TrainerError(f"not published to {shown}: {error}")
+        failed = NotPublishedError(f"not published to {shown}: {error}")
         failed.advice = getattr(error, "advice", "")
         raise failed from None
     note = judgement.note or (f"forced: {judgement.refusal}" if judgement.refusal else "")
     return Publication(task_id, version_of(data), alias, created, shown, durable, note)
+
+
+def check_target(target: str) -> None:
+    """Raise ConfigError for what is neither a store nor a server's address. Nothing is opened."""
+    try:
+        if target.startswith(("http://", "https://")):
+            if urlsplit(target).hostname is None:
+                raise ConfigError(f"{target!r}: a server's address needs a host, as in http://127.0.0.1:8001")
+            AdminClient(target).close()
+        else:
+            open_store(target)
+    except (PromptStoreError, ClientError) as error:
+        raise ConfigError(f"{without_secrets(target)!r}: {error}") from None
 
 
 async def _to_store(data: bytes, task_id: str, target: str, alias: str | None) -> tuple[bool, bool]:

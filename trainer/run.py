@@ -101,6 +101,10 @@ def _alone(run: Run, *, new: bool) -> RunResult:
                 ranks=run.ranks,
             )
             for learner in learners:
+                if learner.failure is not None:  # --resume would end here again
+                    raise TrainingFailedError(
+                        f"{learner.failure}, in another --output: {run.folder.root} keeps its settings"
+                    )
                 run.take(learner)
         run.stop_here(stop)
         result = run.finish()
@@ -187,6 +191,11 @@ class Run:
             self._say(f"head only: dev {100 * self._probes[key].probe.dev.accuracy:.1f} %")
         self._reference = self._probes[key]
         self._splits = encode_splits(self.backbone, self._manifest, self.data)
+        rows = [row for split in self._splits.values() for row in split.rows]
+        if cut := sum(row.truncated for row in rows):
+            self._say(
+                f"note: {cut} of {len(rows)} texts are longer than prompt.max_tokens leaves room for: they are cut"
+            )
 
     def task(self) -> Task:
         """What its prompt learns from."""

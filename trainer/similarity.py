@@ -38,7 +38,7 @@ class Incomparable(ValueError):
 def token_vectors(prompt: Prompt) -> Vectors:
     """One vector for each virtual token, [n, width]; Incomparable where a prompt has neither soft prompt nor prefix."""
     if prompt.manifest.members:
-        raise Incomparable("it is an ensemble: compare one of the prompts that it was joined from")
+        raise Incomparable("one is an ensemble: compare one of the prompts that it was joined from")
     if (soft := prompt.tensors.get("soft_prompt")) is not None:
         return soft.astype(np.float64)
     parts = []
@@ -48,7 +48,7 @@ def token_vectors(prompt: Prompt) -> Vectors:
         norms = np.linalg.norm(flat, axis=(1, 2), keepdims=True)
         parts.append((flat / np.maximum(norms, np.finfo(np.float64).tiny)).transpose(1, 0, 2))
     if not parts:
-        raise Incomparable("it has neither a soft prompt nor a prefix")
+        raise Incomparable("one has neither a soft prompt nor a prefix")
     return np.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
 
 
@@ -57,9 +57,9 @@ def similarity(one: Prompt, other: Prompt) -> Similarity:
     mine, theirs = one.manifest.backbone, other.manifest.backbone
     if mine.fingerprint != theirs.fingerprint:
         raise Incomparable(f"they were trained for different backbones: {mine.name} and {theirs.name}")
+    a, b = token_vectors(one), token_vectors(other)
     if _parts(one) != _parts(other):
         raise Incomparable(f"they have different parts: {_parts(one)} and {_parts(other)}")
-    a, b = token_vectors(one), token_vectors(other)
     return Similarity(_cosines(a.mean(axis=0, keepdims=True), b.mean(axis=0, keepdims=True)), _cosines(a, b))
 
 

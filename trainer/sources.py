@@ -95,7 +95,10 @@ def _format_of(path: Path, format: str) -> str:
         return format
     kind = TABLE_SUFFIXES.get(path.suffix.lower())
     if kind is None:
-        raise DataError(f"{path}: cannot tell its format from its name; set data.format to jsonl, csv or tsv")
+        raise DataError(
+            f"{path}: cannot tell its format from its name; expected .jsonl (one JSON object per line), .csv or "
+            ".tsv, or set data.format to one of these"
+        )
     return kind
 
 

@@ -75,7 +75,9 @@ def _json_records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError):
+            if number == 1 and line.lstrip().startswith("["):
+                reason = "an array begins here"
+            elif isinstance(error, json.JSONDecodeError):
                 reason = error.msg
             else:
                 reason = (

@@ -8,9 +8,13 @@ from typing import Annotated
 
 import typer
 
+from promptmux.commands.files import prompt_file
+
 
 def run(
-    files: Annotated[list[Path], typer.Argument(help="Prompt files (*.safetensors) of one task.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Prompt files (*.safetensors) or run folders of one task.")
+    ],
     output: Annotated[Path, typer.Option(help="The file to write.")],
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
@@ -20,7 +24,7 @@ def run(
     parts = []
     for file in files:
         try:
-            parts.append((str(file), file.read_bytes()))
+            parts.append((str(file), prompt_file(file).read_bytes()))
         except OSError as error:
             raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="FILES") from None
     if output.exists() and not force:

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from promptmux.commands.files import prompt_file
+
 
 def run(
-    file: Annotated[Path, typer.Argument(help="A prompt file (*.safetensors).", metavar="PROMPT_FILE")],
+    file: Annotated[Path, typer.Argument(help="A prompt file, or a run folder.", metavar="PROMPT_FILE")],
     folder: Annotated[Path, typer.Argument(help="The folder to write; new or empty.", metavar="DIR")],
     backbone: Annotated[
         str | None,
@@ -24,7 +26,7 @@ def run(
     from trainer.peft_export import export_peft
 
     try:
-        data = file.read_bytes()
+        data = prompt_file(file).read_bytes()
     except OSError as error:
         raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="PROMPT_FILE") from None
     try:

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from promptmux.commands.files import prompt_file
+
 if TYPE_CHECKING:
     from prompt_store import Manifest
 
 
 def run(
-    file: Annotated[Path, typer.Argument(help="A prompt file (*.safetensors).")],
+    file: Annotated[Path, typer.Argument(help="A prompt file (*.safetensors), or a run folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Check a prompt file and show its manifest and tensors."""
     from prompt_store import decode_prompt, version_of
 
     try:
-        data = file.read_bytes()
+        data = prompt_file(file).read_bytes()
     except OSError as error:
         raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="FILE") from None
     prompt = decode_prompt(data)

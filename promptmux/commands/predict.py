@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from promptmux.commands.files import prompt_file
 from promptmux.commands.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Store, Timeout
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class _Prediction:
 
 
 def run(
-    prompt: Annotated[str, typer.Argument(help="A prompt file, or the id of a task.")],
+    prompt: Annotated[str, typer.Argument(help="A prompt file, a run folder, or the id of a task.")],
     texts: Annotated[
         list[str] | None, typer.Argument(help="Sentences; lines of standard input if none.")
     ] = None,
@@ -60,11 +61,12 @@ def run(
             )
     if pair is not None and len(pair) != len(sentences):
         raise typer.BadParameter(f"{len(sentences)} sentences, but {len(pair)} pairs", param_hint="--pair")
-    is_file = Path(prompt).is_file()
-    if not is_file and prompt.endswith(".safetensors"):
-        raise typer.BadParameter(f"no file {prompt}", param_hint="PROMPT")
-    if is_file or store is not None:
-        data = _read(Path(prompt)) if is_file else asyncio.run(_fetch(str(store), prompt, version))
+    file = prompt_file(Path(prompt)) if store is None else Path(prompt)
+    if not file.is_file() and ("/" in prompt or prompt.endswith(".safetensors")):  # no id of a task
+        missing = f"no prompt in the folder {prompt}" if file.is_dir() else f"no file {prompt}"
+        raise typer.BadParameter(missing, param_hint="PROMPT")
+    if file.is_file() or store is not None:
+        data = _read(file) if file.is_file() else asyncio.run(_fetch(str(store), prompt, version))
         results = _locally(data, backbone, sentences, pair)
     else:
         from client import Client

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from promptmux.commands.files import prompt_file
 from promptmux.commands.options import (
     DEFAULT_ADMIN,
     PUBLISH_TIMEOUT,
@@ -22,7 +23,7 @@ from promptmux.commands.training_options import not_published
 
 
 def run(
-    files: Annotated[list[Path], typer.Argument(help="Prompt files (*.safetensors).")],
+    files: Annotated[list[Path], typer.Argument(help="Prompt files (*.safetensors), or run folders.")],
     store: Store = None,
     server: AdminServer = DEFAULT_ADMIN,
     alias: Annotated[
@@ -36,7 +37,7 @@ def run(
     from trainer import NotAllPublishedError, TrainerError, publish
 
     missing = 0
-    for file in files:
+    for file in map(prompt_file, files):
         try:
             done = publish(file, store or server, alias=alias or None, key=key, timeout=timeout, force=force)
         except TrainerError as error:

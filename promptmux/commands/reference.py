@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from promptmux.commands import training_options as options
+from promptmux.commands.files import prompt_file
 
 _Flag = typer.Option
 
@@ -27,7 +28,8 @@ def run(
     seeds: options.Seeds = None,
     backbone: options.BackboneName = None,
     prompt: Annotated[
-        Path | None, _Flag(help="A trained prompt file for fixed-prompt, in place of a template.")
+        Path | None,
+        _Flag(help="A trained prompt file, or its run folder, for fixed-prompt, in place of a template."),
     ] = None,
     lr: Annotated[
         str, _Flag(help="Learning rates, separated by commas; of several, dev chooses one.")
@@ -68,7 +70,7 @@ def run(
         console=Console(),
         folder=output or Path(f"runs/{chosen.task_id}-reference"),
         recipe=Recipe(_rates(lr), epochs, batch_size),
-        prompt=prompt,
+        prompt=prompt and prompt_file(prompt),
     )
 
 

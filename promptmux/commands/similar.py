@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from promptmux.commands.files import prompt_file
 from promptmux.commands.options import Store
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    prompts: Annotated[list[str], typer.Argument(help="Prompt files, or ids of tasks in --store.")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="Prompt files or run folders, or ids of tasks in --store.")
+    ],
     store: Store = None,
     top: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 20,
 ) -> None:
@@ -60,7 +63,8 @@ _Named = list[tuple[str, "Prompt"]]
 
 def _gather(names: Sequence[str], url: str | None) -> tuple[_Named, _Named, int]:
     """The prompts that were named; for one alone, all other tasks' in the store, and how many could not be read."""
-    files = {name: _file(name) for name in names if Path(name).is_file()}
+    found = {name: Path(name) if url is not None else prompt_file(Path(name)) for name in names}
+    files = {name: _file(str(path)) for name, path in found.items() if path.is_file()}
     if url is not None:
         return asyncio.run(_with_store(names, files, url))
     if missing := [name for name in names if name not in files]:

@@ -95,10 +95,16 @@ class Publishing:
     force: bool
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a bad alias: better now than when the training is over."""
+        """Raises ConfigError for a bad alias or target: better now than when the training is over."""
         from prompt_store import InvalidAlias, check_alias
         from trainer import ConfigError
+        from trainer.publish import check_target
 
+        if self.target is not None:
+            try:
+                check_target(self.target)
+            except ConfigError as error:
+                raise ConfigError(f"--publish: {error}") from None
         if self.target is not None and self.alias:
             try:
                 check_alias(self.alias)
@@ -125,12 +131,24 @@ class Publishing:
     def publish(self, prompt: Path) -> str:
         """Publish a prompt file, and say so; without a target say how it is published."""
         import trainer
+        from prompt_store.redis_url import without_secrets
+        from trainer.errors import NotPublishedError
         from trainer.gate import judge_file
 
         if self.target is None:
             how, insist = (" all the same", " --force") if judge_file(prompt).refusal else ("", "")
             return f"publish it{how}: promptmux publish {shlex.quote(str(prompt))}{insist}"
-        done = trainer.publish(prompt, self.target, alias=self.alias or None, key=self.key, force=self.force)
+        try:
+            done = trainer.publish(
+                prompt, self.target, alias=self.alias or None, key=self.key, force=self.force
+            )
+        except NotPublishedError as error:  # the training was not in vain
+            where = "--server" if self.target.startswith(("http://", "https://")) else "--store"
+            later = ["promptmux", "publish", str(prompt), where, without_secrets(self.target)]
+            later += ["--alias", self.alias] if self.alias != "current" else []
+            later += ["--force"] if self.force else []
+            error.advice = f"{error.advice}; then: {shlex.join(later)}".removeprefix("; then: ")
+            raise
         note = f" ({done.note})" if done.note else ""
         tell_durability(done.durable)
         news = "published" if done.created else "already there:"

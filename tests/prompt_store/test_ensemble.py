@@ -70,6 +70,16 @@ def test_golden_examples_are_those_of_every_file(build: Any) -> None:
     assert join(file(build, 0, golden=(a, b, c)), file(build, 1, golden=(c, a))).manifest.golden == (a, c)
 
 
+def test_scores_stay_with_their_members_be_they_equal(build: Any) -> None:
+    """Of the ensemble nobody has measured one."""
+    record = {"dev": {"accuracy": 0.9}, "epochs": 3}
+    joint = join(
+        *(encode_prompt(build.manifest(training=record), build.tensors(seed)) for seed in range(2))
+    ).manifest
+    assert joint.training == {"epochs": 3}
+    assert [member.training for member in joint.members] == [{"dev": {"accuracy": 0.9}}] * 2
+
+
 def test_methods_that_differ_are_mixed(build: Any) -> None:
     assert join(file(build, 0), file(build, 1)).manifest.method == "prompt-tuning"
     assert join(file(build, 0), file(build, 1, method="p-tuning")).manifest.method == "mixed"

@@ -134,6 +134,27 @@ def test_predict_from_a_file_and_from_standard_input() -> None:
     assert "time" in piped.stdout
 
 
+def test_a_run_folder_is_its_prompt(tmp_path: Path) -> None:
+    source = next(iter(sorted(PROMPTS.glob("*.safetensors"))))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    none = here("predict", str(folder), "text")
+    assert one_line(none)
+    assert f"no prompt in the folder {folder}" in " ".join(none.stderr.replace("│", " ").split()).replace(
+        "- ", "-"
+    )
+    (folder / "prompt.safetensors").write_bytes(source.read_bytes())
+    for named in (source, folder):
+        assert "template" in here("inspect", str(named)).stdout
+    assert here("inspect", str(folder)).stdout == here("inspect", str(source)).stdout
+    store = str(tmp_path / "store")
+    assert here("publish", str(folder), "--store", store, "--force").stdout.startswith("published")
+    assert (
+        here("predict", str(folder), "a good film").stdout
+        == here("predict", str(source), "a good film").stdout
+    )
+
+
 def test_text_with_brackets_is_shown_as_it_is() -> None:
     shown = here("predict", str(PROMPTS / "topic.safetensors"), "[bold]the band plays[/bold] tonight")
     assert "[bold]the band plays[/bold]" in shown.stdout

@@ -47,6 +47,21 @@ def test_a_prompt_that_beats_nothing_is_refused_and_can_be_forced(tmp_path: Path
     assert "note: forced: on dev" in forced.stdout
 
 
+def test_where_the_result_cannot_go_is_said_first_and_what_may_come_later_last(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "train.jsonl", separable(60))
+    own = ["train", "--task", "t", "--method", "head-only", "--train", str(data)]
+    own += ["--backbone", str(checkpoint("bert")), "--output", str(tmp_path / "run"), "--set", "device=cpu"]
+    slip = here(*own, "--publish", "nonsense://x")
+    assert (slip.returncode, slip.stderr.count("\n")) == (2, 1)
+    assert "--publish: 'nonsense://x': unknown kind of store" in slip.stderr
+    assert not (tmp_path / "run").exists()
+    away = here(*own, "--publish", "http://127.0.0.1:9", "--alias", "next", "--force")
+    assert away.returncode == 1
+    assert (tmp_path / "run" / "prompt.safetensors").is_file()
+    file = tmp_path / "run" / "prompt.safetensors"
+    assert f"promptmux publish {file} --server http://127.0.0.1:9 --alias next --force" in away.stderr
+
+
 def test_one_file_of_several_that_is_refused_leaves_none_of_the_others(tmp_path: Path) -> None:
     poor, better, store = _poor(tmp_path), tmp_path / "better.safetensors", str(tmp_path / "store")
     better.write_bytes(prompt_bytes())

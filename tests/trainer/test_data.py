@@ -117,6 +117,17 @@ def test_texts_in_two_sets_are_noted(settings: Settings, tmp_path: Path) -> None
     assert "96 of 96 test texts are in the training set too: scores flatter" in data.notes
 
 
+def test_texts_with_two_labels_are_noted(settings: Settings, tmp_path: Path) -> None:
+    rows = separable(40)
+    write_jsonl(tmp_path / "train.jsonl", [*rows, {"text": rows[0]["text"], "label": "positive"}])
+    assert rows[0]["label"] == "negative"
+    (note,) = (note for note in load_examples(settings()).notes if "different labels" in note)
+    assert note.startswith("1 of ")
+    assert note.endswith(f"more than one: {rows[0]['text']!r}")
+    write_jsonl(tmp_path / "train.jsonl", [*rows, rows[0]])
+    assert not any("different labels" in note for note in load_examples(settings()).notes)
+
+
 def test_digest_is_of_contents_not_of_files(settings: Settings, tmp_path: Path) -> None:
     rows = separable(40)
     write_jsonl(tmp_path / "x.jsonl", rows)

@@ -16,7 +16,9 @@ from client import AdminClient, Client, UnreachableError
 from loadtest.ports import free_ports
 from prompt_store import decode_prompt, encode_prompt, open_store, version_of
 from tests.backbone.families import checkpoint
-from trainer import RunResult, TrainConfig, TrainerError, publish, train
+from trainer import ConfigError, RunResult, TrainConfig, TrainerError, publish, train
+from trainer.errors import NotPublishedError
+from trainer.publish import check_target
 
 Settings = Callable[..., TrainConfig]
 TEXTS = ["good great film", "terrible bad book"]
@@ -58,8 +60,25 @@ def test_bad_targets_and_aliases_are_one_line(result: RunResult, tmp_path: Path)
         publish(result.prompt, "gopher://x")
     with pytest.raises(TrainerError, match="not published to"):
         publish(result.prompt, str(tmp_path / "store"), alias="Not An Alias")
-    with pytest.raises(TrainerError, match=r"not published to http://127\.0\.0\.1:9"):
+    with pytest.raises(NotPublishedError, match=r"not published to http://127\.0\.0\.1:9"):
         publish(result.prompt, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("target", ["", "gopher://x", "redis:/one", "http://", "http://host:x"])
+def test_what_is_no_target_is_said_before_anything_is_trained(target: str) -> None:
+    with pytest.raises(ConfigError, match=f"^'{target.replace('/one', '[*]+')}': "):
+        check_target(target)
+
+
+@pytest.mark.parametrize(
+    "target", ["store", "file:///no/such/store", "redis://10.255.255.1:1/0", "http://127.0.0.1:9"]
+)
+def test_a_target_is_not_opened_to_be_checked(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_target(target)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -123,6 +123,8 @@ def test_stopped_at_any_step_it_ends_as_if_left_alone(
         with contextlib.suppress(TrainingInterruptedError):
             resume(Path(short.output), console=console)
     assert steps > 2 * 41
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "seed 3: goes on at step 2" in printed
     assert (Path(short.output) / "prompt.safetensors").read_bytes() == alone.prompt.read_bytes()
 
 

@@ -19,6 +19,7 @@ from trainer import (
     DataError,
     RunFolderError,
     TrainConfig,
+    TrainingFailedError,
     evaluate,
     load_config,
     load_examples,
@@ -96,6 +97,16 @@ def test_verbalizers_are_trained_through_the_language_model_head(
     assert list(prompt.tensors) == ["soft_prompt"]
     curve = json.loads((result.folder / "metrics.json").read_text())["seeds"][0]["curve"]
     assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_texts_that_are_cut_and_a_run_that_diverges_are_said(settings: Settings, console: Console) -> None:
+    bad = settings(prompt__max_tokens=2, optimiser__prompt_lr=1e30, optimiser__epochs=1)
+    with pytest.raises(
+        TrainingFailedError, match=r"smaller optimiser\.prompt_lr, in another --output: \S+run keeps"
+    ):
+        train(bad, console=console)
+    printed = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "note: 176 of 176 texts are longer than prompt.max_tokens" in printed
 
 
 def test_the_run_folder_is_complete(settings: Settings, console: Console) -> None:

@@ -89,8 +89,12 @@ def test_what_cannot_be_compared_is_refused_with_the_reason() -> None:
 def test_an_ensemble_is_refused_as_one() -> None:
     one = soft(3, 0)
     members = one.manifest.model_copy(update={"members": (Member(), Member())})
-    with pytest.raises(Incomparable, match="it is an ensemble: compare one of the prompts"):
+    with pytest.raises(Incomparable, match="one is an ensemble: compare one of the prompts"):
         token_vectors(Prompt(members, {}))
+    with pytest.raises(Incomparable, match="one is an ensemble"):
+        similarity(one, Prompt(members, {}))
+    with pytest.raises(Incomparable, match="one has neither"):
+        similarity(one, prompt({}))
 
 
 def test_a_prompt_of_zeros_is_like_nothing() -> None:

@@ -125,6 +125,7 @@ GOOD = '{"text": "a", "label": "x"}\n'
         ("a.jsonl", '{"text": "a", "label": 0.5}\n', "line 1", "a label must be"),
         ("a.jsonl", GOOD + "{oops\n", "line 2", "not JSON"),
         ("a.jsonl", "[1]\n", "line 1", "expected a JSON object"),
+        ("a.jsonl", "[\n" + GOOD + "]", "line 1", "not JSON (an array begins here); expected one object per line"),
         ("a.jsonl", "[" * 100_000 + "\n", "line 1", "not JSON"),
         ("a.jsonl", '{"text": "a", "id": ' + "9" * 5000 + "}\n", "line 1", "not JSON (a number of too many digits)"),
         ("a.jsonl", GOOD.encode() + b'{"text": "caf\xe9", "label": "x"}\n', "line 2", "byte 0xe9 is not utf-8"),

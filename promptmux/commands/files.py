@@ -1,0 +1,13 @@
+"""Which file a person means who names one: of a run folder, the prompt in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PROMPT = "prompt.safetensors"  # what a training leaves in its folder to be published
+
+
+def prompt_file(named: Path) -> Path:
+    """The prompt file of a run folder; what was named else, which need not be there."""
+    inside = named / _PROMPT
+    return inside if inside.is_file() else named
