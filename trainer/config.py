@@ -251,7 +251,7 @@ def _first_line(error: ValidationError, path: Path | None) -> str:
     if first["type"] == "extra_forbidden":
         message = f"unknown setting{_meant(first['loc'])}"
     elif first["type"] == "missing":
-        message = f"this setting is required{_FLAGS.get(key, '')}"
+        message = "this setting is required" + (_FLAGS.get(key, "") if path is None else "")
     elif first["type"] == "tuple_type":
         message = "expected a list, such as [0, 1]" if key == "seeds" else "expected a list"
     where = f"{path}: " if path is not None else ""

@@ -242,9 +242,8 @@ class _Work:
         with self._alone(task_id):
             if run.take(learner):
                 self._finish(run)
-        if (
-            learner.failure is not None
-        ):  # of a task with a seed that diverged nothing is kept: others have its rows
+        if learner.failure is not None:
+            # Of a task with a seed that diverged nothing is kept: others have its rows.
             for own, other in self._runs.values():
                 if own is run:
                     other.give_up(learner.failure)

@@ -244,7 +244,7 @@ class _Importer:
             raise AdapterError(
                 f"{self.backbone.name} has no language-model head, which {self.adapter.task_type} needs"
             )
-        if len(words) < 2:
+        if len(words) < 2 and not self.choices.multi_label:
             raise AdapterError("--words: a classifier has two labels or more: say the words of each")
         self._refuse_leftovers(frozenset())
         labels = tuple(self.choices.labels or words)

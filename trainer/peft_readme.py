@@ -176,7 +176,7 @@ def _code(manifest: Manifest, base: Backbone, config: Any, way: str, where: str)
 
 
 def _is_classifier(config: Any) -> bool:
-    return any("SequenceClassification" in name for name in config.architectures or ())
+    return any(name.endswith("Classification") for name in config.architectures or ())
 
 
 def _row(manifest: Manifest, template: Template, base: Backbone, *, segments: bool) -> list[str]:

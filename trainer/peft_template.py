@@ -143,7 +143,7 @@ def check_template(source: str, manifest: Manifest, backbone: Backbone) -> list[
     template = parse_template(source)
     if template.has_pair and source != _BOTH and backbone.tokenizer.layout.pair_middle:
         sides = as_texts(template, backbone, predicts=manifest.pooling == "mask")
-        called = ", ".join(map(json.dumps, sides))
+        called = ", ".join(json.dumps(side, ensure_ascii=False) for side in sides)
         notes.append(
             f"a text and its pair are tokenised as two texts, as tokenizer({called}) does it, with special "
             "tokens between them: where PEFT's texts were parted elsewhere, or were one string, its logits are others "

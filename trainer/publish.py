@@ -57,6 +57,10 @@ def publish(
         raise TrainerError(f"{path_or_bytes!s}: {error.strerror}") from None
     shown = without_secrets(target)
     try:
+        check_target(target)
+    except ConfigError as error:
+        raise ConfigError(f"not published to {error}") from None
+    try:
         if alias is not None:
             check_alias(alias)
         manifest = decode_prompt(data).manifest
@@ -75,7 +79,8 @@ def publish(
         else:
             created, durable = asyncio.run(_to_store(data, task_id, target, alias))
     except (PromptStoreError, ClientError) as error:
-        failed = NotPublishedError(f"not published to {shown}: {error}")
+        said = str(error).replace(target.rstrip("/"), shown.rstrip("/"))
+        failed = NotPublishedError(f"not published to {shown}: {said}")
         failed.advice = getattr(error, "advice", "")
         raise failed from None
     note = judgement.note or (f"forced: {judgement.refusal}" if judgement.refusal else "")
@@ -84,15 +89,18 @@ def publish(
 
 def check_target(target: str) -> None:
     """Raise ConfigError for what is neither a store nor a server's address. Nothing is opened."""
+    shown = repr(without_secrets(target))
     try:
         if target.startswith(("http://", "https://")):
-            if urlsplit(target).hostname is None:
-                raise ConfigError(f"{target!r}: a server's address needs a host, as in http://127.0.0.1:8001")
-            AdminClient(target).close()
+            address = urlsplit(target)
+            if not address.hostname or address.port == 0:
+                raise ValueError
         else:
             open_store(target)
-    except (PromptStoreError, ClientError) as error:
-        raise ConfigError(f"{without_secrets(target)!r}: {error}") from None
+    except PromptStoreError as error:
+        raise ConfigError(f"{shown}: {error}") from None
+    except ValueError:  # in whose text a password may be
+        raise ConfigError(f"{shown}: expected a server's address, as http://127.0.0.1:8001") from None
 
 
 async def _to_store(data: bytes, task_id: str, target: str, alias: str | None) -> tuple[bool, bool]:

@@ -97,7 +97,7 @@ def many_table(finished: Mapping[str, Path], failures: Mapping[str, str]) -> Tab
             metrics = json.loads(path.read_text(encoding="utf-8"))
             cells = [row["accuracy"] for row in metrics["summary"].values()]
             majority, bare, *own = (f"{100 * cell['mean']:.1f}" for cell in cells)
-            if len(metrics["seeds"]) > 1 and "ensemble" not in metrics:  # one value has no spread
+            if own and len(metrics["seeds"]) > 1 and "ensemble" not in metrics:  # one value has no spread
                 own[-1] += f" ± {100 * cells[-1]['spread']:.1f}"
             version = metrics["version"][:12]
         except (OSError, ValueError, KeyError, TypeError):  # one that finished before, and was damaged since

@@ -189,13 +189,13 @@ class Run:
                 self.backbone, bare, self.data, between=lambda: self.stop_here(stop), ranks=self.ranks
             )
             self._say(f"head only: dev {100 * self._probes[key].probe.dev.accuracy:.1f} %")
+            rows = [
+                row for split in encode_splits(self.backbone, bare, self.data).values() for row in split.rows
+            ]
+            if cut := sum(row.truncated for row in rows):
+                self._say(f"note: {cut} of {len(rows)} texts are longer than their rows, and are cut")
         self._reference = self._probes[key]
         self._splits = encode_splits(self.backbone, self._manifest, self.data)
-        rows = [row for split in self._splits.values() for row in split.rows]
-        if cut := sum(row.truncated for row in rows):
-            self._say(
-                f"note: {cut} of {len(rows)} texts are longer than prompt.max_tokens leaves room for: they are cut"
-            )
 
     def task(self) -> Task:
         """What its prompt learns from."""

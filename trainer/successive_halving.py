@@ -31,7 +31,7 @@ from trainer.progress import TrainingProgress
 from trainer.ranks import ALONE, Ranks
 from trainer.report import percent, titled, write_sweep
 from trainer.run import Run, RunResult, load
-from trainer.run_folder import RunFolder, deciding, with_absolute_paths
+from trainer.run_folder import SWEEP, RunFolder, deciding, with_absolute_paths
 from trainer.sweep_file import Rung, read_sweep, save_sweep
 from trainer.trackers import ExperimentLog
 
@@ -128,8 +128,14 @@ class _Sweep:
         }
         if new:  # first of all: whoever is killed behind it finds a sweep to go on with
             self._save()
-        self._first.claim({"the settings": list(self._runs)} | decided)
-        _, self.rungs = read_sweep(self._folder)
+        try:
+            self._first.claim({"the settings": list(self._runs)} | decided)
+        except RunFolderError:
+            if new:
+                (self._folder / SWEEP).unlink(missing_ok=True)
+            raise
+        if not new:
+            _, self.rungs = read_sweep(self._folder)
         for name, run in self._runs.items():
             with named(f"setting {name}"):
                 run.prepare(stop)

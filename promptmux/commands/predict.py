@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptmux.commands.files import prompt_file
+from promptmux.commands.files import named_file
 from promptmux.commands.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Store, Timeout
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class _Prediction:
 
 
 def run(
-    prompt: Annotated[str, typer.Argument(help="A prompt file, a run folder, or the id of a task.")],
+    prompt: Annotated[str, typer.Argument(help="A prompt file, a run folder (./NAME), or the id of a task.")],
     texts: Annotated[
         list[str] | None, typer.Argument(help="Sentences; lines of standard input if none.")
     ] = None,
@@ -61,7 +61,7 @@ def run(
             )
     if pair is not None and len(pair) != len(sentences):
         raise typer.BadParameter(f"{len(sentences)} sentences, but {len(pair)} pairs", param_hint="--pair")
-    file = prompt_file(Path(prompt)) if store is None else Path(prompt)
+    file = named_file(prompt)
     if not file.is_file() and ("/" in prompt or prompt.endswith(".safetensors")):  # no id of a task
         missing = f"no prompt in the folder {prompt}" if file.is_dir() else f"no file {prompt}"
         raise typer.BadParameter(missing, param_hint="PROMPT")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptmux.commands.files import prompt_file
+from promptmux.commands.files import named_file, prompt_file
 from promptmux.commands.options import Store
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ _Named = list[tuple[str, "Prompt"]]
 
 def _gather(names: Sequence[str], url: str | None) -> tuple[_Named, _Named, int]:
     """The prompts that were named; for one alone, all other tasks' in the store, and how many could not be read."""
-    found = {name: Path(name) if url is not None else prompt_file(Path(name)) for name in names}
+    found = {name: prompt_file(Path(name)) if url is None else named_file(name) for name in names}
     files = {name: _file(str(path)) for name, path in found.items() if path.is_file()}
     if url is not None:
         return asyncio.run(_with_store(names, files, url))

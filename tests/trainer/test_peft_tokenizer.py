@@ -147,6 +147,12 @@ def test_adapters_that_answer_with_numbers(tmp_path: Path) -> None:
         assert made.manifest.multi_label is given
 
 
+def test_one_label_of_its_own_is_enough_for_a_language_model(tmp_path: Path) -> None:
+    adapter(tmp_path / "it", "PROMPT_TUNING", "gpt2", "CAUSAL_LM")
+    made = import_peft(tmp_path / "it", Choices(words={"yes": ["good"]}, multi_label=True))
+    assert made.manifest.labels == ("yes",)
+
+
 def test_one_output_is_a_label_if_somebody_says_so(tmp_path: Path) -> None:
     """A head of one output that a sigmoid makes a yes or no of: transformers has no word for it, and takes numbers."""
     one = adapter_of_one(tmp_path / "one", base("bert"))

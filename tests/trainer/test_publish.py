@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -64,10 +65,20 @@ def test_bad_targets_and_aliases_are_one_line(result: RunResult, tmp_path: Path)
         publish(result.prompt, "http://127.0.0.1:9")
 
 
-@pytest.mark.parametrize("target", ["", "gopher://x", "redis:/one", "http://", "http://host:x"])
+@pytest.mark.parametrize(
+    "target", ["", "gopher://x", "redis:/one", "http://", "http://host:x", "http://[::1:8001"]
+)
 def test_what_is_no_target_is_said_before_anything_is_trained(target: str) -> None:
-    with pytest.raises(ConfigError, match=f"^'{target.replace('/one', '[*]+')}': "):
+    with pytest.raises(ConfigError, match=f"^'{re.escape(target).replace('/one', '[*]+')}': "):
         check_target(target)
+
+
+@pytest.mark.parametrize("place", [":8001", "host:80a0", "[::1", "127.0.0.1:9"])
+def test_a_targets_password_is_not_shown(result: RunResult, place: str) -> None:
+    with pytest.raises(TrainerError) as caught:
+        publish(result.prompt, f"http://admin:hunter2@{place}")
+    assert "admin" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

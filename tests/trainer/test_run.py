@@ -106,7 +106,7 @@ def test_texts_that_are_cut_and_a_run_that_diverges_are_said(settings: Settings,
     ):
         train(bad, console=console)
     printed = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
-    assert "note: 176 of 176 texts are longer than prompt.max_tokens" in printed
+    assert "note: 176 of 176 texts are longer than their rows, and are cut" in printed
 
 
 def test_the_run_folder_is_complete(settings: Settings, console: Console) -> None:
