@@ -25,7 +25,7 @@ from trainer.config import TrainConfig
 from trainer.data import load_examples
 from trainer.ensemble import join_seeds
 from trainer.errors import ConfigError, RunFolderError, TrainingFailedError, TrainingInterruptedError
-from trainer.gate import Floors
+from trainer.gate import Floors, judge_file
 from trainer.init import Initialiser
 from trainer.interrupt import StopRequest, stop_on_signals
 from trainer.label_texts import label_texts
@@ -72,9 +72,16 @@ def resume(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> RunResult
     """Go on with a run that was interrupted or killed; it ends as it would have ended. Raises as `train`."""
     config = RunFolder(folder).config()
     if RunFolder(folder).metrics.exists():
+        prompt = RunFolder(folder).prompt
+        refusal = judge_file(prompt).refusal if prompt.is_file() else ""
+        how = f"promptmux publish {shlex.quote(str(prompt))}"
         raise RunFolderError(
-            f"{folder}: this run is finished; publish it with: promptmux publish "
-            f"{shlex.quote(str(RunFolder(folder).prompt))}"
+            f"{folder}: this run is finished; "
+            + (
+                f"it is not published unless forced ({refusal}): {how} --force"
+                if refusal
+                else f"publish it with: {how}"
+            )
         )
     if RunFolder(folder).company is not None:  # alone it would learn something else, from the start
         raise RunFolderError(

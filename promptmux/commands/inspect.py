@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,11 @@ import typer
 from promptmux.commands.files import prompt_file
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from prompt_store import Manifest
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def run(
@@ -54,18 +60,45 @@ def run(
         ("virtual tokens", str(prompt.num_virtual_tokens) + _each(prompt.num_virtual_tokens, manifest)),
         ("bytes", f"{len(data):,}"),
         ("golden examples", str(len(manifest.golden))),
-        ("training", json.dumps(manifest.training, ensure_ascii=False)),
+        ("training", "" if manifest.training else "not told"),
     ):
         table.add_row(name, Text(value))
+    for name, value in _recorded(manifest.training):
+        table.add_row(f"  {name}", Text(value))
     for at, member in enumerate(manifest.members):
         said = [member.version[:12]] if member.version else []
         if member.calibration:
             said.append(f"temperature {member.calibration.temperature:g}")
-        said.append(json.dumps(member.training, ensure_ascii=False))
         table.add_row(f"member {at}", Text("  ".join(said)))
+        for name, value in _recorded(member.training):
+            table.add_row(f"  {name}", Text(value))
     for name, array in sorted(prompt.tensors.items()):
         table.add_row(name, Text(f"{array.dtype} {list(array.shape)}"))
     console().print(table)
+
+
+def _recorded(record: Mapping[str, JsonValue], within: str = "") -> Iterator[tuple[str, str]]:
+    """A training record, which anybody may have written, as rows: what has parts has a row for each part that has
+    parts itself, and one for the others.
+    """
+    plain = []
+    for key, value in record.items():
+        if isinstance(value, dict) and value:
+            yield from _recorded(value, f"{within}{key}.")
+        elif within:
+            plain.append(f"{key} {_plain(value)}")
+        else:
+            yield key, _plain(value)
+    if plain:
+        yield within.removesuffix("."), ", ".join(plain)
+
+
+def _plain(value: JsonValue) -> str:
+    if isinstance(value, str):
+        return value[:12] if _DIGEST.fullmatch(value) else value
+    if isinstance(value, list) and not any(isinstance(part, dict | list) for part in value):
+        return " ".join(_plain(part) for part in value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _each(tokens: int, manifest: Manifest) -> str:

@@ -10,12 +10,15 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prompt_store import decode_prompt, encode_prompt
 from promptmux.__main__ import _COMMANDS, main
 from server.auth import Keyring, parse_keys
 
@@ -88,7 +91,34 @@ def test_inspect_shows_the_manifest() -> None:
     assert shown.returncode == 0, shown.stderr
     for part in ("sentiment", "prompt-tuning", "{soft:20}", "negative, positive", "soft_prompt"):
         assert part in shown.stdout
-    assert json.loads(here("inspect", "--json", file).stdout)["task_id"] == "sentiment"
+    assert re.search(
+        r"^ +settings\.optimiser +averaging [0-9.]+, batch_size [0-9]+,", shown.stdout, re.MULTILINE
+    )
+    manifest = json.loads(here("inspect", "--json", file).stdout)
+    assert manifest["task_id"] == "sentiment"
+    digest = manifest["training"]["data"]["digests"]["train"]
+    assert digest[:12] in shown.stdout
+    assert digest not in shown.stdout
+
+
+def test_inspect_shows_any_training_record(tmp_path: Path) -> None:
+    prompt = decode_prompt((PROMPTS / "sentiment.safetensors").read_bytes())
+    record: dict[str, Any] = {
+        "peft": {}, "note": None, "dev": {"accuracy": 0.5, "by": {"label": [1, "[b]"], "deep": [{"a": 1}]}}
+    }  # fmt: skip
+    file = tmp_path / "other.safetensors"
+    for training, lines in (
+        (
+            record,
+            ["training", 'dev.by deep [{"a": 1}], label 1 [b]', "dev accuracy 0.5", "note null", "peft {}"],
+        ),
+        ({}, ["training not told"]),
+    ):
+        manifest = prompt.manifest.model_copy(update={"training": training})
+        file.write_bytes(encode_prompt(manifest, dict(prompt.tensors)))
+        shown = [" ".join(line.split()) for line in here("inspect", str(file)).stdout.splitlines()]
+        at = shown.index(lines[0])
+        assert shown[at : at + len(lines)] == lines
 
 
 def test_inspect_refuses_what_is_no_prompt(tmp_path: Path) -> None:

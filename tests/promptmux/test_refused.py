@@ -12,7 +12,7 @@ import pytest
 from prompt_store import decode_prompt, encode_prompt
 from promptmux.commands import reference, sweep, train
 from tests.backbone.families import checkpoint
-from tests.promptmux.test_commands import here, run
+from tests.promptmux.test_commands import here, one_line, run
 from tests.server.fakes import prompt_bytes
 from tests.trainer.conftest import separable, write_jsonl
 from trainer import (
@@ -45,6 +45,19 @@ def test_a_prompt_that_beats_nothing_is_refused_and_can_be_forced(tmp_path: Path
     forced = here("publish", str(file), "--store", store, "--force")
     assert forced.returncode == 0, forced.stderr
     assert "note: forced: on dev" in forced.stdout
+
+
+def test_going_on_with_what_is_finished_says_how_it_can_be_published(tmp_path: Path) -> None:
+    data, folder = write_jsonl(tmp_path / "train.jsonl", separable(60)), tmp_path / "run"
+    own = ["train", "--task", "t", "--method", "head-only", "--train", str(data), "--set", "device=cpu"]
+    assert here(*own, "--backbone", str(checkpoint("bert")), "--output", str(folder)).returncode == 0
+    prompt = folder / "prompt.safetensors"
+    said = one_line(here("train", "--resume", str(folder))).rstrip()
+    assert said.endswith(f"this run is finished; publish it with: promptmux publish {prompt}")
+    prompt.write_bytes(_poor(tmp_path).read_bytes())
+    said = one_line(here("train", "--resume", str(folder))).rstrip()
+    assert "which does not beat the 75.0 % of head only" in said
+    assert said.endswith(f"promptmux publish {prompt} --force")
 
 
 def test_where_the_result_cannot_go_is_said_first_and_what_may_come_later_last(tmp_path: Path) -> None:
