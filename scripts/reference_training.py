@@ -6,12 +6,14 @@ A setting without words, and words without a setting, are errors of whoever writ
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from scripts.reference_tables import default_of, table, type_of
 from trainer.config import TrainConfig
+from trainer.many_config import MAX_RANK, Share
 from trainer.methods import DEFAULTS, MIN_STEPS
 
 TEXT = """
@@ -23,6 +25,17 @@ win over the file. In a file of many tasks each can stand in `[defaults]` and in
 
 Where a default is the method's own, it is filled before anything runs: the run folder's `config.toml` and the prompt
 file's training record name what ran.
+"""
+
+_SHARES = " or ".join(f"`{value}`" for value in get_args(Share))
+MANY = f"""## At the top of a file of many tasks
+
+| key | takes | default | what it is |
+|---|---|---|---|
+| `output` | text | required | the folder in which each task's run folder is made |
+| `rows_at_once` | whole number (≥ 1) | 128 on a CPU, 2,048 on a GPU | the most rows of one step, all tasks together |
+| `share` | {_SHARES} | – | [tasks that learn together](../methods/mpt.md) |
+| `rank` | whole number (≥ 1, ≤ {MAX_RANK}) | `1` | of each task's factor; only with `share = "factored"` |
 """
 
 SECTIONS: Mapping[str, str] = {
@@ -65,8 +78,9 @@ WORDS: Mapping[str, str] = {
     "data.split_seed": "which ones these are",
     "prompt.template": "[the template](prompt-file.md): `{text}`, `{text_pair}`, `{mask}`, `{soft:20}` and words",
     "prompt.num_virtual_tokens": "n, the length of the soft prompt or prefix",
-    "prompt.init": "what virtual tokens start from, in this order: words of `prompt.task_text`, a mean vector of each "
-    "label (a prefix: its words), common words of the training texts; or random",
+    "prompt.init": "[what virtual tokens start from](../methods/prompt-tuning.md), one after the other: words of "
+    "`prompt.task_text`, a mean vector of each label (a prefix: its tokens), common words of the training texts; or "
+    "random",
     "prompt.task_text": "a sentence that says what the task is",
     "prompt.init_from": "[another task's prompt](../methods/spot.md) to start from: a prompt file, a run folder or "
     "TASK@STORE",
@@ -83,7 +97,8 @@ WORDS: Mapping[str, str] = {
     "head.start": "the linear head that is best without a prompt, small random numbers, or `prompt.init_from`'s head",
     "head.words": "for each label words of one token, whose scores at the mask are its own",
     "head.aggregate": "how several words' scores become one",
-    "head.descriptions": "for each label a text that is compared with the input; default: its name",
+    "head.descriptions": "for each label a text that is compared with the input, and that `prompt.init`'s labels start "
+    "from; default: its name",
     "head.scale": "the factor of these cosines",
     "optimiser.epochs": f"default: the method's, or as many as make {MIN_STEPS} steps",
     "optimiser.batch_size": "rows of one prompt in a step",
@@ -116,6 +131,7 @@ def parts() -> Iterator[str]:
             if (name.rpartition(".")[0].removesuffix("[]")) == section
         ]
         yield f"{heading}\n\n{table(('setting', 'takes', 'default', 'what it is'), rows)}"
+    yield MANY.strip()
 
 
 def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -7,7 +7,7 @@ before anything runs, so that a saved config.toml and a prompt file's training r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -90,6 +90,14 @@ class PromptConfig(Section):
     max_tokens: Annotated[int, Field(ge=1)] = 256
     max_length_counts: Literal["row", "text"] = "text"
     cut: Literal["right", "left"] = "right"
+
+    @field_validator("init")
+    @classmethod
+    def _reached(cls, init: tuple[Initialisation, ...] | None) -> tuple[Initialisation, ...] | None:
+        for source in (init or ())[:-1]:
+            if source in ("vocabulary", "random"):
+                raise ValueError(f"{source!r} fills all that is left, so nothing can come after it")
+        return init
 
 
 class HeadConfig(Section):
@@ -195,7 +203,7 @@ class TrainConfig(Section):
 
         They are no error: a file of many tasks may have them as defaults, and a sweep for another setting.
         """
-        found = []
+        found: list[str] = []
         if self.head.words is not None and (
             self.method == "head-only" or self.head.type not in (None, "verbalizer")
         ):
@@ -203,10 +211,16 @@ class TrainConfig(Section):
         if self.method in ("head-only", "hard-prompt"):  # no prompt is trained, and nothing by steps
             of = {"prompt": ("num_virtual_tokens", "init", "task_text"), "head": ("start",)}
             for section, names in (of | {"optimiser": tuple(OptimiserConfig.model_fields)}).items():
-                own = getattr(self, section)
-                defaults = {name: field.default for name, field in type(own).model_fields.items()}
-                found += [f"{section}.{name}" for name in names if getattr(own, name) != defaults[name]]
+                found += self.chosen(section, names)
         return tuple(found)
+
+    def chosen(self, section: str, names: Iterable[str]) -> list[str]:
+        """Those of a section's settings that somebody chose, by their whole names; "" is the top."""
+        own = getattr(self, section) if section else self
+        defaults = {name: field.default for name, field in type(own).model_fields.items()}
+        return [
+            f"{section}.{name}".removeprefix(".") for name in names if getattr(own, name) != defaults[name]
+        ]
 
 
 MAX_GOLDEN = 4

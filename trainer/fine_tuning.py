@@ -1,7 +1,7 @@
 """Owns the training of every weight of a model, for comparison: one learning rate, one seed, scores and nothing else.
 
 The model is loaded for this alone and thrown away with what it learned. Rows, pooling and decisions are those of
-prompts, so that the weights are the only difference. Knows no files and no tables.
+prompts; words are not left out, and weights not averaged, as they are for prompts. Knows no files and no tables.
 """
 
 from __future__ import annotations

@@ -167,6 +167,8 @@ def _with_template(config: TrainConfig, template: Template | None) -> TrainConfi
             "template": None if template is None else str(template),
             "pooling": None if pooling == "mask" else pooling,
             # What only a prompt that is trained has.
+            "num_virtual_tokens": None,
+            "encoder_hidden_size": None,
             "init_from": None,
             "init_version": None,
             "reparameterisation": None,

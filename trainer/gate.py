@@ -18,6 +18,7 @@ from trainer.data import TaskData
 from trainer.scores import Scores, majority, one_hot
 
 RECORD = "dev_floors"
+START = "start"  # of what tasks learned jointly: where a new task starts, learned for none
 _NAMES = {"majority": "majority", "head_only": "head only"}
 
 
@@ -66,6 +67,11 @@ def judge(manifest: Manifest) -> Judgement:
     A file without these figures (made elsewhere, or before they were kept) is not refused. `head-only` cannot beat
     itself and is compared with majority alone.
     """
+    if manifest.training.get(START) is True:
+        return Judgement(
+            refusal="it is where new tasks start, learned for none, and its head has never seen it",
+            advice="train a task from it with prompt.init_from; or publish it all the same, with --force",
+        )
     if manifest.members and "dev" not in manifest.training:
         return _judge_members(manifest)
     method, record = manifest.method, manifest.training

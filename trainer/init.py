@@ -82,7 +82,7 @@ class Initialiser:
             elif source == "labels":
                 labels = list(self._label_texts)
                 generator.shuffle(labels)
-                ids += [token for label in labels for token in self._backbone.tokenizer.encode_one(label)]
+                ids += [token for label in labels for token in self._label_tokens(label)]
         ids = ids[:count]
         return ids + self._sample(count - len(ids), generator)
 
@@ -138,11 +138,15 @@ class Initialiser:
         generator.shuffle(texts)  # with more labels than virtual tokens, each seed starts from others
         vectors = []
         for text in texts:
-            ids = self._backbone.tokenizer.encode_one(text)
+            ids = self._label_tokens(text)
             if ids:
                 mean = self._embed(ids).mean(dim=0)
                 vectors.append(mean * (self._norm / mean.norm().clamp(min=1e-6)))
         return vectors
+
+    def _label_tokens(self, text: str) -> list[int]:
+        # As within a sentence: where a space belongs to a token, a word without one is another, rarer token.
+        return self._backbone.tokenizer.encode_one(text, continues=True) if text else []
 
     def _sample(self, count: int, generator: np.random.Generator) -> list[int]:
         replace = count > len(self._common)

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.init import Initialiser
-from trainer.label_texts import label_texts
+from trainer.label_texts import starting_texts
 from trainer.learner import Learned, Learner, Task
 from trainer.many_config import Share
 from trainer.methods import group_of, kind_of
@@ -74,7 +74,7 @@ def joint_learners(
         runs[0].backbone,
         [row for task in tasks for row in task.train.whole],
         task_text=" ".join(config.prompt.task_text for config in configs).strip(),
-        label_texts=[text for config in configs for text in label_texts(config)],
+        label_texts=[text for config in configs for text in starting_texts(config)],
     )
     common = runs[largest].starts(tasks[largest], initialiser)
     for seed in configs[0].seeds:

@@ -20,6 +20,16 @@ def label_texts(config: TrainConfig) -> tuple[str, ...]:
     return tuple(descriptions[label] for label in labels)
 
 
+def starting_texts(config: TrainConfig) -> tuple[str, ...]:
+    """What `labels` in `prompt.init` starts from, of a resolved configuration: the words that stand for each label
+    where the language model answers with them (Lester et al. 2021, section 3.2), else what the label means.
+    """
+    if config.head.type != "verbalizer" or config.head.words is None:
+        return label_texts(config)
+    words = by_label(config.head.words, config.labels or (), "head.words")
+    return tuple(" ".join(words[label]) for label in config.labels or ())
+
+
 def by_label(given: Mapping[str, Value], labels: Sequence[str], key: str) -> Mapping[str, Value]:
     """`given` by label, which must name each label and no other. Raises ConfigError with the setting's `key`."""
     for label in labels:

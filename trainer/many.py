@@ -140,7 +140,12 @@ def _train(work: _Work, checkpoints: Checkpoints, console: Console) -> ManyResul
     RunFolder(config.output).claim(config.shared)
     of_learner = {f"{task.task_id}.seed-{seed}": task for task in config.tasks for seed in task.seeds}
     _tidy(checkpoints, config.tasks)
-    with stop_on_signals(ranks.signal) as stop, log, TrainingProgress(console) as progress:
+    with (
+        RunFolder(config.output).gone_on_with(),
+        stop_on_signals(ranks.signal) as stop,
+        log,
+        TrainingProgress(console) as progress,
+    ):
         for stage in (work.joint_learners, work.learners):
             for learner in train_together(
                 work.backbone,
@@ -264,18 +269,18 @@ class _Work:
     def _after_joint(self) -> Iterator[Learner]:
         """A shared prompt is where every task goes on from by itself; with factors, each has its own already."""
         share, rank = self.config.share, self.config.rank
-        if share == "factored":
+        names: list[JsonValue] = [run.config.task_id for run in self._sharing]
+        how = {"share": share, "tasks": names} | ({"rank": rank} if share == "factored" else {})
+        if share is not None:
             first = self._jointly[self._sharing[0].config.seeds[0]]
             start = new_task(first, parameterisation_of(share, rank))
-            write_atomically(self.config.output / NEW_TASK, self._sharing[0].as_source(start))
-        names: list[JsonValue] = [run.config.task_id for run in self._sharing]
+            write_atomically(self.config.output / NEW_TASK, self._sharing[0].as_source(start, how))
         for at, run in enumerate(self._sharing):
             if run.folder.metrics.exists():
                 continue
             own: list[Learner] = []
             with self._alone(run.config.task_id):
-                ranked = {"rank": rank} if share == "factored" else {}
-                run.learned_jointly({"share": share, "tasks": names, **ranked})
+                run.learned_jointly(how)
                 if share == "prompt":
                     own = self._of(run, begun(self._jointly, at))
                 else:

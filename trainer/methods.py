@@ -33,7 +33,7 @@ Group = Literal["prompt", "head"]
 
 @dataclass(frozen=True)
 class Defaults:
-    """A method's settings where the configuration names none; chosen on dev sets, see docs/results.md.
+    """A method's settings where the configuration names none; how they were chosen is in docs/methods/README.md.
 
     `networks` are what the prompt may be trained through, with its learning rate then; the first is the default.
     """
@@ -85,6 +85,10 @@ def resolve(config: TrainConfig, data: TaskData, backbone: Backbone) -> TrainCon
     if head_type == "verbalizer" and not backbone.has_lm_head:
         raise ConfigError(f"head.words: {backbone.name} has no language-model head; leave head.words out")
     defaults, source = DEFAULTS.get(config.method), _source(config, backbone)
+    if kind_of(config.method) == "prefix" and prompt.init and "random" in prompt.init and prompt.init[1:]:
+        raise ConfigError(
+            'prompt.init: a prefix is random as a whole, or starts from words: leave "random" or the others out'
+        )
     count = prompt.num_virtual_tokens
     if count is None and defaults is not None:
         count = source.prompt.num_virtual_tokens if source else defaults.num_virtual_tokens

@@ -43,11 +43,12 @@ class _Load:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What came of a process's part; `error` is a line for a person."""
+    """What came of a process's part; `error` is a line for a person, `memory` whether its device had none left."""
 
     result: Any
     error: str | None
     signal: int | None
+    memory: bool = False
 
 
 def join(
@@ -176,13 +177,14 @@ class Leader(_Process):
             answers = [self._hear(rank, device) for rank in range(1, self.count)]
         except RuntimeError as error:
             raise RanksError(
-                f"another process of this run is gone or does not answer ({_line(error)}); what was saved last can be "
-                "gone on with: --resume FOLDER"
+                f"another process of this run is gone or does not answer ({_line(error)})"
             ) from None
         self._in_step = True
         if failure is not None:
             raise failure
         for rank, answer in enumerate(answers, 1):
+            if answer.error is not None and answer.memory:  # for whoever knows what took it
+                raise torch.OutOfMemoryError(f"process {rank}: {answer.error}")
             if answer.error is not None:
                 raise RanksError(f"process {rank}: {answer.error}")
             self._signal = self._signal or answer.signal
@@ -213,12 +215,12 @@ class Helper(_Process):
         with stop_on_signals() as stop, deterministic():
             try:
                 while (order := unpack(self._announce(None), self._device)) is not None:
-                    result, failure = None, None
+                    result, failure, memory = None, None, False
                     try:
                         result = self._do(order)
                     except Exception as error:
-                        failure = _line(error)
-                    data = pack(_Answer(result, failure, stop.signal_number))
+                        failure, memory = _line(error), isinstance(error, torch.OutOfMemoryError)
+                    data = pack(_Answer(result, failure, stop.signal_number, memory))
                     dist.send(torch.tensor([len(data)]), 0)
                     dist.send(data, 0)
             except RuntimeError as error:

@@ -24,9 +24,9 @@ from rich.console import Console
 
 from backbone import Backbone, BackboneError, load_backbone
 from prompt_store import Prompt
-from trainer.config import TrainConfig
+from trainer.config import OptimiserConfig, TrainConfig
 from trainer.data import TaskData, load_examples
-from trainer.errors import ConfigError, TrainingInterruptedError
+from trainer.errors import ConfigError, TrainingFailedError, TrainingInterruptedError
 from trainer.evaluation import encode, logits, score
 from trainer.fine_tuning import FineTuning, Recipe, Start
 from trainer.fixed_prompt import Probed, bare, from_file, hard, read_prompt, zero_shot
@@ -40,6 +40,14 @@ from trainer.state import write_atomically
 
 Strategy = Literal["head-only", "full-fine-tuning", "fixed-prompt"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+# Settings of a run that nothing here looks at.
+_WITHOUT_EFFECT = {
+    "": ("ensemble", "calibrate", "golden", "log_with", "rows_at_once"),
+    "prompt": (
+        "num_virtual_tokens", "init", "init_from", "init_version", "reparameterisation", "encoder_hidden_size"
+    ),
+    "head": ("type", "start"),
+}  # fmt: skip
 
 
 def run_references(
@@ -54,8 +62,9 @@ def run_references(
 ) -> Mapping[str, ReferenceRow]:
     """Score the reference strategies on a task; rows by "majority", "zero-shot" and the strategies' names.
 
-    Of `config` count the data, the backbone, `prompt.template`, `prompt.task_text` and `head.words`; its method and
-    optimiser do not. `prompt` is a trained prompt file for "fixed-prompt". What is finished is kept in `folder`, and
+    Of `config` count the data and labels, the backbone with device and dtype, template, task text, pooling and length
+    of texts, and the head's words, descriptions, aggregate and scale; of what else somebody chose there, a note says
+    that it does not. `prompt` is a trained prompt file for "fixed-prompt". What is finished is kept in `folder`, and
     the same call goes on from there. Raises TrainerError as `trainer.train` does.
     """
     unknown = [name for name in strategies if name not in STRATEGIES]
@@ -130,12 +139,9 @@ class _References:
             with TrainingProgress(self._console) as progress:
                 for strategy in self._strategies:
                     if strategy != "head-only":
-                        own = [
-                            self._tuned(strategy, lr, seed, progress, stop)
-                            for lr in self._rates
-                            for seed in self._seeds
-                        ]
-                        rows[strategy], note = tuned_row(strategy, own, self._rates)
+                        own = self._all_tuned(strategy, progress, stop)
+                        left = [lr for lr in self._rates if any(cell.lr == lr for cell in own)]
+                        rows[strategy], note = tuned_row(strategy, own, left)
                         for line in note:
                             self._say(line)
                         cells += own
@@ -166,6 +172,14 @@ class _References:
             f"{len(self._data.labels)} labels; "
             + ", ".join(f"{size} {name}" for name, size in self._data.sizes().items())
         )
+        config = self._config
+        unused = [
+            name for section, names in _WITHOUT_EFFECT.items() for name in config.chosen(section, names)
+        ]
+        if config.chosen("optimiser", OptimiserConfig.model_fields):
+            unused.append("optimiser (the recipe's are --lr, --epochs and --batch-size)")
+        if unused:
+            self._say(f"note: without effect here: {', '.join(unused)}")
         for note in self._data.notes:
             self._say(f"note: {note}")
 
@@ -207,6 +221,20 @@ class _References:
             found = logits(self._backbone, bound, encoded.rows)
             results.append(score(found, encoded.targets, data.labels, multi_label=data.multi_label))
         return results[0], results[1]
+
+    def _all_tuned(self, strategy: Strategy, progress: TrainingProgress, stop: StopRequest) -> list[Cell]:
+        """Of every learning rate with which no seed diverged. Raises TrainingFailedError where there is none."""
+        found: list[Cell] = []
+        failures: list[TrainingFailedError] = []
+        for lr in self._rates:
+            try:
+                found += [self._tuned(strategy, lr, seed, progress, stop) for seed in self._seeds]
+            except TrainingFailedError as error:
+                failures.append(error)
+                self._say(f"{NAMES[strategy]}: learning rate {lr:g} is left out: {error}")
+        if not found:
+            raise failures[-1]
+        return found
 
     def _tuned(
         self, strategy: Strategy, lr: float, seed: int, progress: TrainingProgress, stop: StopRequest

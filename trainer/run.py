@@ -25,10 +25,10 @@ from trainer.config import TrainConfig
 from trainer.data import load_examples
 from trainer.ensemble import join_seeds
 from trainer.errors import ConfigError, RunFolderError, TrainingFailedError, TrainingInterruptedError
-from trainer.gate import Floors, judge_file
+from trainer.gate import START, Floors, judge_file
 from trainer.init import Initialiser
 from trainer.interrupt import StopRequest, stop_on_signals
-from trainer.label_texts import label_texts
+from trainer.label_texts import starting_texts
 from trainer.learner import Learned, Learner, Task, Tensors
 from trainer.listeners import Listeners
 from trainer.manifests import build_manifest
@@ -91,7 +91,11 @@ def resume(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> RunResult
 
 
 def _alone(run: Run, *, new: bool) -> RunResult:
-    with ExperimentLog([run.config], run.folder.root) as log, stop_on_signals(run.ranks.signal) as stop:
+    with (
+        ExperimentLog([run.config], run.folder.root) as log,
+        run.folder.gone_on_with(),
+        stop_on_signals(run.ranks.signal) as stop,
+    ):
         log.about(run.config)
         checkpoints = Checkpoints(run.folder.state)
         checkpoints.lock()  # before settings are written: of two that start at once, one has the folder
@@ -161,7 +165,7 @@ class Run:
         if new:
             self.folder.refuse_taken()
             self.folder.create(with_absolute_paths(self.config))
-        self.claim(deciding(self.config))
+        self.claim(deciding(self.config) | self.source)
         sizes = self.data.sizes()
         self._say(
             f"{self.config.task_id}: {self.config.method} on {self.backbone.name} "
@@ -173,6 +177,11 @@ class Run:
         for note in self.data.notes:
             self._say(f"note: {note}")
 
+    @property
+    def source(self) -> dict[str, object]:
+        """What its prompt starts from, where it is another task's: nothing of it may change under a run."""
+        return {} if self._source is None else {"what prompt.init_from leads to": self._source.digest}
+
     def claim(self, decided: Mapping[str, object]) -> None:
         """Bind the folder's state to data, backbone and what was `decided`. Raises RunFolderError where it was made
         with others.
@@ -183,8 +192,6 @@ class Run:
             "the dtype": self.config.dtype,
         }
         identity |= {f"the {name} set": digest for name, digest in self.data.digests().items()}
-        if self._source is not None:
-            identity["what prompt.init_from leads to"] = self._source.digest
         self.folder.claim(identity | dict(decided))
 
     def prepare(self, stop: StopRequest) -> None:
@@ -221,7 +228,7 @@ class Run:
             self.backbone,
             task.train.whole,
             task_text=self.config.prompt.task_text,
-            label_texts=label_texts(self.config),
+            label_texts=starting_texts(self.config),
         )
         return Starts(self.config, self.backbone, own, self._reference.probe, self._source)
 
@@ -293,12 +300,15 @@ class Run:
             self.folder.root, self.folder.prompt, outcome.version, outcome.best_seed, outcome.rows
         )
 
-    def as_source(self, tensors: Tensors) -> bytes:
-        """A prompt file with this soft prompt or prefix and this task's untrained head, to start other tasks from."""
+    def as_source(self, tensors: Tensors, how: Mapping[str, JsonValue]) -> bytes:
+        """A prompt file with this soft prompt or prefix and this task's untrained head, to start other tasks from; its
+        record says `how` it was learned, and the publish gate refuses it.
+        """
         linear = self.config.head.type == "linear"
         head = self._reference.probe.tensors() if linear else untrained(self.config, self.backbone)
         arrays = {name: stored(name, tensor) for name, tensor in (dict(tensors) | head).items()}
-        return encode_prompt(self._manifest, arrays)
+        record: dict[str, JsonValue] = {"jointly": dict(how), START: True}
+        return encode_prompt(self._manifest.model_copy(update={"training": record}), arrays)
 
     def stop_here(self, stop: StopRequest) -> None:
         """Raise TrainingInterruptedError if a signal asked for an end."""

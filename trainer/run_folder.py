@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
 from trainer.config_file import backbone_in, load_config, source_in, to_toml
-from trainer.errors import RunFolderError
+from trainer.errors import RanksError, RunFolderError
 from trainer.many_config import LIST
 from trainer.state import write_atomically
 
@@ -161,6 +162,16 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"{self.state}: {error.strerror}") from None
         write_atomically(self.identity, json.dumps(identity).encode())
+
+    @contextmanager
+    def gone_on_with(self) -> Iterator[None]:
+        """When another process of the run fails or is gone: say how to go on with what was saved."""
+        try:
+            yield
+        except RanksError as error:
+            raise RanksError(
+                f"{error}; go on with what was saved last, if anything was: {self.resume_command()}"
+            ) from None
 
     def resume_command(self) -> str:
         """What to type to go on with what was begun in it."""

@@ -51,7 +51,7 @@ def sweep(
         RunFolder(folder).refuse_taken()
     log = ExperimentLog([setting.config for setting in settings], folder)
     work = _Sweep(settings, folder, console, ranks)
-    with stop_on_signals(ranks.signal) as stop, log:
+    with log, RunFolder(folder).gone_on_with(), stop_on_signals(ranks.signal) as stop:
         work.prepare(stop, new=new)
         for prefix, config in work.prefixes():
             log.about(config, prefix)
@@ -89,13 +89,18 @@ def resume_sweep(folder: Path, *, console: Console, ranks: Ranks = ALONE) -> Run
 
 
 def halvings(settings: int, evaluations: int) -> list[tuple[int, int]]:
-    """The comparisons: after how many evaluations, and how many settings go on; the last keeps one."""
+    """The comparisons: after how many evaluations, and how many settings go on; the last keeps one.
+
+    Each comes after twice as much training as the one before where there are evaluations enough; where there are not,
+    the first come after one evaluation more each, so that never more than the worse half is stopped at once, and what
+    is left at the end is compared there.
+    """
     rounds = math.ceil(math.log2(settings)) if settings > 1 else 0
-    steps: dict[int, int] = {}
+    found: list[tuple[int, int]] = []
     for nth in range(rounds):
-        # The later of two comparisons that fall on one evaluation counts.
-        steps[max(1, evaluations >> (rounds - nth))] = max(1, math.ceil(settings / 2 ** (nth + 1)))
-    return [*((at, keep) for at, keep in steps.items() if at < evaluations), (evaluations, 1)]
+        at = max(found[-1][0] + 1 if found else 1, evaluations >> (rounds - nth))
+        found.append((at, math.ceil(settings / 2 ** (nth + 1))))
+    return [*(one for one in found if one[0] < evaluations), (evaluations, 1)]
 
 
 class _Sweep:
@@ -124,7 +129,7 @@ class _Sweep:
         decided = {
             f"{name}: {key}": value
             for name, run in self._runs.items()
-            for key, value in deciding(run.config).items()
+            for key, value in (deciding(run.config) | run.source).items()
         }
         if new:  # first of all: whoever is killed behind it finds a sweep to go on with
             self._save()

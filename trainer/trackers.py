@@ -9,11 +9,12 @@ that fails costs the log and not the training. Knows no model, and nothing of wh
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
@@ -53,7 +54,8 @@ class ExperimentLog:
     def __init__(self, configs: Sequence[TrainConfig], folder: Path) -> None:
         """`folder` is where the run writes. Raises ConfigError for a tracker that is unknown or not installed.
 
-        None is opened before the run begins: what is refused until then leaves nothing behind, here or elsewhere.
+        None is opened before there is something to tell: what is refused until then leaves nothing behind, here or
+        elsewhere.
         """
         names = list(dict.fromkeys(name for config in configs for name in config.log_with))
         project = configs[0].task_id if len(configs) == 1 else folder.name
@@ -62,13 +64,12 @@ class ExperimentLog:
         self._settings: dict[str, Values] = {}
 
     def __enter__(self) -> Self:
-        for name, make in self._makers.items():
-            self._logs[name] = make()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._makers.clear()  # nobody was told anything: there is nothing to close
         self._tell(lambda log: log.close())
 
     def about(self, config: TrainConfig, prefix: str = "") -> None:
@@ -119,13 +120,24 @@ class ExperimentLog:
         self._tell(lambda log: log.finished(name, scores))
 
     def _tell(self, what: Callable[[_Log], None]) -> None:
+        while self._makers:
+            name, make = self._makers.popitem()
+            try:
+                self._logs[name] = make()
+            except Exception as error:
+                _left_out(name, error)
         for name, log in list(self._logs.items()):
             try:
                 what(log)
-            except Exception as error:  # a tracker is somebody else's code, and may need a network
+            except Exception as error:
                 del self._logs[name]
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                print(f"warning: {name} failed ({reason}); the run goes on without it", file=sys.stderr)
+                _left_out(name, error)
+
+
+def _left_out(name: str, error: Exception) -> None:
+    """A tracker is somebody else's code and may need a network: the training can do without it."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    print(f"warning: {name} failed ({reason}); the run goes on without it", file=sys.stderr)
 
 
 class _TensorBoard:
@@ -140,9 +152,10 @@ class _TensorBoard:
     def admitted(self, learner: Learner, settings: Values) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Steps that a killed run made after its last checkpoint are made again.
-        purge = learner.step + 1 if learner.step else None
-        self._writers[learner.name] = SummaryWriter(str(self._folder / learner.name), purge_step=purge)
+        folder = self._folder / learner.name
+        # Steps that a killed run made after its last checkpoint, or before the first, are made again.
+        purge = learner.step + 1 if folder.exists() else None
+        self._writers[learner.name] = SummaryWriter(str(folder), purge_step=purge)
         self._settings[learner.name] = settings
 
     def log(self, learner: Learner, values: Mapping[str, float]) -> None:
@@ -209,6 +222,20 @@ class _Tracker:
         self._tracker.finish()
 
 
+class _Plain(logging.LoggerAdapter[logging.Logger]):
+    """What accelerate's trackers log to, in place of its own adapter: that one asks accelerate's state which process
+    this is, and fails where there is none. Ours alone logs, and the state would take over what torchrun set up.
+    """
+
+    def warning_once(self, message: str, *args: object) -> None:
+        """Theirs has it."""
+        if message not in self._said:
+            self._said.add(message)
+            self.warning(message, *args)
+
+    _said: ClassVar[set[str]] = set()
+
+
 def _maker(name: str, project: str, folder: Path) -> Callable[[], _Log]:
     """How to open a log. Raises ConfigError."""
     if name == "tensorboard":
@@ -219,19 +246,17 @@ def _maker(name: str, project: str, folder: Path) -> Callable[[], _Log]:
     known: dict[str, Any] = tracking.LOGGER_TYPE_TO_CLASS  # those that a caller has registered as well
     if name not in known:
         raise ConfigError(f"log_with: no tracker {name!r}; there are {', '.join(sorted(known))}")
+    tracking.logger = _Plain(logging.getLogger(tracking.__name__), {})
     kind = known[name]
     installed = {str(tracker) for tracker in tracking.get_available_trackers()}
     if kind.__module__ == tracking.__name__ and name not in installed:
         raise ConfigError(f"log_with: {name} is not installed: pip install {_PACKAGES.get(name, name)}")
 
     def make() -> _Log:
-        try:
-            if kind.requires_logging_directory:
-                folder.mkdir(parents=True, exist_ok=True)
-                return _Tracker(kind(project, str(folder)))
-            return _Tracker(kind(project))
-        except Exception as error:
-            raise ConfigError(f"log_with: {name}: {error}") from error
+        if kind.requires_logging_directory:
+            folder.mkdir(parents=True, exist_ok=True)
+            return _Tracker(kind(project, str(folder)))
+        return _Tracker(kind(project))
 
     return make
 

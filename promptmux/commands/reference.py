@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -47,10 +48,15 @@ def run(
     """Compare: majority, zero-shot, head only, full fine-tuning, and a fixed prompt with a tuned model."""
     from rich.console import Console
 
-    from trainer import load_config
+    from trainer import ConfigError, load_config
     from trainer.fine_tuning import Recipe
+    from trainer.ranks import launched
     from trainer.reference import run_references
 
+    if launched(os.environ) is not None:
+        raise ConfigError(
+            "references are computed by one process: start it without torchrun or accelerate launch"
+        )
     chosen = load_config(
         config,
         {

@@ -60,6 +60,21 @@ def test_going_on_with_what_is_finished_says_how_it_can_be_published(tmp_path: P
     assert said.endswith(f"promptmux publish {prompt} --force")
 
 
+def test_references_are_one_processs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_jsonl(tmp_path / "train.jsonl", separable(60))
+    for name, value in (
+        ("WORLD_SIZE", "2"),
+        ("RANK", "1"),
+        ("LOCAL_RANK", "1"),
+        ("MASTER_ADDR", "127.0.0.1"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    refused = one_line(here("reference", "--train", str(data), "--output", str(tmp_path / "out")))
+    assert "references are computed by one process" in refused
+    assert not (tmp_path / "out").exists()
+
+
 def test_where_the_result_cannot_go_is_said_first_and_what_may_come_later_last(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "train.jsonl", separable(60))
     own = ["train", "--task", "t", "--method", "head-only", "--train", str(data)]

@@ -14,14 +14,26 @@ import torch
 from rich.console import Console
 
 from backbone import Backbone, load_backbone
+from backbone.workers import divide
 from tests.backbone.families import checkpoint, run_cache, tiny
 from trainer import TrainConfig, load_config
+from trainer.ranks import Alone, R, Work
 
 GOOD, BAD, FILLER = (
     ("good", "great", "fine"),
     ("bad", "terrible", "dull"),
     ("the", "film", "book", "is", "not", "this"),
 )
+
+
+class Divided(Alone):
+    """The rows divided as processes divide them, each part computed here."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def share(self, backbone: Backbone, work: Work[R]) -> list[tuple[list[int], R]]:
+        return [(own, work.run(backbone, own)) for own in divide(work.lengths, self.count)]
 
 
 @pytest.fixture(autouse=True, scope="package")

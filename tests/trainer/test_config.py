@@ -83,6 +83,10 @@ def test_a_store_to_start_from_is_relative_to_the_file_however_it_is_written(tmp
         (MINIMAL + "[data.deep]\nx = 1\n", "data.deep: unknown setting"),
         (MINIMAL + '[[golden]]\ntext = "a"\nlable = "b"\n', "golden.0.lable: unknown setting"),
         (MINIMAL.replace('task_id = "t"\n', ""), "task_id: this setting is required"),
+        (
+            MINIMAL + '[prompt]\ninit = ["vocabulary", "labels"]\n',
+            "prompt.init: 'vocabulary' fills all that is left, so nothing can come after it",
+        ),
         (MINIMAL + "[optimiser]\nprompt_lr = -1\n", "optimiser.prompt_lr: "),
         (MINIMAL + "[optimiser]\nprompt_lr = nan\n", "optimiser.prompt_lr: "),
         (MINIMAL + "[optimiser]\nprompt_lr = 1e38\n", "optimiser.prompt_lr: expected at most 1e+30"),

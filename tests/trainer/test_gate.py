@@ -78,6 +78,13 @@ def test_a_file_without_the_figures_is_not_refused_and_says_so(
     assert "nothing was compared" in publish(data, str(tmp_path / "store")).note
 
 
+def test_where_new_tasks_start_is_no_tasks_prompt() -> None:
+    judgement = judge(_manifest("p-tuning-v2", {"start": True, **_record(50, 0, 0)}))
+    assert "learned for none" in judgement.refusal
+    assert "--force" in judgement.advice
+    assert judge(_manifest("p-tuning-v2", {"start": "early", **_record(50, 0, 0)})).refusal == ""
+
+
 def test_the_refusal_says_which_figure_against_what_and_what_to_do() -> None:
     judgement = judge(_manifest("p-tuning-v2", _record(own=40, majority=25, head_only=41)))
     assert judgement.refusal == (

@@ -8,8 +8,10 @@ from backbone import Backbone
 from backbone.family import bare_manifest
 from prompt_store import parse_template
 from tests.backbone.families import PREFIXED, tiny
+from trainer import TrainConfig
 from trainer.head_only import random_head
 from trainer.init import Initialiser
+from trainer.label_texts import label_texts, starting_texts
 
 TEXTS = ["the film is good", "the book is bad", "this is not great"]
 
@@ -53,6 +55,23 @@ def test_sources_come_in_their_order(bert: Backbone, initialiser: Initialiser) -
         torch.stack([torch.cosine_similarity(mean[None], got) for mean in label_means]).max(dim=0).values
     )
     assert torch.allclose(cosines, torch.ones(2), atol=1e-5)
+
+
+def test_labels_start_from_the_words_that_answer_for_them() -> None:
+    """Lester et al. 2021, section 3.2; as they stand in a sentence, which byte-level BPE tells apart."""
+    backbone = tiny("roberta")
+    config = TrainConfig.model_validate(
+        {"task_id": "t", "output": "o", "data": {"train": "x"}, "labels": ("no", "yes"),
+         "head": {"type": "verbalizer", "words": {"yes": ("good", "great"), "no": ("bad",)}}},
+    )  # fmt: skip
+    assert starting_texts(config) == ("bad", "good great")
+    linear = config.model_copy(update={"head": config.head.model_copy(update={"type": "linear"})})
+    assert starting_texts(linear) == label_texts(linear) == ("no", "yes")
+    initialiser = Initialiser(backbone, [], task_text="", label_texts=("bad",))
+    start = initialiser.soft_prompt(parse_template("{soft:1}{text}"), ("labels",), seed=0)
+    (word,) = backbone.tokenizer.encode(["the film is bad"])[0][-1:]
+    own = backbone.token_embedding([word])
+    assert torch.cosine_similarity(start, own).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_vocabulary_samples_are_tokens_of_the_training_texts(

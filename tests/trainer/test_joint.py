@@ -15,8 +15,8 @@ import trainer
 from backbone import Backbone
 from prompt_store import decode_prompt
 from tests.backbone.families import checkpoint
-from tests.trainer.conftest import separable, write_jsonl
-from trainer import ConfigError, ManyResult, TrainerError, TrainingInterruptedError
+from tests.trainer.conftest import Divided, separable, write_jsonl
+from trainer import ConfigError, ManyResult, NotBetterError, TrainerError, TrainingInterruptedError
 from trainer.evaluation import loss
 from trainer.interrupt import StopRequest
 from trainer.joint import check_together, joint_learners
@@ -70,8 +70,9 @@ def _runs(file: Path, backbone: Backbone, console: Console) -> list[Run]:
     return runs
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_one_step_has_the_gradient_of_the_tasks_mean_loss(
-    file: Path, bert: Backbone, console: Console, monkeypatch: pytest.MonkeyPatch
+    file: Path, bert: Backbone, console: Console, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     runs = _runs(file, bert, console)
     tasks, how = [run.task() for run in runs], Factored(2)
@@ -86,7 +87,7 @@ def test_one_step_has_the_gradient_of_the_tasks_mean_loss(
     expected = torch.autograd.grad(sum(values) / 2, [learner.parameters[name] for name in names])
     seen: list[object] = []
     monkeypatch.setattr(Learner, "advance", lambda _, value, gradients: seen.extend([value, gradients]))
-    step(bert, [learner])
+    step(bert, [learner], Divided(processes))
     assert seen[0] == pytest.approx(sum(float(value.detach()) for value in values) / 2, rel=1e-5)
     for name, one, other in zip(names, expected, seen[1], strict=True):  # type: ignore[arg-type]
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5, msg=name)
@@ -123,6 +124,14 @@ def test_factored_tasks_end_with_plain_prompts_that_share_one(
          "prompt.init_from": str(tmp_path / "all" / "new-task.safetensors"), "optimiser.epochs": 1},
     )  # fmt: skip
     assert trainer.train(new, console=console).prompt.is_file()
+    _no_task_is_served_from(tmp_path / "all" / "new-task.safetensors", tmp_path)
+
+
+def _no_task_is_served_from(start: Path, tmp_path: Path) -> None:
+    """It has the first task's id, as every prompt file must have one."""
+    assert decode_prompt(start.read_bytes()).manifest.task_id == "film"
+    with pytest.raises(NotBetterError, match="where new tasks start, learned for none"):
+        trainer.publish(start, str(tmp_path / "store"))
 
 
 def test_a_new_tasks_start_is_the_first_seeds_whichever_ended_first(
@@ -169,6 +178,10 @@ def test_tasks_go_on_from_a_shared_prompt_by_themselves(file: Path, console: Con
         for folder in alone.finished.values()
     )
     assert np.abs(one.astype(float) - other).max() > 1e-3
+    start = tmp_path / "all" / "new-task.safetensors"
+    shared = decode_prompt(start.read_bytes()).tensors["prefix.encoder.key"].astype(float)
+    assert np.abs(shared - one).max() > 1e-3
+    _no_task_is_served_from(start, tmp_path)
 
 
 def test_a_task_that_fails_after_the_joint_training_fails_alone(

@@ -215,6 +215,10 @@ def test_resolving_twice_changes_nothing(settings: Settings, bert: Backbone) -> 
         ),
         ({"method": "head-only", "prompt__reparameterisation": "mlp"}, "trains no prompt; leave it out"),
         ({"prompt__encoder_hidden_size": 7}, "nothing is trained through a network"),
+        (
+            {"method": "p-tuning-v2", "prompt__init": ("text", "random")},
+            "prompt.init: a prefix is random as a whole",
+        ),
         ({"method": "hard-prompt", "prompt__init_from": "x"}, "trains no prompt; leave it out"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 import trainer
 from backbone import Backbone
 from tests.backbone.families import checkpoint, tiny
-from tests.trainer.conftest import separable, write_jsonl
+from tests.trainer.conftest import Divided, separable, write_jsonl
 from trainer import TrainConfig, TrainingFailedError
 from trainer.checkpoints import Checkpoints
 from trainer.evaluation import loss
@@ -114,10 +114,14 @@ def test_mixed_is_solo_in_float64(
             assert (tensor - other.parameters[name]).abs().max() <= 1e-8, f"{name} of {one.name}"
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_gradients_of_one_step_are_those_of_each_alone(
-    bert: Backbone, settings: Settings, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """float32, against each prompt's own loss differentiated by itself, on one core and without the engine."""
+    bert: Backbone, settings: Settings, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    processes: int,
+) -> None:  # fmt: skip
+    """float32, against each prompt's own loss differentiated by itself, on one core and without the engine; also where
+    processes divide the rows.
+    """
     learners = _learners(bert, _kinds(settings, tmp_path), console)
     expected: list[tuple[Tensor, ...]] = []
     for learner in learners:
@@ -128,7 +132,7 @@ def test_gradients_of_one_step_are_those_of_each_alone(
         expected.append(torch.autograd.grad(value, list(learner.parameters.values())))
     seen: list[Sequence[Tensor | None]] = []
     monkeypatch.setattr(Learner, "advance", lambda _, __, gradients: seen.append(gradients))
-    step(bert, learners)
+    step(bert, learners, Divided(processes))
     for learner, own, mixed in zip(learners, expected, seen, strict=True):
         for name, one, other in zip(learner.parameters, own, mixed, strict=True):
             assert other is not None

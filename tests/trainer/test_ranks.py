@@ -49,12 +49,14 @@ def begin() -> Iterator[Begin]:
 class Lengths:
     """Work whose result says who did what."""
 
-    def __init__(self, lengths: list[int], fails_at: int | None = None) -> None:
-        self.lengths, self._fails_at = lengths, fails_at
+    def __init__(
+        self, lengths: list[int], fails_at: int | None = None, kind: type[Exception] = ValueError
+    ) -> None:
+        self.lengths, self._fails_at, self._kind = lengths, fails_at, kind
 
     def run(self, backbone: Backbone, own: list[int]) -> tuple[int, torch.Tensor]:
         if self._fails_at in own:
-            raise ValueError(f"row {self._fails_at} is too much\nand more")
+            raise self._kind(f"row {self._fails_at} is too much\nand more")
         return os.getpid(), torch.tensor([float(self.lengths[at]) for at in own])
 
 
@@ -85,6 +87,14 @@ def _share(ranks: Ranks, config: TrainConfig, *works: Lengths) -> list[object]:
     backbone = ranks.load(config.backbone, device="cpu", dtype="float32")
     found = [ranks.share(backbone, work) for work in works]
     return [[(own, (pid, values.tolist())) for own, (pid, values) in parts] for parts in found]
+
+
+def _too_large(ranks: Ranks, config: TrainConfig, work: Lengths) -> str:
+    try:
+        _share(ranks, config, work)
+    except torch.OutOfMemoryError as error:
+        return str(error)
+    return "enough"
 
 
 def _wait(path: Path) -> None:
@@ -152,6 +162,12 @@ def test_what_fails_in_one_process_is_one_line_and_ends_all(
         started.processes[0].join(60)
         assert started.processes[0].exitcode == 1
     assert started.outcome(1) == "helped"
+
+
+def test_no_memory_in_another_process_is_no_memory(settings: Settings, begin: Begin) -> None:
+    """Who knows which rows took it says what to do, as in one process."""
+    work = Lengths([9, 5], fails_at=1, kind=torch.OutOfMemoryError)
+    assert begin(_too_large, settings(), work).outcome(0) == "process 1: row 1 is too much"
 
 
 def test_a_slip_in_the_data_ends_all(settings: Settings, begin: Begin, tmp_path: Path) -> None:

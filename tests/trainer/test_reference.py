@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from backbone import Backbone
 from trainer import (
     RunFolderError,
     TrainConfig,
+    TrainingFailedError,
     TrainingInterruptedError,
+    load_config,
     load_examples,
     train,
 )
@@ -124,6 +128,67 @@ def test_what_is_kept_belongs_to_its_data_and_recipe(
     (tmp_path / "train.jsonl").write_text(words.replace("film", "book"))
     with pytest.raises(RunFolderError, match="the train set changed"):
         run_references(settings(), ["head-only"], console=console, folder=folder, recipe=FAST)
+
+
+def test_a_run_folders_settings_serve_and_what_counts_not_is_said(
+    settings: Settings, console: Console, tmp_path: Path
+) -> None:
+    config = settings(method="prefix-tuning", prompt__encoder_hidden_size=16, optimiser__epochs=1)
+    trained = train(config, console=console)
+    again = load_config(trained.folder / "config.toml", {"output": "unused"})
+    for given, says in (
+        (
+            again,
+            "prompt.encoder_hidden_size, head.type, optimiser (the recipe's are --lr, --epochs and --batch-size)",
+        ),
+        (config, "without effect here: prompt.num_virtual_tokens, prompt.encoder_hidden_size, optimiser ("),
+    ):
+        folder = tmp_path / f"references-{given.output}".replace("/", "-")
+        rows = run_references(given, ["head-only"], console=console, folder=folder, recipe=FAST)
+        assert rows["head-only"].scores[0].accuracy == trained.rows[1].scores[0].accuracy
+        assert says in _said(console)
+    plain = load_config(None, {"task_id": "t", "output": "unused", "data.train": config.data.train})
+    quiet = Console(file=io.StringIO(), width=200)
+    update = {"backbone": config.backbone, "prompt": {"template": "{text} it was ."}}
+    plain = TrainConfig.model_validate({**plain.model_dump(), **update})
+    run_references(plain, ["head-only"], console=quiet, folder=tmp_path / "plain", recipe=FAST)
+    assert "without effect" not in _said(quiet)
+
+
+def test_a_learning_rate_that_diverges_is_left_out(
+    settings: Settings, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = FineTuning._gradients
+
+    def diverging(training: FineTuning, rows: Any, targets: torch.Tensor) -> float:
+        found = gradients(training, rows, targets)
+        return found if training._lr < 0.5 else torch.nan
+
+    monkeypatch.setattr(FineTuning, "_gradients", diverging)
+    recipe = replace(FAST, learning_rates=(0.9, 3e-4))
+    strategies = ["full-fine-tuning"]
+    rows = run_references(
+        settings(),
+        strategies,
+        (0, 1),
+        console=console,
+        folder=tmp_path / "out",
+        recipe=recipe,  # type: ignore[arg-type]
+    )
+    assert rows["full-fine-tuning"].lr == 3e-4
+    assert len(rows["full-fine-tuning"].scores) == 2
+    assert "full fine-tuning: learning rate 0.9 is left out: seed 0, step " in _said(console)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {seed["lr"] for seed in metrics["seeds"]} == {3e-4}
+    recipe = replace(FAST, learning_rates=(0.9,))
+    with pytest.raises(TrainingFailedError, match="use a smaller learning rate"):
+        run_references(
+            settings(),
+            strategies,
+            console=console,
+            folder=tmp_path / "none",
+            recipe=recipe,  # type: ignore[arg-type]
+        )
 
 
 def _scores(accuracy: float) -> Scores:

@@ -316,6 +316,42 @@ def test_halvings_narrow_down_to_one(settings: int, evaluations: int) -> None:
     assert [at for at, _ in rungs] == sorted({at for at, _ in rungs})
     keeps = [settings, *(keep for _, keep in rungs)]
     assert all(more >= fewer >= 1 for more, fewer in itertools.pairwise(keeps))
+    # Never more than the worse half is stopped, but at the end.
+    assert all(2 * fewer >= more for more, fewer in itertools.pairwise(keeps[:-1]))
+    if evaluations >= 2 ** math.ceil(
+        math.log2(settings)
+    ):  # evaluations enough: each comparison comes after twice as much training
+        assert all(later >= 2 * sooner for (sooner, _), (later, _) in itertools.pairwise(rungs))
+
+
+@pytest.mark.parametrize("best_first", [True, False])
+def test_settings_may_start_from_different_prompts(
+    settings: Settings, console: Console, tmp_path: Path, best_first: bool
+) -> None:
+    """The winner's start is compared when its own run begins, and every start when the sweep goes on."""
+    starts = []
+    for seed in (0, 1):
+        config = settings(output=str(tmp_path / f"start-{seed}"), seeds=(seed,), optimiser__epochs=1)
+        starts.append(trainer.train(config, console=console).folder)
+    values = settings(
+        prompt__num_virtual_tokens=None, optimiser__evaluations=2, optimiser__epochs=2
+    ).model_dump(mode="json", exclude_none=True)
+    points = trainer.plan(None, values, {"prompt.init_from": [str(start) for start in starts]})
+
+    def best(learner: Learner) -> float:
+        return float(learner.name.startswith("1.") == best_first)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.successive_halving._best", best)
+        result = trainer.sweep(points, console=console)
+    config = trainer.load_config(result.folder / "config.toml")
+    assert config.prompt.init_from == str(starts[0 if best_first else 1])
+    (result.folder / "metrics.json").unlink()
+    shutil.copy(
+        starts[0] / "seeds" / "seed-0.learned.safetensors", starts[1] / "seeds" / "seed-1.learned.safetensors"
+    )
+    with pytest.raises(RunFolderError, match=r"what prompt\.init_from leads to changed since"):
+        trainer.resume_sweep(result.folder, console=console)
 
 
 def test_the_grid_is_every_combination(tmp_path: Path) -> None:

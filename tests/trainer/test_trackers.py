@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from accelerate import tracking
+from accelerate import PartialState, tracking
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import trainer
-from trainer import ConfigError, TrainConfig, TrainingInterruptedError
+from trainer import ConfigError, RunFolderError, TrainConfig, TrainingInterruptedError
 from trainer.learner import Learner
 from trainer.progress import TrainingProgress
 from trainer.run import Run, RunResult
@@ -101,6 +101,50 @@ def test_a_resumed_run_goes_on_with_its_curves(
     assert sorted(curves["train/loss"]) == list(range(1, max(curves["dev/accuracy"]) + 1))
 
 
+def test_a_run_that_was_killed_before_it_was_saved_has_each_step_once(
+    settings: Settings, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def stepped(progress: TrainingProgress, learner: Learner, loss: float) -> None:
+        if learner.step == 3:
+            raise Killed
+
+    config = settings(log_with=("tensorboard",), optimiser__epochs=1, optimiser__evaluations=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "stepped", stepped)
+        with pytest.raises(Killed):
+            trainer.train(config, console=console)
+    assert not (Path(config.output) / "state" / "index.json").exists()
+    result = trainer.resume(Path(config.output), console=console)
+    events = EventAccumulator(str(result.folder / "logs" / "seed-0"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("train/loss")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+class Board(tracking.TensorBoardTracker):
+    """One of accelerate's own trackers, which log what they do through accelerate's logger."""
+
+    name = "board"
+
+
+def test_accelerates_own_trackers_need_no_state_of_accelerate(settings: Settings, console: Console) -> None:
+    tracking.register_tracker_class(Board)
+    try:
+        result = trainer.train(settings(log_with=("board",), optimiser__epochs=1), console=console)
+    finally:
+        del tracking.LOGGER_TYPE_TO_CLASS["board"]
+    assert PartialState._shared_state == {}
+    (folder,) = (path for path in (result.folder / "logs").iterdir() if path.is_dir())
+    curves = _curves(folder)
+    (seed,) = json.loads((result.folder / "metrics.json").read_text())["seeds"]
+    assert list(curves["seed-0/dev/accuracy"].values()) == pytest.approx(
+        [point["dev_accuracy"] for point in seed["curve"]]
+    )
+
+
 class Notebook(tracking.GeneralTracker):
     """A tracker that keeps what it is told."""
 
@@ -169,6 +213,35 @@ def test_a_log_that_fails_does_not_cost_the_training(
     assert trainer.sweep(points, console=console).prompt.exists()
     assert "notebook failed (no network); the run goes on without it" in capsys.readouterr().err
     assert "finished" not in notebook.told
+
+
+def test_a_tracker_that_cannot_start_costs_the_log_alone(
+    settings: Settings, console: Console, notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Also of a run that goes on without a network, whose settings nobody can change."""
+
+    def start(tracker: Notebook) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(Notebook, "start", start)
+    config = settings(log_with=("notebook", "tensorboard"), optimiser__epochs=1)
+    result = trainer.train(config, console=console)
+    assert "notebook failed (no network); the run goes on without it" in capsys.readouterr().err
+    assert _curves(result.folder / "logs" / "seed-0")["train/loss"]
+
+
+def test_what_is_refused_before_it_trains_opens_no_log(
+    settings: Settings, console: Console, notebook: type[Notebook]
+) -> None:
+    config = settings(log_with=("notebook",), optimiser__epochs=1)
+    folder = trainer.train(config, console=console).folder
+    (folder / "metrics.json").unlink()
+    Path(config.data.train).write_text(Path(config.data.train).read_text() * 2)
+    notebook.told = []
+    with pytest.raises(RunFolderError, match="the train set changed"):
+        trainer.resume(folder, console=console)
+    assert notebook.told == []
 
 
 @pytest.mark.parametrize(
