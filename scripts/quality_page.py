@@ -18,6 +18,8 @@ PICTURE = ROOT / "docs" / "images" / "accuracy.png"
 BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 # Below this distance from the linear head to full fine-tuning, a share of it says nothing.
 LEAST_DISTANCE = 0.02
+# A cell whose own head-only figure is further than this from the row's is told: its share would be another.
+OTHER_HEAD = 0.003
 COLOURS = (
     "#c9ccd1", "#8a8f98", "#b9a3d0", "#d08a2e", "#2f6fb2", "#1a1c1f", "#5aa469", "#b2453f", "#7fb2d9", "#8c6d31",
     "#c977a8", "#3d7f86", "#e0b13c", "#6b5b95",
@@ -45,6 +47,7 @@ def measured(kept: Path) -> dict[str, dict[str, Scores]]:
                 raise SystemExit(
                     f"quality: {file} was measured on other data; delete it and measure it again"
                 )
+            own_head = cell.get("head_only", {}).get("test", {}).get("accuracy")
             for row, theirs in run.rows.items():
                 seeded = row in SEEDED
                 minutes = (
@@ -52,7 +55,8 @@ def measured(kept: Path) -> dict[str, dict[str, Scores]]:
                 )
                 seeds = len(cell["seeds"]) if seeded else None
                 found[name][row] = {
-                    **cell["summary"][theirs], "dev": _on_dev(cell, theirs), "seeds": seeds, "minutes": minutes
+                    **cell["summary"][theirs], "dev": _on_dev(cell, theirs), "seeds": seeds, "minutes": minutes,
+                    "own_head": own_head,
                 }  # fmt: skip
     return found
 
@@ -77,14 +81,27 @@ def recovered(rows: Mapping[str, Scores], row: str) -> float | None:
     return float((here - low) / (high - low)) if high - low > LEAST_DISTANCE else None
 
 
+def shown(found: Found) -> list[str]:
+    """The rows that at least one set has, in their order."""
+    return [row for row in ROWS if any(row in rows for rows in found.values())]
+
+
+def left_out(found: Found) -> str:
+    """A sentence that names the rows that no set has, and what measures them; nothing where there are none."""
+    there = shown(found)
+    missing = {row: run.name for run in RUNS for row in run.rows if row not in there}
+    told = ", ".join(f"{row} (`--only {run}`)" for row, run in missing.items())
+    return f"Not run on any set: {told}." if missing else ""
+
+
 def table(found: Found) -> str:
-    """A Markdown table of every set and row; what is missing says so."""
+    """A Markdown table of every set and row that there is; what is missing on a set says so."""
     lines = [
         "| data set | row | test accuracy % | macro-F1 % | dev accuracy % | recovered % | minutes a seed | seeds |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name in SETS:
-        for row in ROWS:
+        for row in shown(found):
             scores = found[name].get(row)
             if scores is None:
                 lines.append(f"| {name} | {row} | not run | | | | | |")
@@ -118,6 +135,17 @@ def verdict(found: Found, row: str = "p-tuning-v2") -> str:
         way = f"{name}: from head only to full fine-tuning are {gain:+.1f} points"
         told = f"P-Tuning v2 recovers {100 * share:.0f} %" if share is not None else "too few for a share"
         lines.append(f"- {way}; {told}")
+        head = rows[HEAD]["accuracy"]["mean"]
+        others = {
+            other: scores["own_head"]
+            for other, scores in rows.items()
+            if scores["own_head"] is not None and abs(scores["own_head"] - head) > OTHER_HEAD
+        }
+        if others:
+            listed = ", ".join(f"{other} {100 * value:.1f}" for other, value in others.items())
+            lines.append(
+                f"- {name}: of another day than the row's {100 * head:.1f} is the linear head of these: {listed}"
+            )
     return "\n".join(lines)
 
 
@@ -141,7 +169,8 @@ def draw(found: Found, file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 0.6 + 0.3 * len(ROWS)), dpi=150, layout="constrained")
+    names = shown(found)
+    figure = Figure(figsize=(11, 0.6 + 0.3 * len(names)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(SETS), sharey=True)
     for axes, name in zip(panels, SETS, strict=True):
@@ -152,7 +181,7 @@ def draw(found: Found, file: Path) -> None:
         least = min(least, found[name].get(HEAD, {}).get("accuracy", {}).get("mean", 1))
         most = max((scores["accuracy"]["mean"] for scores in found[name].values()), default=1)
         left = 100 * least - 6
-        for at, row in enumerate(ROWS):
+        for at, row in enumerate(names):
             scores = found[name].get(row)
             if scores is None:
                 axes.text(left + 0.3, at, "not run", va="center", fontsize=7, color="0.6")
@@ -161,7 +190,15 @@ def draw(found: Found, file: Path) -> None:
             if mean < left:
                 axes.text(left + 0.3, at, f"◂ {mean:.1f}", va="center", fontsize=8, color="0.35")
                 continue
-            axes.errorbar(mean, at, xerr=spread or None, fmt="o", color=COLOURS[at], capsize=3, markersize=5)
+            axes.errorbar(
+                mean,
+                at,
+                xerr=spread or None,
+                fmt="o",
+                color=COLOURS[ROWS.index(row)],
+                capsize=3,
+                markersize=5,
+            )
             axes.text(mean, at - 0.32, f"{mean:.1f}", ha="center", va="center", fontsize=7, color="0.25")
         axes.set_title(name, fontsize=10)
         axes.set_xlim(left, 100 * most + 3)
@@ -169,8 +206,8 @@ def draw(found: Found, file: Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    panels[0].set_yticks(range(len(ROWS)), ROWS)
-    panels[0].set_ylim(len(ROWS) - 0.5, -0.7)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.7)
     figure.suptitle("One minilm: test accuracy, %, mean ± spread over seeds", x=0.01, ha="left", fontsize=11)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, metadata={"Software": None})
@@ -183,7 +220,8 @@ def write(kept: Path) -> None:
         sys.exit("quality: no finished cells; run without --write first")
     counts = json.loads((kept / "data.json").read_text(encoding="utf-8"))
     draw(found, PICTURE)
-    section = "\n\n".join(part for part in (removed(counts), verdict(found), table(found)) if part)
+    parts = (removed(counts), verdict(found), table(found), left_out(found))
+    section = "\n\n".join(part for part in parts if part)
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}", encoding="utf-8")
     print(table(found))

@@ -241,6 +241,20 @@ def test_a_share_is_taken_of_long_ways_only() -> None:
     assert quality_page.recovered(rows(0.8, 0.84, 0.85), HEAD) is None
 
 
+def test_a_cell_with_another_linear_head_than_the_rows_is_told() -> None:
+    def scores(mean: float, own_head: float | None) -> quality_page.Scores:
+        return {"accuracy": {"mean": mean, "spread": 0.0}, "own_head": own_head}
+
+    rows = {
+        HEAD: scores(0.912, 0.912), FULL: scores(0.96, None), "p-tuning": scores(0.93, 0.911),
+        "p-tuning-v2": scores(0.94, 0.921),
+    }  # fmt: skip
+    told = quality_page.verdict({name: rows if name == "subj" else {} for name in quality_page.SETS})
+    assert told.splitlines()[1].endswith(
+        "of another day than the row's 91.2 is the linear head of these: p-tuning-v2 92.1"
+    )
+
+
 def test_the_page_says_what_was_not_run_and_refuses_figures_of_other_data(
     data: Path, stand_in: Callable[..., Cell]
 ) -> None:
@@ -249,7 +263,11 @@ def test_the_page_says_what_was_not_run_and_refuses_figures_of_other_data(
     found = quality_page.measured(quality.KEPT)
     shown = quality_page.table(found)
     assert "| subj | p-tuning-v2 | 80.0 ± 1.0 | 70.0 ± 1.0 | 80.0 ± 0.0 | – | 1.0 | 1 |" in shown
-    assert "| subj | full fine-tuning | not run | | | | | |" in shown
+    assert "full fine-tuning" not in shown
+    assert "full fine-tuning (`--only full-fine-tuning`)" in quality_page.left_out(found)
+    assert "p-tuning-v2 (" not in quality_page.left_out(found)
+    other = {"trec6": {FULL: found["subj"]["p-tuning-v2"]}}
+    assert "| subj | full fine-tuning | not run | | | | | |" in quality_page.table(found | other)
     kept = json.loads(cell.kept.read_text())
     cell.kept.write_text(json.dumps(kept | {"cleaned_data": "another"}))
     with pytest.raises(SystemExit, match="was measured on other data"):
