@@ -22,8 +22,9 @@ from trainer.learner import Learner
 from trainer.lock import Lock, lock_folder
 from trainer.state import load_checkpoint, save_checkpoint, write_atomically
 
-# A killed run loses this many seconds of work, or what lies between two evaluations if that is longer.
-SECONDS_BETWEEN = 5.0
+# A killed run loses this many seconds of work, or what lies between two evaluations if that is longer; or so many times
+# what a save takes, where many learners or large ones are saved at once.
+SECONDS_BETWEEN, TIMES_A_SAVE = 5.0, 20.0
 
 
 class Checkpoints:
@@ -40,6 +41,7 @@ class Checkpoints:
             self.lock()
         self._files = self._read_index()
         self._saved_at: float | None = None
+        self._took = 0.0  # seconds of the last save
         # Where each learner stood when its file was written or read: until it makes a step, that is its state.
         self._stands: WeakKeyDictionary[Learner, tuple[int, str | None]] = WeakKeyDictionary()
 
@@ -71,10 +73,12 @@ class Checkpoints:
     def save(self, learners: Sequence[Learner], *, at_most_often: bool = False) -> None:
         """Write the states of these learners; those that left before keep theirs.
 
-        With `at_most_often`, nothing is written when the last time is only seconds ago.
+        With `at_most_often`, nothing is written when the last time is only seconds ago, or not long ago for what it
+        took.
         """
-        now = time.monotonic()
-        if at_most_often and self._saved_at is not None and now - self._saved_at < SECONDS_BETWEEN:
+        began = time.monotonic()
+        soon = max(SECONDS_BETWEEN, TIMES_A_SAVE * self._took)
+        if at_most_often and self._saved_at is not None and began - self._saved_at < soon:
             return
         self.lock()
         files = dict(self._files)
@@ -94,6 +98,7 @@ class Checkpoints:
         for old in known - set(files.values()):
             (self._folder / old).unlink(missing_ok=True)
         self._files, self._saved_at = files, time.monotonic()
+        self._took = self._saved_at - began
 
     def forget(self, names: Iterable[str]) -> None:
         """Drop the states of learners that nobody will ask for again; those of all others stay as they are."""

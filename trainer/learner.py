@@ -98,10 +98,16 @@ class Learner:
         # Parameters are never coarser than float32, whatever the backbone computes in.
         precise = torch.promote_types(backbone.dtype, torch.float32)
         self._parameters = {
-            name: tensor.detach().to(backbone.device, precise).clone().requires_grad_()
+            name: tensor.detach()
+            .to(backbone.device, precise)
+            .clone(memory_format=torch.contiguous_format)
+            .requires_grad_()
             for name, tensor in start.items()
         }
-        self._optimiser = torch.optim.AdamW(self._groups(), foreach=False)
+        # One kernel for a tensor's whole update: several times as fast where a network is trained. On a GPU it would
+        # keep the step count there as well.
+        fused = backbone.device.type == "cpu"
+        self._optimiser = torch.optim.AdamW(self._groups(), foreach=False, fused=fused)
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._best: dict[str, Tensor] = {}
         self._best_dev: tuple[float, float] | None = None  # accuracy and macro-F1
@@ -160,7 +166,8 @@ class Learner:
             self._fail(self.step + 1, f"the loss is {loss}")
             return
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
+            # The fused kernel reads a gradient as if it lay in memory as its parameter does, and says nothing.
+            parameter.grad = None if gradient is None else gradient.contiguous()
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._settings.clip_norm))
         if not math.isfinite(norm):  # of a finite loss; clipped by it, all weights would be NaN
             self._fail(self.step + 1, f"the gradient's norm is {norm}")

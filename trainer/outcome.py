@@ -33,10 +33,12 @@ from trainer.state import write_atomically
 
 @dataclass(frozen=True)
 class Reference:
-    """The linear probe on frozen features, and how it scores on what the run reports."""
+    """The linear probe on frozen features, and how it scores on what the run reports; of its texts, how many are cut."""
 
     probe: LinearProbe
     test: Scores
+    texts: int
+    cut: int
 
 
 @dataclass(frozen=True)

@@ -56,4 +56,5 @@ def probe(
     test = score(
         fitted.logits(states[reported]), splits[reported].targets, data.labels, multi_label=data.multi_label
     )
-    return Reference(fitted, test)
+    cut = [row.truncated for split in splits.values() for row in split.rows]
+    return Reference(fitted, test, len(cut), sum(cut))

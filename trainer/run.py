@@ -202,12 +202,10 @@ class Run:
             self._probes[key] = probe(
                 self.backbone, bare, self.data, between=lambda: self.stop_here(stop), ranks=self.ranks
             )
-            self._say(f"head only: dev {100 * self._probes[key].probe.dev.accuracy:.1f} %")
-            rows = [
-                row for split in encode_splits(self.backbone, bare, self.data).values() for row in split.rows
-            ]
-            if cut := sum(row.truncated for row in rows):
-                self._say(f"note: {cut} of {len(rows)} texts are longer than their rows, and are cut")
+            found = self._probes[key]
+            self._say(f"head only: dev {100 * found.probe.dev.accuracy:.1f} %")
+            if found.cut:
+                self._say(f"note: {found.cut} of {found.texts} texts are longer than their rows, and are cut")
         self._reference = self._probes[key]
         self._splits = encode_splits(self.backbone, self._manifest, self.data)
 
