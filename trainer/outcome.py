@@ -33,7 +33,7 @@ from trainer.state import write_atomically
 
 @dataclass(frozen=True)
 class Reference:
-    """The linear probe on frozen features, and how it scores on what the run reports; of its texts, how many are cut."""
+    """The linear probe on frozen features, how it scores on what the run reports, and how many of its texts are cut."""
 
     probe: LinearProbe
     test: Scores

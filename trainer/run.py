@@ -209,6 +209,11 @@ class Run:
         self._reference = self._probes[key]
         self._splits = encode_splits(self.backbone, self._manifest, self.data)
 
+    @property
+    def probe(self) -> Mapping[str, Tensor]:
+        """The head-only reference's tensors, once it is prepared: what a linear head starts from."""
+        return self._reference.probe.tensors()
+
     def task(self) -> Task:
         """What its prompt learns from."""
         config = self.config

@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from rich.console import Console
 
 from backbone import load_backbone
 from loadtest.bench.machine import machine
-from loadtest.training import mixture, race
+from loadtest.training import mixture, peft_side, race
+from loadtest.training.data import BATCH, TOKENS, Curve, Plan
 from loadtest.training.page import KEPT, write_page
+
+CHOOSING_SEED = 1000  # of the trainings that choose PEFT's learning rates
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,37 +66,49 @@ def _mixture(given: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def _race(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     races = []
+
+    def plan(seed: int) -> Plan:
+        return Plan(given.data, given.lines, given.dev_lines, given.epochs, given.evaluations, seed)
+
     for method, kind in (("p-tuning-v2", "PREFIX_TUNING"), ("prompt-tuning", "PROMPT_TUNING")):
-        sides: dict[str, list[race.Curve]] = {"ours": [], "peft": [], "peft bf16": []}
-        rates: dict[str, float] = {}
+        curves: dict[str, list[Curve]] = {"ours": [], **{side.name: [] for side in peft_side.SIDES}}
+        rates = _rates(plan(CHOOSING_SEED), method, kind, given.peft_lr, console)
+        _, probe = race.ours(plan(0), method)  # a warm-up, and the head that PEFT at its best starts from
         for nth in range(given.rounds):
-            plan = race.Plan(given.data, given.lines, given.dev_lines, given.epochs, given.evaluations, nth)
-            if not nth:  # PEFT's learning rate is chosen once, by its own final dev accuracy
-                tried = {lr: race.peft(plan, kind, lr=lr, autocast=False) for lr in given.peft_lr}
-                rates["peft"] = max(tried, key=lambda lr: tried[lr][-1][1])
-                console.print(
-                    f"{kind}: "
-                    + ", ".join(f"lr {lr:g}: dev {100 * c[-1][1]:.1f} %" for lr, c in tried.items())
-                )
-            names = ["ours", "peft", "peft bf16"][:: 1 if nth % 2 == 0 else -1]
-            for name in names:
+            sides = {"ours": None, **{side.name: side for side in peft_side.SIDES}}
+            for name, side in list(sides.items())[:: 1 if nth % 2 == 0 else -1]:
                 console.print(f"{method}, round {nth + 1} of {given.rounds}: {name}", highlight=False)
-                if name == "ours":
-                    sides[name].append(race.ours(plan, method))
+                if side is None:
+                    curve, probe = race.ours(plan(nth), method)
                 else:
-                    autocast = name == "peft bf16"
-                    sides[name].append(race.peft(plan, kind, lr=rates["peft"], autocast=autocast))
-        races.append({"method": method, "kind": kind, "lr": rates["peft"], "curves": sides, **_ratios(sides)})
+                    curve = peft_side.peft(plan(nth), kind, side, lr=rates[name], probe=probe)
+                curves[name].append(curve)
+        races.append({"method": method, "kind": kind, "lr": rates, "curves": curves, **_ratios(curves)})
     return {
-        "data": given.data.name, "lines": given.lines, "epochs": given.epochs, "batch_size": race.BATCH,
-        "virtual_tokens": race.TOKENS, "races": races,
+        "data": given.data.name, "lines": given.lines, "epochs": given.epochs, "batch_size": BATCH,
+        "virtual_tokens": TOKENS, "races": races,
     }  # fmt: skip
 
 
-def _ratios(sides: dict[str, list[race.Curve]]) -> dict[str, Any]:
+def _rates(plan: Plan, method: str, kind: str, tried: Sequence[float], console: Console) -> dict[str, float]:
+    """The learning rate of each PEFT side, by its own final dev accuracy in a seed that is not raced."""
+    _, probe = race.ours(plan, method)
+    found: dict[str, float] = {}
+    for side in peft_side.SIDES:
+        if side.bfloat16 and not side.best:  # rounding changes no rate
+            found[side.name] = found["peft"]
+            continue
+        ends = {lr: peft_side.peft(plan, kind, side, lr=lr, probe=probe)[-1][1] for lr in tried}
+        found[side.name] = max(ends, key=lambda lr: ends[lr])
+        told = ", ".join(f"lr {lr:g}: dev {100 * end:.1f} %" for lr, end in ends.items())
+        console.print(f"{kind}, {side.name}: {told}", highlight=False)
+    return found
+
+
+def _ratios(sides: dict[str, list[Curve]]) -> dict[str, Any]:
     """For each PEFT side: in each round, its seconds to the best dev accuracy that both reached, over ours."""
     result: dict[str, Any] = {}
-    for name in ("peft", "peft bf16"):
+    for name in (side.name for side in peft_side.SIDES):
         rounds = []
         for own, other in zip(sides["ours"], sides[name], strict=True):
             target = min(max(accuracy for _, accuracy in curve) for curve in (own, other))
@@ -124,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dev-lines", type=int)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--evaluations", type=int, default=24)
-    parser.add_argument("--peft-lr", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2])
+    parser.add_argument("--peft-lr", type=float, nargs="+", default=[1e-2, 3e-2, 1e-1])
     return parser
 
 

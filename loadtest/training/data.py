@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import TrainConfig, load_config
+
+TOKENS, BATCH = 20, 32  # of both sides of the race
+Curve = list[tuple[float, float]]  # seconds of training, dev accuracy
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What both sides of the race share."""
+
+    data: Path
+    train_lines: int | None
+    dev_lines: int | None
+    epochs: int
+    evaluations: int
+    seed: int
 
 
 def part_of(source: Path, target: Path, lines: int | None) -> Path:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loadtest.training.peft_side import SIDES
+
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "docs" / "results" / "training.json"
 PAGE = ROOT / "docs" / "results" / "training.md"
 PICTURE = ROOT / "docs" / "images" / "training.png"
+AIM = 3.0  # times as fast to the same dev accuracy
 
 
 def write_page() -> str:
@@ -55,26 +58,38 @@ def _mixture(part: dict[str, Any]) -> list[str]:
 def _race(part: dict[str, Any]) -> list[str]:
     lines = _head("Time to the same dev accuracy, against PEFT", part)
     lines += [
-        f"{part['data']}, {part['epochs']} epochs of batches of {part['batch_size']}, {part['virtual_tokens']} virtual "
-        "tokens, the same batches and number of steps. Seconds of training alone, our linear probe included; the "
-        "target of each round is the best dev accuracy that both sides reached.", "",
+        f"{part['data']}{_lines(part)}, {part['epochs']} epochs of batches of {part['batch_size']}, "
+        f"{part['virtual_tokens']} virtual tokens, the same batches and number of steps. Seconds of training alone, "
+        "our tokenising and linear probe included; the target of each round is the best dev accuracy that both sides "
+        "reached. Float32 and bfloat16 are PEFT as its users begin: the stock classifier on its pooler, a random head, "
+        "PEFT's own start, dropout. *At its best* is bfloat16 with all of our recipe that PEFT can take: the mean of "
+        "the text's states, our probe as head, clipping, a start from words (soft prompt) or from nothing (prefix). So "
+        "the last says what the computation gives, the others what it and the recipe give. Bold: under 3.", "",
         "| ours | PEFT | its learning rate | dev % reached by both | s ours | s PEFT | times as fast | each round's "
         "| same steps |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     for race in part["races"]:
-        for name in ("peft", "peft bf16"):
+        for side in SIDES:
+            name = side.name
+            if f"against {name}" not in race:  # kept from before there was this side
+                continue
             against = race[f"against {name}"]
             rounds = against["rounds"]
             each = ", ".join(f"{r['ratio']:.1f}" for r in rounds)
             cells = [_median([r[key] for r in rounds]) for key in ("accuracy", "ours", name)]
+            times = f"{against['times as fast']:.2f}"
             lines.append(
-                f"| {race['method']} | {race['kind']}{', bf16 autocast' if 'bf16' in name else ', float32'} "
-                f"| {race['lr']:g} | {100 * cells[0]:.1f} | {cells[1]:.0f} | {cells[2]:.0f} "
-                f"| {against['times as fast']:.2f} | {each} "
+                f"| {race['method']} | {race['kind']}, {side.shown} "
+                f"| {race['lr'][name]:g} | {100 * cells[0]:.1f} | {cells[1]:.0f} | {cells[2]:.0f} "
+                f"| {times if against['times as fast'] >= AIM else f'**{times}**'} | {each} "
                 f"| {against['times as fast, same steps']:.2f} |"
             )
     return [*lines, "", "![dev accuracy by seconds of training](../images/training.png)", ""]
+
+
+def _lines(part: dict[str, Any]) -> str:
+    return f", the first {part['lines']:,} texts" if part["lines"] else ""
 
 
 def _draw(part: dict[str, Any]) -> None:
@@ -86,12 +101,11 @@ def _draw(part: dict[str, Any]) -> None:
     many = figure.subplots(1, len(part["races"]), squeeze=False)[0]
     for axes, race in zip(many, part["races"], strict=True):
         for (name, curves), colour in zip(
-            race["curves"].items(), ("#0b6e4f", "#b23a48", "#e07a5f"), strict=True
+            race["curves"].items(), ("#0b6e4f", "#b23a48", "#e07a5f", "#3d5a80"), strict=True
         ):
             for nth, curve in enumerate(curves):
-                label = {"ours": race["method"], "peft": f"PEFT {race['kind']}"}.get(
-                    name, "PEFT, bf16 autocast"
-                )
+                shown = {side.name: f"PEFT {race['kind']}, {side.shown}" for side in SIDES}
+                label = shown.get(name, f"ours, {race['method']}")
                 axes.plot(
                     [s for s, _ in curve], [100 * a for _, a in curve], color=colour, linewidth=1.6, alpha=0.8,
                     label=label if nth == 0 else None,
