@@ -48,8 +48,12 @@ def around(family: str, ids: list[int]) -> list[int]:
 
 
 @contextmanager
-def prefix_in_every_layer(model: Any, keys: Tensor, values: Tensor) -> Iterator[None]:
-    """Let a stock model see `keys` and `values`, each [layers, tokens, kv_heads, head_dim], before its one row."""
+def prefix_in_every_layer(
+    model: Any, keys: Tensor, values: Tensor, recorded: list[tuple[Tensor, Tensor]] | None = None
+) -> Iterator[None]:
+    """Let a stock model see `keys` and `values`, each [layers, tokens, kv_heads, head_dim], before its one row; each
+    layer's own keys and values, [tokens, kv_heads, head_dim], go to `recorded`.
+    """
     calls = 0
 
     def attend(
@@ -59,6 +63,8 @@ def prefix_in_every_layer(model: Any, keys: Tensor, values: Tensor) -> Iterator[
         nonlocal calls
         assert mask is None
         layer, calls = calls, calls + 1
+        if recorded is not None:
+            recorded.append((key[0].transpose(0, 1), value[0].transpose(0, 1)))
         key = torch.cat([keys[layer].transpose(0, 1)[None], key], dim=2)
         value = torch.cat([values[layer].transpose(0, 1)[None], value], dim=2)
         repeat = query.shape[1] // key.shape[1]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from tests.backbone.families import PADDED, checkpoint, tiny
+from tests.backbone.families import CAUSAL, FAMILIES, PADDED, PREFIXED, checkpoint, tiny
 from tests.backbone.reference import prefix_in_every_layer, stock
 from tests.trainer.conftest import write_jsonl
 from trainer import ConfigError, TrainConfig, load_examples
@@ -30,7 +30,8 @@ def _hidden(family: str, ids: Tensor, learned: dict[str, Tensor]) -> Tensor:
     if (soft := learned.get("soft_prompt")) is not None:
         embedded = torch.cat([soft, model.get_input_embeddings()(ids)])
         return model(inputs_embeds=embedded[None]).last_hidden_state[0, -1]
-    with prefix_in_every_layer(model, learned["prefix.encoder.key"], learned["prefix.encoder.value"]):
+    stack = "prefix.decoder" if family in CAUSAL else "prefix.encoder"
+    with prefix_in_every_layer(model, learned[f"{stack}.key"], learned[f"{stack}.value"]):
         return model(input_ids=ids[None]).last_hidden_state[0, -1]
 
 
@@ -43,14 +44,7 @@ def _loss(family: str, share: Share, learned: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [
-        ("distilbert", "p-tuning-v2"),
-        ("distilbert", "prompt-tuning"),
-        ("deberta-v2", "prompt-tuning"),
-        ("deberta-v2-conv", "prompt-tuning"),
-        ("mpnet", "prompt-tuning"),
-        ("qwen2", "prompt-tuning"),
-    ],
+    [(family, "prompt-tuning") for family in FAMILIES] + [(family, "p-tuning-v2") for family in PREFIXED],
 )
 def test_a_step_has_the_gradients_of_the_stock_model(
     family: str,

@@ -8,6 +8,7 @@ from backbone import Backbone
 from backbone.family import bare_manifest
 from prompt_store import parse_template
 from tests.backbone.families import PREFIXED, tiny
+from tests.backbone.reference import prefix_in_every_layer, stock
 from trainer import TrainConfig
 from trainer.head_only import random_head
 from trainer.init import Initialiser
@@ -98,16 +99,19 @@ def test_seeds_draw_differently_and_reproducibly(initialiser: Initialiser) -> No
 
 @pytest.mark.parametrize("family", PREFIXED)
 def test_recorded_keys_and_values_are_those_of_the_model(family: str) -> None:
-    """A prefix of the real activations of some text, before the same kind of text, is what the model itself sees."""
+    """Real activations: what the stock model's attention reads in each layer for the words of the task's text."""
     backbone = tiny(family)
-    ids = backbone.tokenizer.encode_one("the film is good")
-    keys, values = backbone.key_values(ids)
+    ids = backbone.tokenizer.encode_one("good or bad")
     shape = backbone.shape
-    assert keys.shape == values.shape == (shape.layers, len(ids), shape.kv_heads, shape.head_dim)
-    assert torch.isfinite(keys).all()
-    assert keys.std() > 0.01
-    again, _ = backbone.key_values(ids)
-    assert torch.equal(keys, again)
+    empty = torch.empty(shape.layers, 0, shape.kv_heads, shape.head_dim)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    model = stock(family)
+    with torch.no_grad(), prefix_in_every_layer(model, empty, empty, seen):
+        model(input_ids=torch.tensor([ids]))
+    found = _initialiser(backbone).prefix(("text",), len(ids), 0)
+    for at, tensor in enumerate(found):
+        assert tensor.shape == (shape.layers, len(ids), shape.kv_heads, shape.head_dim)
+        torch.testing.assert_close(tensor, torch.stack([layer[at] for layer in seen]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_causal_prefix_of_real_activations_scores_as_the_text_itself() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import trainer
 from backbone import Backbone
-from tests.backbone.families import checkpoint, tiny
+from tests.backbone import families, seq2seq
 from tests.trainer.conftest import Divided, separable, write_jsonl
 from trainer import TrainConfig, TrainingFailedError
 from trainer.checkpoints import Checkpoints
@@ -85,7 +85,19 @@ def _kinds(settings: Settings, tmp_path: Path) -> list[TrainConfig]:
                  prompt__num_virtual_tokens=2, head__words={"negative": ["bad"], "positive": ["good"]}),
         longer(method="prompt-tuning", data__train=others, **apart),
         longer(method="p-tuning-v2", data__train=many, multi_label=True, labels=("x", "y"), **apart),
+        *_networks(longer),
     ]  # fmt: skip
+
+
+def _networks(longer: Callable[..., TrainConfig]) -> list[TrainConfig]:
+    """Prompts that are made by networks, two of a kind among them."""
+    own = {"optimiser__prompt_lr": 0.01}
+    return [
+        longer(method="p-tuning", seeds=(0, 1), prompt__encoder_hidden_size=3, **own),
+        longer(method="p-tuning", prompt__reparameterisation="mlp", prompt__encoder_hidden_size=6, **own),
+        longer(method="prefix-tuning", seeds=(0, 1), prompt__encoder_hidden_size=7, **own),
+        longer(method="prompt-tuning", prompt__reparameterisation="residual", **own),
+    ]
 
 
 def _advance(backbone: Backbone, learners: Sequence[Learner], steps: int) -> None:
@@ -93,13 +105,21 @@ def _advance(backbone: Backbone, learners: Sequence[Learner], steps: int) -> Non
         step(backbone, learners)
 
 
-@pytest.mark.parametrize(("family", "steps"), [("bert", 50), ("gpt2", 15)])
+@pytest.mark.parametrize(("family", "steps"), [("bert", 50), ("gpt2", 15), ("t5", 15)])
 def test_mixed_is_solo_in_float64(
     family: str, steps: int, settings: Settings, console: Console, tmp_path: Path
 ) -> None:
     """So many steps with the same data order: the tensors differ by rounding alone."""
-    backbone = tiny(family, "float64")
-    configs = [c.model_copy(update={"backbone": str(checkpoint(family))}) for c in _kinds(settings, tmp_path)]
+    made = seq2seq if family == "t5" else families
+    backbone, configs = made.tiny(family, "float64"), _kinds(settings, tmp_path)
+    if family == "t5":
+        configs = [settings(optimiser__epochs=20, method="prompt-tuning"), configs[3], *_networks(
+            lambda **given: settings(optimiser__epochs=20, **given)
+        )]  # fmt: skip
+        for at, decoder in ((4, "copy"), (5, "start")):
+            prompt = configs[at].prompt.model_copy(update={"decoder": decoder})
+            configs[at] = configs[at].model_copy(update={"prompt": prompt})
+    configs = [c.model_copy(update={"backbone": str(made.checkpoint(family))}) for c in configs]
     if family == "gpt2":  # predicts the next token: its mask is the last part
         words = configs[3].prompt.model_copy(update={"template": "{text} so it was {soft:2} {mask}"})
         configs[3] = configs[3].model_copy(update={"prompt": words})
@@ -110,7 +130,7 @@ def test_mixed_is_solo_in_float64(
         _advance(backbone, [other], steps)
         for name, tensor in one.parameters.items():
             assert tensor.dtype is torch.float64
-            assert (tensor - begun[name]).abs().max() > 1e-4, f"{name} of {one.name} has not learned"
+            assert (tensor - begun[name]).abs().max() > 1e-5, f"{name} of {one.name} has not learned"
             assert (tensor - other.parameters[name]).abs().max() <= 1e-8, f"{name} of {one.name}"
 
 
@@ -123,10 +143,12 @@ def test_gradients_of_one_step_are_those_of_each_alone(
     processes divide the rows.
     """
     learners = _learners(bert, _kinds(settings, tmp_path), console)
+    step(bert, learners)  # a residual network's weights have a gradient only from the second step on
     expected: list[tuple[Tensor, ...]] = []
     for learner in learners:
         (share,) = learner.shares()
-        prompt = bert.bind(share.task.manifest, learner.parameters)
+        (tensors,) = learner.folded()
+        prompt = bert.bind(share.task.manifest, tensors)
         scores = torch.stack(bert.forward(share.rows, [prompt] * len(share.rows)))
         value = loss(scores, share.targets, multi_label=share.task.manifest.multi_label)
         expected.append(torch.autograd.grad(value, list(learner.parameters.values())))
@@ -136,7 +158,9 @@ def test_gradients_of_one_step_are_those_of_each_alone(
     for learner, own, mixed in zip(learners, expected, seen, strict=True):
         for name, one, other in zip(learner.parameters, own, mixed, strict=True):
             assert other is not None
-            assert one.abs().max() > 1e-4
+            assert one.abs().max() > (1e-6 if name.startswith("reparam.") else 1e-4), (
+                f"{name} of {learner.name}"
+            )
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5, msg=f"{name} of {learner.name}")
 
 

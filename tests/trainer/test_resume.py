@@ -209,13 +209,18 @@ def test_changed_settings_are_refused_before_any_state_is_saved(
     resume(run.folder.root, console=console)
 
 
+@pytest.mark.parametrize(
+    ("method", "network"),
+    [("p-tuning-v2", "none"), ("p-tuning", "lstm"), ("prefix-tuning", "mlp"), ("prompt-tuning", "residual")],
+)
 def test_a_restored_learner_is_the_one_that_was_saved(
-    bert: Backbone, settings: Settings, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    bert: Backbone, settings: Settings, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    method: str, network: str,
+) -> None:  # fmt: skip
     """Also in the score that the next one is compared with, which is not computed again: on other cores it could
     be another.
     """
-    run = Run(settings(method="p-tuning-v2"), bert, console)
+    run = Run(settings(method=method, prompt__reparameterisation=network), bert, console)
     run.prepare(StopRequest())
     one, other = (next(run.learners()) for _ in range(2))
     for _ in range(3):

@@ -54,6 +54,22 @@ def test_dropout_leaves_words_out_in_order_and_keeps_at_least_one(bert: Backbone
         assert blank.token_ids == rows.whole[2].token_ids
 
 
+def test_of_pairs_both_texts_are_learned_from(bert: Backbone) -> None:
+    pairs = [Example("the film is good", "this book is not warm", ("a",)), Example("red", "blue", ("b",))]
+    manifest = bare_manifest(bert.shape, max_tokens=32).model_copy(update={"template": "{text} {text_pair}"})
+    encoder = bert.row_encoder(manifest)
+    whole = encoder.encode([e.text for e in pairs], [e.text_pair for e in pairs])
+    assert list(TrainingRows(encoder, pairs, ("a", "b"), word_dropout=0.0).whole) == list(whole)
+    second = bert.tokenizer.encode_one("this book is not warm")
+    assert list(whole[0].token_ids)[-len(second) - 1 : -1] == second
+    rows = TrainingRows(encoder, pairs, ("a", "b"), word_dropout=0.5)
+    seen = [rows.batch([0], 0, epoch)[0].token_ids for epoch in range(40)]
+    for text in ("the film is good", "this book is not warm"):
+        own = set(bert.tokenizer.encode_one(text)) - set(bert.tokenizer.encode_one("is"))
+        assert any(own <= set(ids) for ids in seen)
+        assert any(not own <= set(ids) for ids in seen)
+
+
 def test_about_the_given_share_is_left_out(bert: Backbone) -> None:
     rows = _rows(bert, 0.25)
     kept = [len(_epoch(rows, 0, epoch)[0]) - 2 for epoch in range(400)]
