@@ -98,8 +98,11 @@ def load_examples(config: TrainConfig) -> TaskData:
         train, dev = stratified_split(train, source.dev_fraction, source.split_seed + 1)
         notes.append(f"no dev set given: {len(dev)} of the training examples were set aside as one")
     if not train or not dev:
+        after = "" if sets.get("test") or not source.test_fraction else " left once a test set was set aside"
+        free = ", or set data.test_fraction = 0" if after else ""
         raise DataError(
-            f"{source.train}: too few examples to set a dev set aside; add examples or name data.dev"
+            f"{source.train}: no dev set can be set aside: no label has two different texts{after}; add examples, name "
+            f"data.dev{free}"
         )
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
         _check_labels(examples, labels, name)

@@ -114,9 +114,11 @@ async def _task(store: PromptStore, name: str) -> Prompt:
 
 
 def _file(name: str) -> Prompt:
-    from prompt_store import decode_prompt
+    from prompt_store import InvalidPrompt, decode_prompt
 
     try:
         return decode_prompt(Path(name).read_bytes())
     except OSError as error:
         raise typer.BadParameter(f"{name}: {error.strerror}", param_hint="PROMPTS") from None
+    except InvalidPrompt as error:
+        raise typer.BadParameter(f"{name} is no prompt file: {error}", param_hint="PROMPTS") from None

@@ -178,6 +178,38 @@ def test_the_command_to_go_on_publishes_as_the_interrupted_one_would_have(
     assert "secret" not in command
 
 
+def test_a_sweep_is_gated_as_a_run_is_and_ends_as_one(tmp_path: Path) -> None:
+    """Head and prompt stand still, so that nothing is better than the linear head that it starts from."""
+    data, store = write_jsonl(tmp_path / "train.jsonl", separable(64)), tmp_path / "store"
+    settings = {
+        "device": "cpu", "dtype": "float32", "prompt.num_virtual_tokens": 2, "optimiser.head_lr": 0,
+        "optimiser.epochs": 1, "optimiser.evaluations": 1,
+    }  # fmt: skip
+    own = [
+        "sweep",
+        "--task",
+        "t",
+        "--train",
+        str(data),
+        "--backbone",
+        str(checkpoint("bert")),
+        "--seeds",
+        "0",
+    ]
+    own += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    own += ["--grid", "optimiser.prompt_lr=1e-12,1e-13", "--grid", "method=prompt-tuning,p-tuning-v2"]
+    refused = here(*own, "--publish", str(store), "--output", str(tmp_path / "out"))
+    assert refused.returncode == 1, refused.stderr
+    assert "does not beat" in refused.stderr
+    assert not store.exists()
+    assert "best: " in refused.stdout
+    assert (tmp_path / "out" / "sweep.png").is_file()
+    again = here(*own, "--publish", str(store), "--output", str(tmp_path / "again"), "--force")
+    assert again.returncode == 0, again.stderr
+    assert "(forced: on dev " in again.stdout
+    assert "t" in here("tasks", "--store", str(store)).stdout
+
+
 def test_references_are_scored_and_leave_no_prompt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,5 +68,9 @@ def test_one_prompt_is_compared_with_every_task_of_a_store_but_its_own(tmp_path:
 
 def test_what_cannot_be_done_is_said_in_words(tmp_path: Path, store: str) -> None:
     assert "needs others" in similar(str(tmp_path / "a"))
+    (tmp_path / "torn").write_bytes(b"x")
+    assert "torn is no prompt file: " in " ".join(
+        similar(str(tmp_path / "a"), str(tmp_path / "torn")).split()
+    )
     assert "name its --store" in similar("a", "b")
     assert "different parts" in " ".join(similar("a", "prefixed", "--store", store).split())

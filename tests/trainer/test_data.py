@@ -108,8 +108,12 @@ def test_pairs_in_some_examples_only(settings: Settings, tmp_path: Path) -> None
 
 def test_too_few_examples_to_split(settings: Settings, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "few.jsonl", separable(2))
-    with pytest.raises(DataError, match="too few examples"):
+    with pytest.raises(
+        DataError, match="no label has two different texts left once a test set was set aside; add"
+    ):
         load_examples(settings(data__train=str(path), data__dev=None, data__test=None))
+    with pytest.raises(DataError, match=r"no label has two different texts; add examples, name data\.dev$"):
+        load_examples(settings(data__train=str(path), data__dev=None))
 
 
 def test_texts_in_two_sets_are_noted(settings: Settings, tmp_path: Path) -> None:

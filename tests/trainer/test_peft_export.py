@@ -53,6 +53,8 @@ def quiet(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     [
         ("bert", "PROMPT_TUNING"), ("bert", "PREFIX_TUNING"), ("roberta", "P_TUNING"), ("albert", "PROMPT_TUNING"),
         ("modernbert", "PROMPT_TUNING"), ("llama", "PREFIX_TUNING"), ("opt", "PROMPT_TUNING"),
+        ("xlm-roberta", "PREFIX_TUNING"), ("electra", "PREFIX_TUNING"), ("qwen2", "PREFIX_TUNING"),
+        ("gpt2", "PREFIX_TUNING"), ("qwen3", "PROMPT_TUNING"),
     ],
 )  # fmt: skip
 def test_what_was_imported_goes_back_and_forth(

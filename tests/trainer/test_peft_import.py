@@ -71,6 +71,31 @@ CASES = [(SOFT[at % 3], family) for at, family in enumerate((*ENCODERS, *CAUSAL)
 CASES += [("PREFIX_TUNING", family) for family in (*ENCODERS, *CAUSAL) if family not in WITHOUT_PREFIX]
 
 
+NETWORKS: list[tuple[str, str, dict[str, object]]] = [
+    ("PREFIX_TUNING", "bert", {"prefix_projection": True, "encoder_hidden_size": 13}),
+    ("PREFIX_TUNING", "llama", {"prefix_projection": True, "encoder_hidden_size": 13}),
+    (
+        "P_TUNING",
+        "bert",
+        {"encoder_reparameterization_type": "LSTM", "encoder_num_layers": 2, "encoder_dropout": 0.0},
+    ),
+    (
+        "P_TUNING",
+        "gpt2",
+        {"encoder_reparameterization_type": "LSTM", "encoder_num_layers": 1, "encoder_dropout": 0.0},
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "family", "more"), NETWORKS)
+def test_a_network_is_folded_as_peft_folds_it(
+    kind: str, family: str, more: dict[str, object], tmp_path: Path
+) -> None:
+    where = base(family)
+    wrapped = adapter(tmp_path / "it", kind, family, **more)
+    check(import_peft(tmp_path / "it", Choices()), wrapped, where)
+
+
 @pytest.mark.parametrize(("kind", "family"), CASES)
 def test_a_sequence_classifier_gives_pefts_logits(kind: str, family: str, tmp_path: Path) -> None:
     where = base(family)
