@@ -1,6 +1,7 @@
 """Measure how fast prompts are learned, and keep what was measured.
 
-    python -m loadtest.training mixture --data ../shared/data/trec6     16 prompts of batch 8 at once, or one by one
+    python -m loadtest.training mixture --data ../shared/data/trec6 ../shared/data/rte
+                                                                        16 prompts of batch 8 at once, or one by one
     python -m loadtest.training race --data ../shared/data/trec6        seconds to PEFT's dev accuracy
     python -m loadtest.training page                                    docs/results/training.md from what was kept
 
@@ -25,6 +26,7 @@ from loadtest.training import mixture, peft_side, race
 from loadtest.training.data import BATCH, TOKENS, Curve, Plan
 from loadtest.training.page import KEPT, write_page
 
+SOFT = ("p-tuning-v2", "prefix-tuning", "prompt-tuning", "p-tuning")
 CHOOSING_SEED = 1000  # of the trainings that choose PEFT's learning rates
 
 
@@ -33,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     console = Console(width=120)
     if given.what != "page":
-        if not (given.data / "train.jsonl").is_file():
+        if missing := [str(data) for data in given.data if not (data / "train.jsonl").is_file()]:
             print(
-                f"loadtest.training: no train.jsonl in {given.data}: give a data set with --data",
+                f"loadtest.training: no train.jsonl in {missing[0]}: give a data set with --data",
                 file=sys.stderr,
             )
             return 2
@@ -51,15 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _mixture(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     backbone = load_backbone(device=given.device)
     return {
-        "data": given.data.name,
         "device": str(backbone.device),
         "dtype": backbone.dtype_name,
         "sides": [
             mixture.measure(
-                backbone, given.data, method=method, prompts=given.prompts, batch_size=given.batch_size,
-                steps=given.steps, rounds=given.rounds, console=console,
+                backbone, data, method=method, prompts=given.prompts, batch_size=given.batch_size, steps=given.steps,
+                rounds=given.rounds, console=console,
             )
-            for method in ("p-tuning-v2", "prompt-tuning")
+            for data in given.data
+            for method in given.methods
         ],
     }  # fmt: skip
 
@@ -68,7 +70,7 @@ def _race(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     races = []
 
     def plan(seed: int) -> Plan:
-        return Plan(given.data, given.lines, given.dev_lines, given.epochs, given.evaluations, seed)
+        return Plan(given.data[0], given.lines, given.dev_lines, given.epochs, given.evaluations, seed)
 
     for method, kind in (("p-tuning-v2", "PREFIX_TUNING"), ("prompt-tuning", "PROMPT_TUNING")):
         curves: dict[str, list[Curve]] = {"ours": [], **{side.name: [] for side in peft_side.SIDES}}
@@ -85,7 +87,7 @@ def _race(given: argparse.Namespace, console: Console) -> dict[str, Any]:
                 curves[name].append(curve)
         races.append({"method": method, "kind": kind, "lr": rates, "curves": curves, **_ratios(curves)})
     return {
-        "data": given.data.name, "lines": given.lines, "epochs": given.epochs, "batch_size": BATCH,
+        "data": given.data[0].name, "lines": given.lines, "epochs": given.epochs, "batch_size": BATCH,
         "virtual_tokens": TOKENS, "races": races,
     }  # fmt: skip
 
@@ -130,7 +132,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m loadtest.training", description="How fast prompts are learned."
     )
     parser.add_argument("what", choices=("mixture", "race", "page"))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/trec6"))
+    parser.add_argument("--data", type=Path, nargs="+", default=[Path("../shared/data/trec6")])
+    parser.add_argument("--methods", nargs="+", default=list(SOFT), choices=SOFT, help="mixture: these alone")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=16)

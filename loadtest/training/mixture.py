@@ -1,9 +1,15 @@
-"""Many prompts in one batch against the same prompts one after another: the same steps, the same rows."""
+"""Many prompts in one batch against the same prompts one after another: whole trainings, with the same steps and rows.
+
+What is measured is what `promptmux train` runs: steps, word dropout, evaluations on dev and saved states included. What
+both sides need once (the linear probe, tokenising) is left out.
+"""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +19,14 @@ from rich.console import Console
 from backbone import Backbone
 from loadtest.bench.rounds import alternate
 from loadtest.training.data import configuration
-from trainer.deterministic import deterministic
+from trainer.checkpoints import Checkpoints
 from trainer.interrupt import StopRequest
 from trainer.learner import Learner
-from trainer.mixture import step
+from trainer.listeners import Listeners
+from trainer.mixture import train_together
 from trainer.run import Run
 
-EXAMPLES = 512
+DEV_LINES, EVALUATIONS, TOKENS = 64, 2, 20
 
 
 def measure(
@@ -34,24 +41,42 @@ def measure(
     console: Console,
 ) -> dict[str, Any]:
     """Seconds of each round, and how many times as fast the mixture was as the sum of the solo runs."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder, count = Path(name), itertools.count()
         config = configuration(
-            Path(folder), data, train_lines=EXAMPLES, dev_lines=64, method=method, seeds=list(range(prompts)),
-            optimiser__batch_size=batch_size, optimiser__word_dropout=0.0, prompt__num_virtual_tokens=20,
+            folder, data, train_lines=steps * batch_size, dev_lines=DEV_LINES, method=method,
+            seeds=list(range(prompts)), optimiser__batch_size=batch_size, optimiser__epochs=1,
+            optimiser__evaluations=EVALUATIONS, prompt__num_virtual_tokens=TOKENS,
         )  # fmt: skip
         run = Run(config, backbone, Console(quiet=True))
         run.prepare(StopRequest())
 
-        def mixed() -> float:
-            learners = list(run.learners())
-            return _seconds(backbone, [learners], steps)
+        def seconds(groups: Sequence[Sequence[Learner]]) -> float:
+            """Train each group by itself, one after another."""
+            _wait(backbone)
+            begin = time.perf_counter()
+            for group in groups:
+                states = Checkpoints(folder / f"state-{next(count)}")
+                for learner in train_together(
+                    backbone,
+                    group,
+                    checkpoints=states,
+                    listener=Listeners(),
+                    rows_at_once=prompts * batch_size,
+                ):
+                    assert learner.failure is None, learner.failure
+                    assert learner.step == learner.schedule.steps
+            _wait(backbone)
+            return time.perf_counter() - begin
 
-        def solo() -> float:
-            return _seconds(backbone, [[learner] for learner in run.learners()], steps)
-
-        title = f"{method}, {prompts} prompts of batch {batch_size}"
-        done = alternate({"mixed": mixed, "solo": solo}, rounds, console=console, title=title)
+        sides = {
+            "mixed": lambda: seconds([list(run.learners())]),
+            "solo": lambda: seconds([[learner] for learner in run.learners()]),
+        }
+        title = f"{data.name}, {method}, {prompts} prompts of batch {batch_size}"
+        done = alternate(sides, rounds, console=console, title=title)
     return {
+        "data": data.name,
         "method": method,
         "prompts": prompts,
         "batch_size": batch_size,
@@ -62,15 +87,6 @@ def measure(
     }
 
 
-def _seconds(backbone: Backbone, groups: list[list[Learner]], steps: int) -> float:
-    """Train each group by itself, one after another."""
+def _wait(backbone: Backbone) -> None:
     if backbone.device.type == "cuda":
         torch.cuda.synchronize()
-    begin = time.perf_counter()
-    with deterministic():
-        for group in groups:
-            for _ in range(steps):
-                step(backbone, group)
-    if backbone.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin

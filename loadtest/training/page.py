@@ -42,15 +42,17 @@ def _head(title: str, part: dict[str, Any]) -> list[str]:
 def _mixture(part: dict[str, Any]) -> list[str]:
     lines = _head("Many prompts in one batch", part)
     lines += [
-        f"The same steps on the same rows of {part['data']} ({part['dtype']}, {part['device']}), all prompts in each "
-        "step's forward and backward, or one prompt after another; medians of the rounds' own ratios.", "",
-        "| method | prompts × batch | seconds mixed | seconds one by one | times as fast |", "|---|---|---:|---:|---:|",
+        f"The same steps on the same rows ({part['dtype']}, {part['device']}), evaluations and saved states included, "
+        "all prompts in each step's forward and backward, or one prompt after another; medians of the rounds' own "
+        "ratios.", "",
+        "| set | method | prompts × batch | steps | seconds mixed | one by one | times as fast | least of a round |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     for side in part["sides"]:
         mixed, solo = (_median(side["seconds"][name]) for name in ("mixed", "solo"))
         lines.append(
-            f"| {side['method']} | {side['prompts']} × {side['batch_size']} | {mixed:.1f} | {solo:.1f} "
-            f"| {side['times as fast']:.2f} |"
+            f"| {side['data']} | {side['method']} | {side['prompts']} × {side['batch_size']} | {side['steps']} "
+            f"| {mixed:.1f} | {solo:.1f} | {side['times as fast']:.2f} | {min(side['ratios']):.2f} |"
         )
     return [*lines, ""]
 

@@ -33,6 +33,7 @@ def test_mixed_and_solo_do_the_same_work(data: Path) -> None:
         tiny("bert"), data, method="p-tuning-v2", prompts=3, batch_size=4, steps=2, rounds=2,
         console=Console(quiet=True),
     )  # fmt: skip
+    assert (done["data"], done["steps"]) == ("films", 2)
     assert set(done["seconds"]) == {"mixed", "solo"}
     assert len(done["ratios"]) == 2
     assert done["times as fast"] > 0
@@ -86,8 +87,8 @@ def test_the_page_shows_what_was_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     common = {"command": "python -m loadtest.training", "machine": machine, "data": "films"}
     rates = {"peft": 0.01, "peft bf16": 0.01, "peft at its best": 0.03}
     race = {"method": "p-tuning-v2", "kind": "PREFIX_TUNING", "lr": rates, "curves": sides, **_ratios(sides)}
-    side = {"method": "p-tuning-v2", "prompts": 16, "batch_size": 8, "seconds": {"mixed": [1.0], "solo": [1.5]},
-            "times as fast": 1.5}  # fmt: skip
+    side = {"data": "films", "method": "p-tuning-v2", "prompts": 16, "batch_size": 8, "steps": 10, "ratios": [1.5, 1.4],
+            "seconds": {"mixed": [1.0], "solo": [1.5]}, "times as fast": 1.5}  # fmt: skip
     kept = {
         "mixture": {**common, "dtype": "bfloat16", "device": "cpu", "sides": [side]},
         "race": {
@@ -101,7 +102,7 @@ def test_the_page_shows_what_was_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     }
     page.KEPT.write_text(json.dumps(kept))
     text = page.write_page()
-    assert "| p-tuning-v2 | 16 × 8 | 1.0 | 1.5 | 1.50 |" in text
+    assert "| films | p-tuning-v2 | 16 × 8 | 10 | 1.0 | 1.5 | 1.50 | 1.40 |" in text
     assert "| p-tuning-v2 | PREFIX_TUNING, float32 | 0.01 | 90.0 | 2 | 9 | 4.50 | 4.5 | 4.50 |" in text
     assert "| PREFIX_TUNING, at its best | 0.03 | 90.0 | 2 | 3 | **1.50** | 1.5 | 1.50 |" in text
     assert "films, the first 2,500 texts, 3 epochs" in text
