@@ -143,9 +143,8 @@ def verdict(found: Found, row: str = "p-tuning-v2") -> str:
         }
         if others:
             listed = ", ".join(f"{other} {100 * value:.1f}" for other, value in others.items())
-            lines.append(
-                f"- {name}: of another day than the row's {100 * head:.1f} is the linear head of these: {listed}"
-            )
+            than = f"of another day or machine than the row's {100 * head:.1f}"
+            lines.append(f"- {name}: {than} is the linear head of these: {listed}")
     return "\n".join(lines)
 
 
