@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "docs" / "results" / "training.json"
 PAGE = ROOT / "docs" / "results" / "training.md"
 PICTURE = ROOT / "docs" / "images" / "training.png"
+COLOURS = ("#0b6e4f", "#b23a48", "#e07a5f", "#3d5a80")
 AIM = 3.0  # times as fast to the same dev accuracy
 
 
@@ -102,12 +103,10 @@ def _draw(part: dict[str, Any]) -> None:
     FigureCanvasAgg(figure)
     many = figure.subplots(1, len(part["races"]), squeeze=False)[0]
     for axes, race in zip(many, part["races"], strict=True):
-        for (name, curves), colour in zip(
-            race["curves"].items(), ("#0b6e4f", "#b23a48", "#e07a5f", "#3d5a80"), strict=True
-        ):
-            for nth, curve in enumerate(curves):
-                shown = {side.name: f"PEFT {race['kind']}, {side.shown}" for side in SIDES}
-                label = shown.get(name, f"ours, {race['method']}")
+        shown = {"ours": f"ours, {race['method']}"}
+        shown |= {side.name: f"PEFT {race['kind']}, {side.shown}" for side in SIDES}
+        for (name, label), colour in zip(shown.items(), COLOURS, strict=True):
+            for nth, curve in enumerate(race["curves"].get(name, [])):  # an older race has fewer sides
                 axes.plot(
                     [s for s, _ in curve], [100 * a for _, a in curve], color=colour, linewidth=1.6, alpha=0.8,
                     label=label if nth == 0 else None,

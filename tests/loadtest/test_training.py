@@ -107,6 +107,10 @@ def test_the_page_shows_what_was_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "| PREFIX_TUNING, at its best | 0.03 | 90.0 | 2 | 3 | **1.50** | 1.5 | 1.50 |" in text
     assert "films, the first 2,500 texts, 3 epochs" in text
     assert page.PICTURE.stat().st_size > 10_000
+    # A race that was kept before a side was added is drawn without it.
+    del race["curves"]["peft at its best"], race["against peft at its best"]
+    page.KEPT.write_text(json.dumps(kept))
+    assert "at its best |" not in page.write_page()
 
 
 def test_a_missing_data_set_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
