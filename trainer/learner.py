@@ -104,8 +104,8 @@ class Learner:
             .requires_grad_()
             for name, tensor in start.items()
         }
-        # One kernel for a whole update: several times as fast where a network is trained, and of many learners on a
-        # GPU the launches are what a step waits for.
+        # One kernel for a group's whole update: several times as fast on CPUs where a network is trained, and on GPUs
+        # a few launches instead of several for each tensor.
         self._optimiser = torch.optim.AdamW(self._groups(), fused=True)
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._best: dict[str, Tensor] = {}

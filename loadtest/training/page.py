@@ -99,12 +99,11 @@ def _draw(part: dict[str, Any]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     many = figure.subplots(1, len(part["races"]), squeeze=False)[0]
+    shown = {"ours": "ours", **{side.name: f"PEFT, {side.shown}" for side in SIDES}}
     for axes, race in zip(many, part["races"], strict=True):
-        shown = {"ours": f"ours, {race['method']}"}
-        shown |= {side.name: f"PEFT {race['kind']}, {side.shown}" for side in SIDES}
         for (name, label), colour in zip(shown.items(), COLOURS, strict=True):
             for nth, curve in enumerate(race["curves"].get(name, [])):  # an older race has fewer sides
                 axes.plot(
@@ -113,10 +112,11 @@ def _draw(part: dict[str, Any]) -> None:
                 )  # fmt: skip
         axes.set_xlabel("seconds of training")
         axes.set_ylabel("dev accuracy (%)")
-        axes.set_title(f"{race['method']} on {part['data']}")
+        axes.set_title(f"{race['method']} and {race['kind']} on {part['data']}")
         axes.grid(visible=True, color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="center right")
+    handles, labels = many[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(labels))
     figure.savefig(PICTURE, metadata={"Software": None})
 
 
