@@ -51,12 +51,12 @@ class Defaults:
 
 _WORDS: tuple[Initialisation, ...] = ("text", "labels", "vocabulary")
 DEFAULTS: Mapping[MethodName, Defaults] = {
-    "prompt-tuning": Defaults("soft", 40, _WORDS, 3, 32, {"none": 3e-2, "residual": 1e-2}, 2e-3, 0.99, 0.1),
+    "prompt-tuning": Defaults("soft", 40, _WORDS, 3, 32, {"none": 3e-2, "residual": 1e-2}, 2e-3, 0.99, 0.0),
     "p-tuning": Defaults(
         "soft", 40, _WORDS, 3, 32, {"lstm": 1e-3, "mlp": 1e-3, "none": 3e-2}, 2e-3, 0.99, 0.1
     ),
     "prefix-tuning": Defaults("prefix", 40, _WORDS, 4, 32, {"mlp": 1e-3, "none": 2e-2}, 2e-3, 0.99, 0.1),
-    "p-tuning-v2": Defaults("prefix", 40, _WORDS, 4, 32, {"none": 2e-2, "mlp": 1e-3}, 2e-3, 0.99, 0.1),
+    "p-tuning-v2": Defaults("prefix", 40, _WORDS, 4, 32, {"none": 2e-2, "mlp": 1e-3}, 2e-3, 0.99, 0.0),
 }
 PREFIX_HIDDEN = 512
 # A small training set is gone through more often than `epochs` says, until this many steps are made.
