@@ -11,6 +11,7 @@ from typing import Any
 
 from scripts.quality_data import SETS
 from scripts.quality_rows import FULL, HEAD, MAJORITY, ROWS, RUNS, SEEDED, TRAINED
+from trainer.methods import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -56,9 +57,24 @@ def measured(kept: Path) -> dict[str, dict[str, Scores]]:
                 seeds = len(cell["seeds"]) if seeded else None
                 found[name][row] = {
                     **cell["summary"][theirs], "dev": _on_dev(cell, theirs), "seeds": seeds, "minutes": minutes,
-                    "own_head": own_head,
+                    "own_head": own_head, "earlier": earlier_defaults(cell),
                 }  # fmt: skip
     return found
+
+
+def earlier_defaults(cell: Mapping[str, Any]) -> dict[str, float]:
+    """The optimiser's settings of a cell that were the method's defaults when it was measured and are no longer."""
+    if cell.get("method") not in DEFAULTS:
+        return {}
+    defaults, given = DEFAULTS[cell["method"]], cell["settings"]["optimiser"]
+    today = {
+        "batch_size": defaults.batch_size,
+        "prompt_lr": defaults.networks[cell["settings"]["prompt"]["reparameterisation"]],
+        "head_lr": defaults.head_lr,
+        "averaging": defaults.averaging,
+        "word_dropout": defaults.word_dropout,
+    }
+    return {f"optimiser.{name}": given[name] for name, value in today.items() if given[name] != value}
 
 
 def _on_dev(cell: Mapping[str, Any], theirs: str) -> dict[str, float] | None:
@@ -148,6 +164,23 @@ def verdict(found: Found, row: str = "p-tuning-v2") -> str:
     return "\n".join(lines)
 
 
+def outdated(found: Found) -> str:
+    """What was measured before a default changed: one line for each setting, and none where nothing was."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for name in SETS:
+        for row in shown(found):
+            for setting, value in found[name].get(row, {}).get("earlier", {}).items():
+                groups.setdefault(f"`{setting}={value}`", {}).setdefault(row, []).append(name)
+    return "\n".join(
+        f"- still with {setting}, the default when they were measured: "
+        + "; ".join(
+            f"{row} ({'all sets' if names == list(SETS) else ', '.join(names)})"
+            for row, names in rows.items()
+        )
+        for setting, rows in groups.items()
+    )
+
+
 def removed(counts: Mapping[str, Any]) -> str:
     """A Markdown table of the training texts that were left out, and where else they stand."""
     lines = [
@@ -219,7 +252,8 @@ def write(kept: Path) -> None:
         sys.exit("quality: no finished cells; run without --write first")
     counts = json.loads((kept / "data.json").read_text(encoding="utf-8"))
     draw(found, PICTURE)
-    parts = (removed(counts), verdict(found), table(found), left_out(found))
+    told = "\n".join(part for part in (verdict(found), outdated(found)) if part)
+    parts = (removed(counts), told, table(found), left_out(found))
     section = "\n\n".join(part for part in parts if part)
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}", encoding="utf-8")

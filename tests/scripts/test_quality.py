@@ -20,6 +20,7 @@ from scripts.quality import Cell, cells, measure_all
 from scripts.quality_data import SETS, SPLITS, prepare
 from scripts.quality_rows import FULL, HEAD, ROWS, RUNS, Run
 from trainer.many_config import ManyConfig
+from trainer.methods import DEFAULTS
 
 COMMANDS = get_command(build())
 
@@ -239,6 +240,31 @@ def test_a_share_is_taken_of_long_ways_only() -> None:
     assert quality_page.recovered(rows(0.8, 0.79, 0.85), "p-tuning-v2") == pytest.approx(-0.2)
     assert quality_page.recovered(rows(0.8, 0.81, 0.81), "p-tuning-v2") is None
     assert quality_page.recovered(rows(0.8, 0.84, 0.85), HEAD) is None
+
+
+def test_a_cell_of_before_a_default_changed_is_told() -> None:
+    def cell(word_dropout: float, prompt_lr: float) -> dict[str, object]:
+        defaults = DEFAULTS["prompt-tuning"]
+        optimiser = {
+            "batch_size": defaults.batch_size, "head_lr": defaults.head_lr, "averaging": defaults.averaging,
+            "word_dropout": word_dropout, "prompt_lr": prompt_lr,
+        }  # fmt: skip
+        settings = {"prompt": {"reparameterisation": "residual"}, "optimiser": optimiser}
+        return {"method": "prompt-tuning", "settings": settings}
+
+    today, rate = DEFAULTS["prompt-tuning"].word_dropout, DEFAULTS["prompt-tuning"].networks["residual"]
+    assert quality_page.earlier_defaults(cell(today, rate)) == {}
+    assert quality_page.earlier_defaults(cell(0.25, rate)) == {"optimiser.word_dropout": 0.25}
+    assert quality_page.earlier_defaults(cell(today, 7.0)) == {"optimiser.prompt_lr": 7.0}
+    assert quality_page.earlier_defaults({"settings": {"the recipe": {}}}) == {}, (
+        "a reference has a recipe of its own"
+    )
+    of = {"p-tuning": {"earlier": {"optimiser.averaging": 0.5}}, "p-tuning-v2": {"earlier": {}}}
+    told = "- still with `optimiser.averaging=0.5`, the default when they were measured: p-tuning"
+    assert quality_page.outdated(dict.fromkeys(SETS, of)) == f"{told} (all sets)"
+    empty: dict[str, dict[str, quality_page.Scores]] = {name: {} for name in SETS}
+    assert quality_page.outdated({**empty, "rte": of, "subj": of}) == f"{told} (rte, subj)"
+    assert quality_page.outdated(empty) == ""
 
 
 def test_a_cell_with_another_linear_head_than_the_rows_is_told() -> None:
