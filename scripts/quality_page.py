@@ -167,8 +167,8 @@ def verdict(found: Found, row: str = "p-tuning-v2") -> str:
 def outdated(found: Found) -> str:
     """What was measured before a default changed: one line for each setting, and none where nothing was."""
     groups: dict[str, dict[str, list[str]]] = {}
-    for name in SETS:
-        for row in shown(found):
+    for row in shown(found):
+        for name in SETS:
             for setting, value in found[name].get(row, {}).get("earlier", {}).items():
                 groups.setdefault(f"`{setting}={value}`", {}).setdefault(row, []).append(name)
     return "\n".join(
