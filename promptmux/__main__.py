@@ -63,6 +63,8 @@ def main() -> None:
     """Run the command line; errors that are a person's to mend end in a line or two, without a traceback."""
     try:
         build()()
+    except KeyboardInterrupt:  # before a command of its own has begun to watch for it
+        sys.exit(130)
     except Exception as error:
         status = exit_code(error)
         if status is None:

@@ -20,7 +20,15 @@ from typing import Literal
 
 from backbone import Backbone
 from prompt_store import Template
-from trainer.config import Initialisation, MethodName, OptimiserConfig, Reparameterisation, TrainConfig
+from trainer.config import (
+    HeadConfig,
+    Initialisation,
+    MethodName,
+    OptimiserConfig,
+    PromptConfig,
+    Reparameterisation,
+    TrainConfig,
+)
 from trainer.data import TaskData
 from trainer.errors import ConfigError
 from trainer.parameterisation import Parameterisation, Plain
@@ -85,6 +93,9 @@ def resolve(config: TrainConfig, data: TaskData, backbone: Backbone) -> TrainCon
     if head_type == "verbalizer" and not backbone.has_lm_head:
         raise ConfigError(f"head.words: {backbone.name} has no language-model head; leave head.words out")
     defaults, source = DEFAULTS.get(config.method), _source(config, backbone)
+    if source is not None and head.start == "source":
+        prompt = _as_in(source, prompt)
+        config = config.model_copy(update={"prompt": prompt})
     if kind_of(config.method) == "prefix" and prompt.init and "random" in prompt.init and prompt.init[1:]:
         raise ConfigError(
             'prompt.init: a prefix is random as a whole, or starts from words: leave "random" or the others out'
@@ -142,6 +153,36 @@ def _source(config: TrainConfig, backbone: Backbone) -> Source | None:
     source = read_source(config.prompt.init_from, config.prompt.init_version)
     check_source(source, kind, backbone)
     return source
+
+
+def _as_in(source: Source, prompt: PromptConfig) -> PromptConfig:
+    """What stands around the text and what the head reads, from the prompt whose head goes on, where nothing is said.
+
+    Raises ConfigError: that head reads what no prompt that is trained here can read.
+    """
+    manifest = source.prompt.manifest
+    if prompt.pooling is None and manifest.pooling == "row":
+        raise ConfigError(
+            f'head.start = "source": the head of {manifest.task_id!r} reads the mean over virtual tokens and text, '
+            'which no training here does: leave head.start out, or choose prompt.pooling = "mean"'
+        )
+    same = {
+        "template": manifest.template,
+        "pooling": manifest.pooling,
+        "decoder": None if manifest.decoder is None else manifest.decoder.reads,
+    }
+    return prompt.model_copy(
+        update={name: value for name, value in same.items() if getattr(prompt, name) is None}
+    )
+
+
+def head_only(config: TrainConfig) -> TrainConfig:
+    """What `--method head-only` would be for these texts: no template, and nothing that was chosen for a prompt."""
+    prompt = config.prompt
+    kept = PromptConfig(
+        max_tokens=prompt.max_tokens, max_length_counts=prompt.max_length_counts, cut=prompt.cut
+    )
+    return config.model_copy(update={"method": "head-only", "prompt": kept, "head": HeadConfig()})
 
 
 def _network(config: TrainConfig) -> Reparameterisation | None:

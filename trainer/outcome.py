@@ -76,7 +76,10 @@ class Outcome:
     def notes(self) -> tuple[str, ...]:
         """What a person should know of the prompt file."""
         refusal = judge(decode_prompt(self.prompt.data).manifest).refusal
-        return (*self.prompt.notes, *([f"publishing will be refused: {refusal}"] if refusal else []))
+        return (
+            *self.prompt.notes,
+            *([f"publishing is refused unless it is forced: {refusal}"] if refusal else []),
+        )
 
     @property
     def split(self) -> str:

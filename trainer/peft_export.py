@@ -40,13 +40,12 @@ from prompt_store.prompt import Array
 from trainer.errors import AdapterError
 from trainer.peft_format import CONFIG, PROMPT, VERSION, WEIGHTS
 from trainer.peft_heads import window_of
+from trainer.peft_names import BUILT_IN_ON_HUB
 from trainer.peft_readme import HEAD_FILE, readme
 from trainer.peft_stock import MODERNBERT_HEAD, as_stock, two_stacks
 from trainer.peft_tensors import prefix_rows
 
 Way = OneOf["SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"]
-# The same weights as the built-in backbone's, where PEFT can get them.
-_BUILT_IN_ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def export_peft(data: bytes, folder: Path, *, backbone: str | None = None) -> Ex
 def _found_from_anywhere(name: str) -> str:
     """The base model as the folder's files name it: they may be read in another working folder than this one."""
     if name == BUILT_IN:
-        return _BUILT_IN_ON_HUB
+        return BUILT_IN_ON_HUB
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 

@@ -44,6 +44,7 @@ _TASKS = {
 # Keys whose values are places on somebody's machine: the same adapter must give the same bytes anywhere.
 _PLACES = ("base_model_name_or_path", "tokenizer_name_or_path", "prompt_tuning_init_state_dict_path")
 _LARGEST = 1_000_000
+_LFS = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,11 @@ def read_adapter(folder: Path) -> Adapter:
     tensors, weights_digest = _tensors(folder)
     if PROMPT not in tensors:
         raise AdapterError(f"{folder / WEIGHTS}: no tensor {PROMPT}: it holds no prompt")
+    if tensors[PROMPT].ndim != 2:
+        raise AdapterError(
+            f"{folder / WEIGHTS} is not what PEFT wrote: {PROMPT} must be a matrix, and its shape is "
+            f"{list(tensors[PROMPT].shape)}"
+        )
     return Adapter(folder, config, tensors, {CONFIG: config_digest, WEIGHTS: weights_digest})
 
 
@@ -141,7 +147,7 @@ def _adapter_folder(folder: Path) -> Path:
 def _config(path: Path) -> tuple[dict[str, Any], str]:
     data = _bytes(path)
     try:
-        config = strict_json(data.decode("utf-8"))
+        config = strict_json(data.decode("utf-8-sig"))
     except ValueError as error:
         raise AdapterError(f"{path}: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
@@ -187,6 +193,10 @@ def _tensors(folder: Path) -> tuple[dict[str, Array], str]:
         # torch reads bfloat16, which numpy has not; to float32 both half formats are widened exactly.
         loaded = load(data)
     except SafetensorError as error:
+        if data.startswith(_LFS):
+            raise AdapterError(
+                f"{path} only says where Git LFS keeps the weights: run git lfs pull"
+            ) from None
         raise AdapterError(f"{path} is damaged: {error}") from None
     tensors: dict[str, Array] = {}
     for name, tensor in loaded.items():

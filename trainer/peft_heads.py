@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from prompt_store import LinearLayer
 from prompt_store.prompt import Array
 from trainer.errors import AdapterError
-from trainer.peft_format import HEAD_PREFIX
+from trainer.peft_format import HEAD_PREFIX, Adapter
 
 Activation = Literal["tanh", "relu", "gelu"]
 
@@ -75,6 +75,8 @@ _TRAINED = frozenset(
     stage.name for head in (*_ENCODERS.values(), _DECODER) for stage in head.stages if not stage.frozen
 )
 _NO_SCORE = frozenset({"ctrl", "modernbert-decoder"})  # decoders whose classifier has other layers
+# What some families' language models do with the scores behind their head.
+_AFTER_LM_HEAD = ("logits_scaling", "logit_scale", "final_logit_softcapping")
 _NO_WORD = "\ue000 \U000f0000"  # characters for private use, which no vocabulary knows
 
 
@@ -90,6 +92,11 @@ class HeadLayers:
 def stock_head(config: Any, *, is_causal: bool) -> StockHead:
     """The head of transformers' sequence classifier for a model's configuration. Raises AdapterError if unknown."""
     kind = config.model_type
+    if is_causal and kind in _ENCODERS:
+        raise AdapterError(
+            f"the base model's configuration says is_decoder, so each place of its {kind} sees only what stands before "
+            "it; the classifier reads the first, and PEFT's answer is the same for every text: there are none to keep"
+        )
     head = _DECODER if is_causal and kind not in _NO_SCORE else _ENCODERS.get(kind)
     if head is None:
         known = ", ".join(sorted(_ENCODERS))
@@ -155,11 +162,12 @@ def window_of(config: Any) -> int | None:
     return int(size) if kinds is None or any(kind != "full_attention" for kind in kinds) else None
 
 
-def head_layers(head: StockHead, adapter: Mapping[str, Array], base: Path, config: Any) -> HeadLayers:
-    """The layers of a stock head, from an adapter's tensors and its base model's folder.
+def head_layers(head: StockHead, adapter: Adapter, base: Path, config: Any, width: int) -> HeadLayers:
+    """The layers of a stock head, from an adapter and its base model's folder; `width` is that of the states it reads.
 
     Raises:
-        AdapterError: the adapter has no trained head, or the base model no weights for what stayed frozen.
+        AdapterError: the adapter has no trained head or only a part of one, or the base model no weights for what
+            stayed frozen.
 
     """
     layers, tensors, used = [], {}, set()
@@ -167,24 +175,34 @@ def head_layers(head: StockHead, adapter: Mapping[str, Array], base: Path, confi
         for part, name in (("", stage.name), ("norm.", stage.norm)):
             if name is None:
                 continue
+            saved = _is_saved(name, stage, adapter)
             for kind in ("weight", "bias"):
                 key = f"{HEAD_PREFIX}{name}.{kind}"
-                array = adapter.get(key)
+                array = adapter.tensors.get(key)
                 if array is not None:
                     used.add(key)
-                elif stage.frozen:
+                elif not saved:
                     # A checkpoint of the bare model leaves the model's own name out.
                     names = (f"{name}.{kind}", f"{name}.{kind}".removeprefix(f"{config.model_type}."))
                     array = checkpoint_tensor(base, names)
+                elif f"{HEAD_PREFIX}{stage.name}.weight" in adapter.tensors and _has(
+                    stage, part, kind, config
+                ):
+                    raise AdapterError(
+                        f"{adapter.folder} is not whole: it has no {key}, without which PEFT does not load it either: "
+                        "copy or download the folder again"
+                    )
                 if array is not None:
                     tensors[f"head.{at}.{part}{kind}"] = array
         weight = tensors.get(f"head.{at}.weight")
         if weight is None:
-            raise AdapterError(_missing(stage, head, adapter, base, config))
-        if weight.ndim != 2:
+            raise AdapterError(_missing(stage, head, adapter.tensors, base, config))
+        if weight.ndim != 2 or weight.shape[1] != width:
             raise AdapterError(
-                f"{stage.name}.weight must be a matrix, and has the shape {list(weight.shape)}"
+                f"the base model does not fit: {stage.name}.weight must be a matrix [outputs, {width}], and its shape "
+                f"is {list(weight.shape)}"
             )
+        width = weight.shape[0]
         if stage.norm is not None:
             # A norm without a bias shifts by nothing.
             tensors.setdefault(f"head.{at}.norm.bias", np.zeros(weight.shape[0], np.float32))
@@ -198,6 +216,28 @@ def head_layers(head: StockHead, adapter: Mapping[str, Array], base: Path, confi
             )
         )
     return HeadLayers(tuple(layers), tensors, frozenset(used))
+
+
+def _is_saved(name: str, stage: Stage, adapter: Adapter) -> bool:
+    """Whether PEFT keeps a module's tensors in the adapter, and there alone: what is trained, or was named for it."""
+    if not stage.frozen or any(key.startswith(f"{HEAD_PREFIX}{name}.") for key in adapter.tensors):
+        return True
+    named, parts = adapter.config.get("modules_to_save"), name.split(".")
+    if not isinstance(named, list):
+        return False
+    around = [".".join(parts[: at + 1]) for at in range(len(parts))]
+    return any(isinstance(own, str) and module.endswith(own) for own in named for module in around)
+
+
+def _has(stage: Stage, part: str, kind: str, config: Any) -> bool:
+    """Whether transformers' classifier has this tensor of a layer or of its norm."""
+    if kind == "weight":
+        return True
+    if stage.name == "score":
+        return False
+    if stage.norm is None:
+        return True
+    return bool(config.norm_bias if part else config.classifier_bias)
 
 
 def _missing(stage: Stage, head: StockHead, adapter: Mapping[str, Array], base: Path, config: Any) -> str:
@@ -222,6 +262,40 @@ def _missing(stage: Stage, head: StockHead, adapter: Mapping[str, Array], base: 
 
 def _layer(key: str) -> str:
     return key.removeprefix(HEAD_PREFIX).removesuffix(".weight").removesuffix(".bias")
+
+
+def word_rows(adapter: Adapter, ids: Sequence[Sequence[int]], config: Any, width: int) -> HeadLayers | None:
+    """The label words' rows of a language-model head that the adapter has of its own; None if it has none.
+
+    `ids` are the tokens of each label's words, whose scores are averaged, and `width` is that of the states. Raises
+    AdapterError where such a head is not all that stands between states and logits.
+    """
+    weight, bias = (adapter.tensors.get(f"{HEAD_PREFIX}lm_head.{kind}") for kind in ("weight", "bias"))
+    if weight is None:
+        return None
+    after = [
+        key for key in _AFTER_LM_HEAD if getattr(config.get_text_config(), key, None) not in (None, 1, 1.0)
+    ]
+    if config.is_encoder_decoder or after:
+        raise AdapterError(
+            f"the adapter has a language-model head of its own, and on {config.model_type} its scores are changed "
+            f"again ({', '.join(after) or 'by the width, or a bias for each word'}), which no prompt file can say: "
+            "train it again without lm_head in modules_to_save"
+        )
+    if weight.ndim != 2 or weight.shape[1] != width or weight.shape[0] <= max(i for own in ids for i in own):
+        raise AdapterError(
+            f"the base model does not fit: lm_head.weight must have a row of {width} for every word, and its shape is "
+            f"{list(weight.shape)}"
+        )
+    kept = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    tensors = {
+        f"head.0.{kind}": np.stack([array[list(own)].mean(0, dtype=np.float64) for own in ids]).astype(
+            np.float32
+        )
+        for kind, array in kept.items()
+    }
+    layer = LinearLayer(in_features=width, out_features=len(ids), bias=bias is not None)
+    return HeadLayers((layer,), tensors, frozenset(f"{HEAD_PREFIX}lm_head.{kind}" for kind in kept))
 
 
 def checkpoint_tensor(folder: Path, names: Sequence[str]) -> Array | None:

@@ -36,7 +36,7 @@ from trainer.errors import AdapterError
 from trainer.manifests import first_reason
 from trainer.peft_answers import labels_of, several_labels
 from trainer.peft_format import Adapter, read_adapter
-from trainer.peft_heads import head_layers, padding_word, pooled_place, stock_head
+from trainer.peft_heads import head_layers, padding_word, pooled_place, stock_head, word_rows
 from trainer.peft_lengths import most_places
 from trainer.peft_names import base_of, task_of
 from trainer.peft_template import check_template, chosen_template
@@ -115,15 +115,16 @@ class _Importer:
             head, pooling, labels, head_tensors = self._classifier()
             several = several_labels(self.config, len(labels), self.choices.multi_label, self.notes)
             tensors |= head_tensors
+            source = chosen_template(self.choices.template, predicts=False)
         else:
-            head, pooling, labels = self._verbalizer()
-            several = bool(self.choices.multi_label)
-        source = chosen_template(self.choices.template, predicts=isinstance(head, VerbalizerHead))
-        if isinstance(head, VerbalizerHead):
-            self._check_words(head, source)
+            source = chosen_template(self.choices.template, predicts=True)
+            head, labels, head_tensors = self._language_model(source)
+            pooling, several = "mask", bool(self.choices.multi_label)
+            tensors |= head_tensors
         decoder = None
         if self.two_stacks:
             decoder = DecoderInput(reads="start", position_offset=count if self._shifts_decoder else 0)
+        self._compare_depth()
         given, limit = self.choices.max_tokens, self.tokenizer.model_max_length
         places = most_places(adapter, backbone, self.config, given, limit, self.notes)
         try:
@@ -178,23 +179,19 @@ class _Importer:
             )
         if self.two_stacks and self.adapter.is_prefix and submodules != 2:
             raise AdapterError(
-                f"the adapter's num_transformer_submodules is {submodules}, and PEFT lays a prefix out for an "
-                "encoder-decoder only where it is 2: there are no answers to keep"
+                f"the adapter's num_transformer_submodules is {submodules}, and only with 2 does PEFT give an "
+                "encoder-decoder its prefix apart: otherwise its cross attention also reads what the decoder's own "
+                "attention kept, and there are no sound answers to keep"
             )
 
-    def _check_words(self, head: VerbalizerHead, source: str) -> None:
-        taken: dict[int, str] = {}
-        for word in (word for words in head.words for word in words):
-            try:
-                token = label_word_id(self.backbone.tokenizer, word, source, self.backbone.name)
-            except IncompatiblePrompt as error:
-                raise AdapterError(f"--words: {error}") from None
-            if token in taken:
-                raise AdapterError(
-                    f"--words: {taken[token]!r} and {word!r} are one token for {self.backbone.name}: each label word "
-                    "must be its own"
-                )
-            taken[token] = word
+    def _compare_depth(self) -> None:
+        """Note a base model of another depth: PEFT takes it, but the adapter was trained on another."""
+        learned, layers = self.adapter.size("num_layers"), self.backbone.shape.layers
+        if learned not in (None, layers) and not self.two_stacks:
+            self.notes.append(
+                f"the adapter was trained on {learned} layers and {self.backbone.name} has {layers}: PEFT takes it "
+                "too, but this may be another base model"
+            )
 
     def _classifier(self) -> tuple[Head, Any, tuple[str, ...], dict[str, Array]]:
         causal = self.backbone.is_causal
@@ -207,7 +204,7 @@ class _Importer:
             raise AdapterError("--words: a SEQ_CLS adapter has a head of its own: leave them out")
         if self.choices.aggregate != "mean":
             raise AdapterError("--aggregate: a SEQ_CLS adapter has no label words: leave it out")
-        found = head_layers(stock, self.adapter.tensors, self.base, self.config)
+        found = head_layers(stock, self.adapter, self.base, self.config, self.backbone.shape.hidden_size)
         self._refuse_leftovers(found.used)
         labels = labels_of(self.config, found.layers[-1].out_features, self.choices.labels, self.notes)
         return (
@@ -233,7 +230,41 @@ class _Importer:
             )
         return place
 
-    def _verbalizer(self) -> tuple[Head, Any, tuple[str, ...]]:
+    def _language_model(self, source: str) -> tuple[Head, tuple[str, ...], dict[str, Array]]:
+        """The label words' scores: from the base model's head, or from the one that the adapter has of its own."""
+        head, labels = self._verbalizer()
+        ids = self._word_ids(head, source)
+        own = word_rows(self.adapter, ids, self.config, self.backbone.shape.hidden_size)
+        self._refuse_leftovers(own.used if own else frozenset())
+        if own is None:
+            return head, labels, {}
+        if head.aggregate != "mean" and any(len(words) > 1 for words in head.words):
+            raise AdapterError(
+                "--aggregate max: the adapter has a language-model head of its own, of which the mean alone can be kept"
+            )
+        return LinearHead(layers=own.layers), labels, dict(own.tensors)
+
+    def _word_ids(self, head: VerbalizerHead, source: str) -> list[list[int]]:
+        """The token of each label's words. Raises AdapterError where a word has none of its own."""
+        taken: dict[int, str] = {}
+        ids: list[list[int]] = []
+        for words in head.words:
+            ids.append([])
+            for word in words:
+                try:
+                    token = label_word_id(self.backbone.tokenizer, word, source, self.backbone.name)
+                except IncompatiblePrompt as error:
+                    raise AdapterError(f"--words: {error}") from None
+                if token in taken:
+                    raise AdapterError(
+                        f"--words: {taken[token]!r} and {word!r} are one token for {self.backbone.name}: each label "
+                        "word must be its own"
+                    )
+                taken[token] = word
+                ids[-1].append(token)
+        return ids
+
+    def _verbalizer(self) -> tuple[VerbalizerHead, tuple[str, ...]]:
         words = self.choices.words
         if not words or not all(own and all(own) for own in words.values()):
             raise AdapterError(
@@ -246,14 +277,13 @@ class _Importer:
             )
         if len(words) < 2 and not self.choices.multi_label:
             raise AdapterError("--words: a classifier has two labels or more: say the words of each")
-        self._refuse_leftovers(frozenset())
         labels = tuple(self.choices.labels or words)
         if set(labels) != set(words):
             raise AdapterError(
                 "--labels and --words: each label needs its words, and there are no other labels"
             )
         spoken = tuple(tuple(words[label]) for label in labels)
-        return VerbalizerHead(words=spoken, aggregate=self.choices.aggregate), "mask", labels
+        return VerbalizerHead(words=spoken, aggregate=self.choices.aggregate), labels
 
     def _chosen(self, error: ValidationError) -> str:
         """What a manifest is refused for: what the caller chose is named before the adapter is."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Final
 
 from backbone import Backbone, BackboneError, load_backbone
 from backbone.loader import locate
 from prompt_store import InvalidTaskId, check_task_id
 from trainer.errors import AdapterError
 from trainer.peft_format import Adapter
+
+# Where PEFT can get the built-in backbone's weights: what that model is called on Hugging Face's hub.
+BUILT_IN_ON_HUB: Final = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def task_of(adapter: Adapter, given: str | None) -> str:
@@ -42,4 +46,6 @@ def base_of(adapter: Adapter, given: str | None) -> tuple[Path, Backbone]:
     except BackboneError as error:
         # Another place does not help a model that is here and cannot be served.
         advice = "" if given or found else "; --backbone names it where it is here"
+        if not found and name == BUILT_IN_ON_HUB:
+            advice = "; it is built in: --backbone minilm"
         raise AdapterError(f"the adapter's base model: {error}{advice}") from None

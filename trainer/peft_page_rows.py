@@ -15,8 +15,8 @@ def encoded(written: tuple[str, str | None], limits: tuple[int, int] | None, *, 
     first, second = written
     texts = [_written(first, "text")]
     if second is not None:
-        shown = _written(second, "text_pair")
-        texts.append(shown if shown == "text_pair" else f"None if text_pair is None else {shown}")
+        # In lists: a call with two strings drops the second if it is empty, and with it the row's last token.
+        texts = [f"[{texts[0]}]", f"None if text_pair is None else [{_written(second, 'text_pair')}]"]
     wanted = '"input_ids", "attention_mask"' + (', "token_type_ids"' if segments else "")
     settings = ['return_tensors="pt"', "return_special_tokens_mask=True"]
     settings += ["return_token_type_ids=True"] if segments else []

@@ -72,7 +72,7 @@ def as_stock(
             for kind in ("weight", "bias")
             if (array := prompt.tensors.get(f"head.{at}.{part}{kind}")) is not None
         }
-        if not layer.bias and not stage.frozen and not base.is_causal:
+        if not layer.bias and stage.norm is None and not base.is_causal:
             parts[f"{stage.name}.bias"] = np.zeros(
                 layer.out_features, np.float32
             )  # the classifier's would be random

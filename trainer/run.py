@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from backbone import Backbone, BackboneError
-from prompt_store import encode_prompt
+from prompt_store import Manifest, encode_prompt
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import load_examples
@@ -32,7 +32,7 @@ from trainer.label_texts import starting_texts
 from trainer.learner import Learned, Learner, Task, Tensors
 from trainer.listeners import Listeners
 from trainer.manifests import build_manifest
-from trainer.methods import parameterisation_of, resolve, trains_prompt
+from trainer.methods import head_only, parameterisation_of, resolve, trains_prompt
 from trainer.mixture import train_together
 from trainer.outcome import Outcome, Reference
 from trainer.probing import encode_splits, probe
@@ -196,23 +196,32 @@ class Run:
 
     def prepare(self, stop: StopRequest) -> None:
         """Fit the head-only reference and tokenise everything."""
-        bare = build_manifest(self.config, self.data, self.backbone, method="head-only")
-        key = bare.canonical_json() + json.dumps(self.data.digests()).encode()
+        own = build_manifest(self.config, self.data, self.backbone, method="head-only")
+        plain = own
+        if self.config.method != "head-only":
+            # A template or a pooling that suits a prompt may be a poor one for a head, and lower what must be beaten.
+            alone = resolve(head_only(self.config), self.data, self.backbone)
+            plain = build_manifest(alone, self.data, self.backbone)
+        self._start = self._probed(own, stop, "" if plain == own else ", with this template and pooling")
+        reference = self._probed(plain, stop, "" if plain == own else ", of the text alone")
+        self._reference = max(self._start, reference, key=lambda found: found.probe.dev.accuracy)
+        self._splits = encode_splits(self.backbone, self._manifest, self.data)
+
+    def _probed(self, manifest: Manifest, stop: StopRequest, which: str) -> Reference:
+        key = manifest.canonical_json() + json.dumps(self.data.digests()).encode()
         if key not in self._probes:
-            self._probes[key] = probe(
-                self.backbone, bare, self.data, between=lambda: self.stop_here(stop), ranks=self.ranks
+            found = self._probes[key] = probe(
+                self.backbone, manifest, self.data, between=lambda: self.stop_here(stop), ranks=self.ranks
             )
-            found = self._probes[key]
-            self._say(f"head only: dev {100 * found.probe.dev.accuracy:.1f} %")
+            self._say(f"head only{which}: dev {100 * found.probe.dev.accuracy:.1f} %")
             if found.cut:
                 self._say(f"note: {found.cut} of {found.texts} texts are longer than their rows, and are cut")
-        self._reference = self._probes[key]
-        self._splits = encode_splits(self.backbone, self._manifest, self.data)
+        return self._probes[key]
 
     @property
     def probe(self) -> Mapping[str, Tensor]:
-        """The head-only reference's tensors, once it is prepared: what a linear head starts from."""
-        return self._reference.probe.tensors()
+        """A linear head on what this prompt's own reads, once the run is prepared: what a head starts from."""
+        return self._start.probe.tensors()
 
     def task(self) -> Task:
         """What its prompt learns from."""
@@ -233,7 +242,7 @@ class Run:
             task_text=self.config.prompt.task_text,
             label_texts=starting_texts(self.config),
         )
-        return Starts(self.config, self.backbone, own, self._reference.probe, self._source)
+        return Starts(self.config, self.backbone, own, self._start.probe, self._source)
 
     def learners(self, begun: Mapping[int, Tensors] | None = None) -> Iterator[Learner]:
         """One learner for each seed; none where the method trains no prompt.
@@ -283,7 +292,7 @@ class Run:
             # In the order of the seeds, whichever was trained first.
             prompts = {seed: self._learned[seed].prompts[0] for seed in self.config.seeds}
         elif self.config.method == "head-only":
-            prompts = {None: self._reference.probe.tensors()}
+            prompts = {None: dict(self.probe)}
         else:
             prompts = {None: untrained(self.config, self.backbone)}
         floors = Floors.of(self.data, self._reference.probe.dev)
@@ -308,7 +317,7 @@ class Run:
         record says `how` it was learned, and the publish gate refuses it.
         """
         linear = self.config.head.type == "linear"
-        head = self._reference.probe.tensors() if linear else untrained(self.config, self.backbone)
+        head = dict(self.probe) if linear else untrained(self.config, self.backbone)
         arrays = {name: stored(name, tensor) for name, tensor in (dict(tensors) | head).items()}
         record: dict[str, JsonValue] = {"jointly": dict(how), START: True}
         return encode_prompt(self._manifest.model_copy(update={"training": record}), arrays)

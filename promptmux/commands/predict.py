@@ -42,6 +42,9 @@ def run(
     ] = DEFAULT_SERVER,
     version: Annotated[str, typer.Option(help="The alias or version to ask.")] = "current",
     backbone: Annotated[str, typer.Option(help="minilm, a folder or a Hugging Face id.")] = "minilm",
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16 or float16; a running server has its own.")
+    ] = "auto",
     key: Annotated[
         str | None, typer.Option(help="An API key with the scope infer.", envvar="PROMPTMUX_KEY")
     ] = None,
@@ -67,7 +70,7 @@ def run(
         raise typer.BadParameter(missing, param_hint="PROMPT")
     if file.is_file() or store is not None:
         data = _read(file) if file.is_file() else asyncio.run(_fetch(str(store), prompt, version))
-        results = _locally(data, backbone, sentences, pair)
+        results = _locally(data, backbone, dtype, sentences, pair)
     else:
         from client import Client
 
@@ -90,13 +93,15 @@ async def _fetch(url: str, task: str, version: str) -> bytes:
         return await fetch(opened, task, version)
 
 
-def _locally(data: bytes, name: str, texts: list[str], pairs: list[str] | None) -> list[_Prediction]:
+def _locally(
+    data: bytes, name: str, dtype: str, texts: list[str], pairs: list[str] | None
+) -> list[_Prediction]:
     from backbone import load_backbone
     from prompt_store import decode_prompt
 
     prompt = decode_prompt(data)
     manifest = prompt.manifest
-    frozen = load_backbone(name)
+    frozen = load_backbone(name, dtype=dtype)
     loaded, encoder = frozen.load_prompt(prompt), frozen.row_encoder(manifest)
     results = []
     for begin in range(0, len(texts), _BATCH):

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from backbone import load_backbone
 from prompt_store import decode_prompt, encode_prompt
 from promptmux.__main__ import _COMMANDS, main
 from server.auth import Keyring, parse_keys
@@ -162,6 +163,32 @@ def test_predict_from_a_file_and_from_standard_input() -> None:
     piped = run("predict", file, stdin="Which city hosts the fair?\n\nWhen does the shop close?\n")
     assert "place" in piped.stdout
     assert "time" in piped.stdout
+
+
+def test_predict_computes_in_the_dtype_that_is_asked_for() -> None:
+    """What PEFT's answers are compared with: rounded to bfloat16 they would differ in the third digit."""
+    file = PROMPTS / "sentiment.safetensors"
+    frozen, prompt = load_backbone("minilm", device="cpu", dtype="float32"), decode_prompt(file.read_bytes())
+    rows = frozen.row_encoder(prompt.manifest).encode(["I liked the film."])
+    want = max(frozen.score(rows, [frozen.load_prompt(prompt)])[0])
+
+    def score(dtype: str) -> float:
+        shown = here("predict", str(file), "--dtype", dtype, "--json", "I liked the film.")
+        return float(json.loads(shown.stdout)["score"])
+
+    assert score("float32") == pytest.approx(want, abs=1e-6)
+    assert score("bfloat16") != pytest.approx(want, abs=1e-6)
+    assert "unknown dtype" in one_line(here("predict", str(file), "--dtype", "int8", "text"))
+
+
+def test_an_interrupt_before_a_command_begins_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("promptmux.__main__.build", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
 
 
 def test_a_run_folder_is_its_prompt(tmp_path: Path) -> None:

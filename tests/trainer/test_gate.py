@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,8 +131,31 @@ def test_training_records_the_floors_and_warns(settings: Settings, console: Cons
     )
     assert (judge(prompt.manifest).refusal == "") == beats
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert ("publishing will be refused" in said) == (not beats)
+    assert ("publishing is refused unless it is forced" in said) == (not beats)
     assert beats == (method == "head-only")
+
+
+@pytest.mark.parametrize("template", ["{text} {mask}", "{text} is not this film : {mask}"])
+def test_a_poor_template_does_not_lower_the_floor(
+    settings: Settings, console: Console, tmp_path: Path, template: str
+) -> None:
+    """What a prompt must beat is the better linear head, of the text alone or of what the prompt reads."""
+    plain = train(settings(method="head-only", output=str(tmp_path / "plain")), console=console)
+    alone: Any = decode_prompt(plain.prompt.read_bytes()).manifest.training["dev"]
+    written = settings(
+        method="p-tuning-v2", optimiser__epochs=1, prompt__template=template, prompt__pooling="mask"
+    )
+    result = train(written, console=console)
+    floors: Any = decode_prompt(result.prompt.read_bytes()).manifest.training["dev_floors"]
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    both = re.findall(r"head only, (with this template and pooling|of the text alone): dev ([\d.]+) %", said)
+    assert [which for which, _ in both] == ["with this template and pooling", "of the text alone"]
+    own, text_alone = (float(dev) for _, dev in both)
+    assert text_alone == round(100 * alone["accuracy"], 1)
+    assert (own < text_alone) == (template == "{text} {mask}")
+    figures = json.loads((result.folder / "metrics.json").read_text())
+    for kept in (floors["head_only"], figures["head_only"]["dev"]):
+        assert round(100 * kept["accuracy"], 1) == max(own, text_alone)
 
 
 def test_an_ensemble_of_refused_prompts_is_refused() -> None:

@@ -174,6 +174,38 @@ def test_words_around_the_text_are_pefts_too(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(made, where, TEXTS[:1])[0], want, **NEAR)
 
 
+@pytest.mark.parametrize(("kind", "family"), [("PROMPT_TUNING", "llama"), ("PREFIX_TUNING", "opt")])
+def test_a_trained_language_model_head_is_kept_at_the_words(kind: str, family: str, tmp_path: Path) -> None:
+    where = base(family)
+    wrapped = adapter(tmp_path / "it", kind, family, "CAUSAL_LM", modules_to_save=["lm_head"])
+    words = {"yes": ["good", "great"], "no": ["bad"]}
+    made = import_peft(tmp_path / "it", Choices(words=words, template="the film : {text} was it {mask}"))
+    assert made.manifest.head.type == "linear"
+    tokenizer = hf.AutoTokenizer.from_pretrained(where)
+    ids = [tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in group]) for group in words.values()]
+    rows = [logits(wrapped, where, f"the film : {text} was it") for text in TEXTS]
+    want = torch.stack([torch.stack([row[group].mean() for group in ids]) for row in rows])
+    torch.testing.assert_close(torch.stack(ours(made, where, TEXTS)), want, **NEAR)
+    assert want.std(dim=0).min() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_a_base_model_of_another_depth_is_said(kind: str, tmp_path: Path) -> None:
+    """PEFT takes a prefix of more layers than the model has, and a soft prompt of any: neither says so."""
+    where = base("bert", num_hidden_layers=LAYERS - 1)
+    adapter(tmp_path / "it", kind, "bert")
+    assert not any("layers" in note for note in import_peft(tmp_path / "it").notes)
+    notes = import_peft(tmp_path / "it", Choices(backbone=str(where))).notes
+    assert any(f"trained on {LAYERS} layers" in note for note in notes)
+
+
+def test_a_configuration_that_begins_with_a_byte_order_mark(tmp_path: Path) -> None:
+    adapter(tmp_path / "it", "PROMPT_TUNING", "bert")
+    file = tmp_path / "it" / "adapter_config.json"
+    file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert import_peft(tmp_path / "it").manifest.method == "peft-prompt-tuning"
+
+
 def test_modernbert_averages_over_virtual_tokens_too(tmp_path: Path) -> None:
     where = base("modernbert", classifier_pooling="mean")
     wrapped = adapter(tmp_path / "it", "PROMPT_TUNING", "modernbert", on=where)

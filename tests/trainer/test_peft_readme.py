@@ -77,8 +77,8 @@ def test_texts_are_cut_as_the_prompt_cuts_them(
     made, page = Imported(data, decode_prompt(data).manifest, ()), page_of(tmp_path / "out", monkeypatch)
     where = base("bert")
     torch.testing.assert_close(quiet(page, LONG), ours(made, where, (LONG,))[0], **NEAR)
-    pair = " ".join(TEXTS)
-    torch.testing.assert_close(quiet(page, LONG, pair), ours(made, where, (LONG,), (pair,))[0], **NEAR)
+    for pair in (" ".join(TEXTS), ""):
+        torch.testing.assert_close(quiet(page, LONG, pair), ours(made, where, (LONG,), (pair,))[0], **NEAR)
 
 
 @pytest.mark.parametrize("cut", ["left", "right"])

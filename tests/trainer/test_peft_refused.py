@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
+from backbone import BackboneError
 from tests.trainer.peft_folders import TEXTS, adapter, base, config_of, load, logits
 from tests.trainer.test_peft_import import NEAR, ours
 from trainer.errors import AdapterError
 from trainer.peft_format import conversion
 from trainer.peft_heads import stock_head
 from trainer.peft_import import Choices, import_peft
+from trainer.peft_names import BUILT_IN_ON_HUB
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changed(folder: Path, to: Path, **settings: Any) -> Path:
     """A copy with other settings; None takes one out."""
-    to.mkdir()
+    to.mkdir(parents=True)
     before = json.loads((folder / "adapter_config.json").read_text()) | settings
     (to / "adapter_config.json").write_text(json.dumps({k: v for k, v in before.items() if v is not None}))
     (to / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
@@ -73,6 +76,19 @@ def said(folder: Path, choices: Choices | None = None) -> str:
 )
 def test_settings(settings: dict[str, Any], words: str, folder: Path, tmp_path: Path) -> None:
     assert words in said(changed(folder, tmp_path / "it", **settings))
+
+
+def test_the_built_in_model_by_its_name_on_the_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exports of the built-in backbone's prompts name it so; without the hub, it is here by another name."""
+
+    def unreachable(*_: object) -> Path:
+        raise BackboneError("the hub cannot be reached")
+
+    monkeypatch.setattr("trainer.peft_names.locate", unreachable)
+    for name, words in ((BUILT_IN_ON_HUB, "--backbone minilm"), ("some/other", "--backbone names it")):
+        assert words in said(changed(folder, tmp_path / name, base_model_name_or_path=name))
 
 
 @pytest.mark.parametrize(
@@ -149,8 +165,83 @@ def test_files_without_a_head(folder: Path, tmp_path: Path) -> None:
     file = it / "adapter_model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if "classifier" not in k}, file)
     assert "no weights for classifier" in said(it)
-    save_file({**load_file(file), "base_model.bert.pooler.dense.weight": torch.zeros(24, 24)}, file)
+    pooler = {"weight": torch.zeros(24, 24), "bias": torch.zeros(24)}
+    save_file(load_file(file) | {f"base_model.bert.pooler.dense.{k}": v for k, v in pooler.items()}, file)
     assert "no weights for classifier" in said(it)
+
+
+@pytest.mark.parametrize(
+    ("family", "lost", "more"),
+    [
+        ("bert", "classifier.bias", {}),
+        ("roberta", "classifier.dense.bias", {}),
+        ("roberta", "classifier.out_proj.bias", {}),
+        ("distilbert", "pre_classifier.bias", {"token_dim": 24, "num_attention_heads": 4}),
+        ("modernbert", "head.norm.weight", {"modules_to_save": ["head", "classifier"]}),
+        ("bert", "bert.pooler.dense.bias", {"modules_to_save": ["pooler", "classifier"]}),
+    ],
+)
+def test_a_head_that_lost_a_tensor(family: str, lost: str, more: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever took its place would answer otherwise; PEFT does not load it either."""
+    where = base(family)
+    adapter(tmp_path / "it", "PROMPT_TUNING", family, **more)
+    file = tmp_path / "it" / "adapter_model.safetensors"
+    weights = load_file(file)
+    del weights[f"base_model.{lost}"]
+    save_file(weights, file)
+    with pytest.raises(KeyError, match=lost):
+        load(tmp_path / "it", where)
+    message = said(tmp_path / "it")
+    assert f"is not whole: it has no base_model.{lost}" in message
+
+
+def test_a_head_of_another_width(folder: Path, tmp_path: Path) -> None:
+    it = changed(folder, tmp_path / "it")
+    file = it / "adapter_model.safetensors"
+    save_file(load_file(file) | {"base_model.classifier.weight": torch.zeros(7, 20)}, file)
+    assert "classifier.weight must be a matrix [outputs, 24], and its shape is [7, 20]" in said(it)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 24, 1)])
+def test_a_prompt_that_is_no_matrix(shape: tuple[int, ...], folder: Path, tmp_path: Path) -> None:
+    it = changed(folder, tmp_path / "it")
+    file = it / "adapter_model.safetensors"
+    save_file(load_file(file) | {"prompt_embeddings": torch.zeros(shape)}, file)
+    message = said(it)
+    assert "prompt_embeddings must be a matrix" in message
+    assert "base model" not in message
+
+
+def test_a_file_that_git_lfs_did_not_fetch(folder: Path, tmp_path: Path) -> None:
+    it = changed(folder, tmp_path / "it")
+    note = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (it / "adapter_model.safetensors").write_text(note)
+    assert "run git lfs pull" in said(it)
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_an_encoder_that_sees_only_what_stands_before(kind: str, tmp_path: Path) -> None:
+    where = base("bert", is_decoder=True)
+    wrapped = adapter(tmp_path / "it", kind, "bert", on=where)
+    answers = [logits(wrapped, where, text) for text in TEXTS]
+    torch.testing.assert_close(answers[0], answers[1])
+    assert "is_decoder" in said(tmp_path / "it")
+
+
+def test_a_language_model_head_whose_scores_cannot_be_kept(tmp_path: Path) -> None:
+    adapter(tmp_path / "it", "PROMPT_TUNING", "llama", "CAUSAL_LM", modules_to_save=["lm_head"])
+    words = {"a": ["good", "great"], "b": ["bad"]}
+    assert "--aggregate max" in said(tmp_path / "it", Choices(words=words, aggregate="max"))
+    scaled = shutil.copytree(base("llama"), tmp_path / "scaled")
+    settings = json.loads((scaled / "config.json").read_text())
+    (scaled / "config.json").write_text(json.dumps({**settings, "logits_scaling": 2.0}))
+    assert "logits_scaling" in said(tmp_path / "it", Choices(words=words, backbone=str(scaled)))
+    file = tmp_path / "it" / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file(
+        weights | {"base_model.lm_head.weight": weights["base_model.lm_head.weight"][:, 1:].clone()}, file
+    )
+    assert "lm_head.weight must have a row of 24" in said(tmp_path / "it", Choices(words=words))
 
 
 @pytest.mark.parametrize(

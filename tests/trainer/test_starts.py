@@ -62,6 +62,51 @@ def test_a_warm_start_goes_on_bit_for_bit(
     assert before.dev_accuracy == max(point["dev_accuracy"] for point in curve)
 
 
+def test_a_head_that_goes_on_reads_where_it_read(
+    bert: Backbone, settings: Settings, console: Console, tmp_path: Path
+) -> None:
+    """A head that was trained for a mask behind words says little of a mean over the text."""
+    written = {"template": "{soft:2} {text} film {soft:2} is {mask}", "pooling": "mask"}
+    done = train(settings(**{f"prompt__{key}": value for key, value in written.items()}), console=console)
+    again = settings(
+        output=str(tmp_path / "again"), prompt__init_from=str(done.folder), head__start="source",
+        prompt__num_virtual_tokens=None,
+    )  # fmt: skip
+    learner = _learner(again, bert, console)
+    before = learner.evaluate()
+    assert before is not None
+    assert before.dev_accuracy == max(point["dev_accuracy"] for point in _points(done.folder)) > 0.6
+    # What is said is done, and a head that is made anew takes nothing over.
+    for other in (
+        {"prompt__template": "{soft:4}{text}", "prompt__pooling": "mean"},
+        {"head__start": "probe"},
+    ):
+        run = Run(again.model_copy(update=_nested(again, other)), bert, console)
+        assert (run.config.prompt.template, run.config.prompt.pooling) == ("{soft:4}{text}", "mean")
+
+
+def test_a_head_that_reads_virtual_tokens_too_is_refused(
+    bert: Backbone, settings: Settings, console: Console, tmp_path: Path
+) -> None:
+    done = decode_prompt(train(settings(optimiser__epochs=1), console=console).prompt.read_bytes())
+    row = done.manifest.model_copy(update={"pooling": "row", "golden": ()})
+    (tmp_path / "row.safetensors").write_bytes(encode_prompt(row, dict(done.tensors)))
+    again = settings(
+        output=str(tmp_path / "b"), head__start="source", prompt__init_from=str(tmp_path / "row.safetensors")
+    )
+    with pytest.raises(ConfigError, match="the mean over virtual tokens and text"):
+        Run(again, bert, console)
+
+
+def _nested(config: TrainConfig, changes: dict[str, str]) -> dict[str, object]:
+    """What `model_copy` takes for changes of sections."""
+    sections: dict[str, dict[str, str]] = {}
+    for key, value in changes.items():
+        section, name = key.split("__")
+        sections.setdefault(section, {})[name] = value
+    return {section: getattr(config, section).model_copy(update=own) for section, own in sections.items()}
+
+
 def _points(folder: Path) -> list[dict[str, float]]:
     curve: list[dict[str, float]] = json.loads((folder / "metrics.json").read_text())["seeds"][0]["curve"]
     return curve
